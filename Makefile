@@ -1,0 +1,39 @@
+# Everything a developer types; the first two set up the machine by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-real lint check format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.ready: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: .venv/.ready  ## create .venv with hfkit and its development tools
+
+demo: setup  ## the main job on built-in text, from tokenizer to classifier, in about four minutes
+	$(BIN)/python -m hfkit.demo
+
+test: setup  ## the fast tests: offline, no real data
+	$(BIN)/python -m pytest -q -n 2 -m "not real"
+
+test-real: setup  ## tests with real data sets and models, where ../shared has them
+	$(BIN)/python -m pytest -q -m real
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+check: lint test  ## lint and the fast tests
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+clean:  ## remove what make made
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

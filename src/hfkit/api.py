@@ -1,0 +1,60 @@
+"""The Python API: what the commands do, as five functions. Settings are given by dotted name or as a nested mapping.
+
+>>> import hfkit
+>>> recipe = hfkit.load_recipe("finetune", **{"model.name": "bert-base-uncased", "data.train": ["train.csv"]})
+>>> hfkit.train(recipe)["eval_accuracy"]
+>>> hfkit.predict("runs/finetune-bert-base-uncased", ["a fine film"])[0]["label"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfkit.resolve import resolve
+
+if TYPE_CHECKING:
+    from hfkit.metrics import Score
+    from hfkit.recipe import Recipe
+
+
+def load_recipe(command: str, recipe: str | Path | Mapping[str, Any] | None = None, **settings: Any) -> Recipe:
+    """The validated recipe of `command` from a YAML file or mapping, with `settings` by dotted name on top.
+
+    Raises HfkitError naming every setting that is unknown, has a wrong type or would have no effect.
+    """
+    return resolve(command, recipe=Path(recipe) if isinstance(recipe, str) else recipe, flags=settings)
+
+
+def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Pretrains or fine-tunes as `recipe` says; returns the run directory ("run") and the flat results beside it."""
+    from hfkit.training import train as run
+
+    return run(recipe, resume=resume, overwrite=overwrite)
+
+
+def evaluate(model: str, **settings: Any) -> dict[str, Score]:
+    """Metrics of a run or model, by name, each with value, low, high, n and definition.
+
+    `settings` as `data.test=["dev.csv"]` or `evaluation.metrics=["accuracy"]`; without data the run's own is used.
+    """
+    from hfkit.evaluation import evaluate as run
+
+    return run(resolve("evaluate", run=model, flags=settings))
+
+
+def generate(model: str, prompts: Sequence[str], **settings: Any) -> list[str]:
+    """The continuation of each prompt; `settings` as `generation.max_new_tokens=50`."""
+    from hfkit.generation import generate as run
+
+    return run(resolve("generate", run=model, flags=settings), prompts)
+
+
+def predict(
+    model: str, texts: Sequence[str], pairs: Sequence[str] | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    """Label, score and probabilities of each text (or pair of texts), in order."""
+    from hfkit.prediction import predict as run
+
+    return run(resolve("predict", run=model, flags=settings), texts, pairs)

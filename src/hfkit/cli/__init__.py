@@ -1,0 +1,29 @@
+"""The commands, one file each: options in, one call out. Nothing here imports torch before work is to be done."""
+
+from __future__ import annotations
+
+import typer
+
+from hfkit.cli.doctor import doctor
+from hfkit.cli.evaluate import evaluate
+from hfkit.cli.finetune import finetune
+from hfkit.cli.generate import generate
+from hfkit.cli.predict import predict
+from hfkit.cli.pretrain import pretrain
+from hfkit.cli.recipes import recipes
+
+# In options, `_` and `-` are alike.
+_CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    name="hfkit",
+    help="From raw text to a pretrained, fine-tuned, evaluated and usable model, over Hugging Face.\n\n"
+    "Try it with no data at all: hfkit pretrain --max-steps 50",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings=_CONTEXT,
+)
+for command in (pretrain, finetune, predict, generate, evaluate, doctor):
+    app.command(context_settings=_CONTEXT)(command)
+app.add_typer(recipes, name="recipes")

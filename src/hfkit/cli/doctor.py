@@ -1,0 +1,23 @@
+"""`hfkit doctor`: what this machine has, what is missing, and the command that fixes it."""
+
+from __future__ import annotations
+
+from hfkit import console
+from hfkit.cli.options import Debug, Json
+
+
+def doctor(json: Json = False, debug: Debug = False) -> None:
+    """Check versions, devices, memory, disk and caches of this machine."""
+    from hfkit.diagnosis import diagnose
+
+    facts, problems = diagnose()
+    if json:
+        console.result_json({"facts": facts, "problems": [{"problem": p, "fix": fix} for p, fix in problems]})
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        console.result(f"{name:<{width}}  {value}")
+    for problem, fix in problems:
+        console.result(f"problem: {problem} (fix: {fix})")
+    if not problems:
+        console.result("nothing is missing")

@@ -1,0 +1,47 @@
+"""`hfkit pretrain`: language models from scratch or continued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfkit.cli.options import (
+    AllowChanged,
+    Debug,
+    DryRun,
+    Json,
+    Overwrite,
+    RecipeArgument,
+    Resume,
+    Set,
+    Verbose,
+    with_settings,
+)
+from hfkit.cli.training import run_training
+
+
+@with_settings("pretrain")
+def pretrain(
+    settings: dict[str, Any],
+    recipe: RecipeArgument = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    allow_changed: AllowChanged = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Train a language model on text, from scratch or continued.
+
+    [bold]Examples[/bold]
+
+    hfkit pretrain  [dim]# a small GPT-2 on Python's own documentation[/dim]
+
+    hfkit pretrain --data book.txt --model-type gpt2 --size mini --epochs 5
+
+    hfkit pretrain --data 'corpus/*.txt' --objective mlm --model bert-base-uncased
+
+    hfkit pretrain --data book.txt --model gpt2 --lr 2e-5 --output-dir runs/my-gpt2
+    """
+    run_training("pretrain", settings, recipe, set_, dry_run, resume, overwrite, allow_changed, json)

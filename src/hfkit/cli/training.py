@@ -1,0 +1,52 @@
+"""What `pretrain` and `finetune` do with their options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfkit import console
+from hfkit.shipped import find_recipe
+
+
+def run_training(
+    command: str,
+    settings: dict[str, Any],
+    recipe: str | None,
+    sets: list[str] | None,
+    dry_run: bool,
+    resume: str | None,
+    overwrite: bool,
+    allow_changed: bool,
+    as_json: bool,
+) -> None:
+    """Resolves, prints or trains, and closes with what there is now and what to type next."""
+    from hfkit.resolve import dump_yaml, resolve
+
+    resolved = resolve(command, recipe=find_recipe(recipe) if recipe else None, flags=settings, sets=sets or ())
+    if dry_run:
+        console.result(dump_yaml(resolved, command), end="")
+        return
+    if recipe is None and "data.train" not in settings:
+        console.say(f"no --data given: training on {resolved.data.train[0]}, which every Python brings")
+
+    from hfkit.runs import read_scores
+    from hfkit.training import train
+
+    outcome = train(resolved, resume=resume, overwrite=overwrite, allow_changed=allow_changed)
+    scores = read_scores(outcome["run"])
+    if as_json:
+        console.result_json({"run": outcome["run"], "metrics": scores.get("test") or scores.get("validation") or {}})
+        return
+    for split, named in scores.items():
+        console.result(f"{split}:")
+        console.result(console.score_table(named))
+    console.result(f"run: {outcome['run']}")
+    console.say(next_step(command, resolved.task or "", outcome["run"]))
+
+
+def next_step(command: str, task: str, run: str) -> str:
+    if command == "finetune":
+        return f'next: hfkit predict {run} --text "..."'
+    if task == "clm":
+        return f'next: hfkit generate --model {run} --prompt "..."'
+    return f"next: hfkit finetune --model {run} --data train.csv"

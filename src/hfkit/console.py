@@ -1,0 +1,62 @@
+"""Where words go: results to stdout, everything else to stderr, both from the main process only."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+_verbose = False
+
+
+def set_verbose(on: bool) -> None:
+    global _verbose
+    _verbose = on
+
+
+def is_main_process() -> bool:
+    """True outside a distributed run and for its rank 0 (torchrun and accelerate both set RANK)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def result(text: str, end: str = "\n") -> None:
+    """Prints what the user asked for on stdout."""
+    if is_main_process():
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+
+
+def result_json(value: Any) -> None:
+    """Prints one JSON object or line on stdout; numbers that are not finite are an error, never `NaN`."""
+    result(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """Prints progress and decisions on stderr."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+def detail(text: str) -> None:
+    """Like `say`, but only with -v."""
+    if _verbose:
+        say(text)
+
+
+def warn(text: str, fix: str = "") -> None:
+    say(f"warning: {text}" + (f" (fix: {fix})" if fix else ""))
+
+
+def score_table(scores: dict[str, dict[str, Any]]) -> str:
+    """A line per metric: name, value, interval and what it is; what all of them share stands once below."""
+    width = max(map(len, scores), default=0)
+    shared = {score["definition"].partition("; ")[2] for score in scores.values()}
+    lines = []
+    for name, score in scores.items():
+        interval = "" if score["low"] is None else f"[{score['low']:.4g}, {score['high']:.4g}]"
+        meaning = score["definition"].partition("; ")[0] if len(shared) == 1 else score["definition"]
+        lines.append(f"  {name:<{width}}  {score['value']:<8.4g} {interval:<18} {meaning}")
+    if len(shared) == 1 and (common := shared.pop()):
+        lines.append(f"  ({common}; n={next(iter(scores.values()))['n']:,}; intervals are 95%)")
+    return "\n".join(lines)

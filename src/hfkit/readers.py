@@ -1,0 +1,350 @@
+"""One function per kind of file: its rows, nothing lost or changed, and file and line of whatever is wrong.
+
+The library's own readers don't do that: csv turns 'NA' into None and a short row into a float column, text rewrites
+line ends, json makes dates of strings that look like one.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+import shlex
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from hfkit import console
+from hfkit.errors import DataError
+
+# What a reader gives: the arrow schema, and for each row where it is ("line 3") and its values.
+Rows = Iterator[tuple[str, dict[str, Any]]]
+Reader = Callable[[Path, str], tuple[Any, Rows]]
+
+VERSION = 1  # part of every cache key: raise it when a reader gives other rows for the same bytes
+ROWS_PER_BATCH = 1000
+BLANK = " \t\r\n"  # not str.strip(), which also eats form feeds and U+2028
+KINDS = {str: "text", bool: "true/false", int: "number", float: "number", list: "list", dict: "object"}
+CSV_ERRORS = {
+    "unexpected end of data": (
+        "a double quote opens here and never closes",
+        "write a quote inside quotes twice, or rename to .tsv if fields are divided by tabs",
+    ),
+    "',' expected after '\"'": ("text after a closing double quote", "write a quote inside quotes twice"),
+    "new-line character seen in unquoted field": (
+        "a carriage return inside a field", "end lines with a line feed",
+    ),
+}  # fmt: skip
+
+
+def read_csv(path: Path, documents: str) -> tuple[Any, Rows]:
+    """Comma-separated, quoted, with a header line; every value stays text. (Issue D: `data.csv`, no header, others.)"""
+    return _read_table(path, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def read_tsv(path: Path, documents: str) -> tuple[Any, Rows]:
+    """Tab-separated with a header line; a quote is a character like any other, as in GLUE's files."""
+    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_table(path: Path, **dialect: Any) -> tuple[Any, Rows]:
+    import pyarrow as pa
+
+    wanted = "tab" if dialect["delimiter"] == "\t" else "comma"
+    lines = _split_fields(path, **dialect)
+    place, header = next(lines, ("", []))
+    if not header:
+        raise DataError(f"{path}: no rows", "give a file with a header line and at least one row")
+    header = [name or f"Unnamed: {number}" for number, name in enumerate(header)]
+    if twice := [name for number, name in enumerate(header) if name in header[:number]]:
+        raise DataError(f"{path}: {place}: column '{twice[0]}' comes twice", "rename one of them")
+    if len(header) == 1 and (found := [sep for sep in ",;\t|" if sep in header[0]]):
+        fix = {",": "rename it to .csv", "\t": "rename it to .tsv"}.get(
+            found[0], "save it with commas, or as .tsv with tabs"
+        )
+        raise DataError(
+            f"{path}: {place}: one column '{short(header[0])}', no {wanted} but '{found[0]}' between names", fix
+        )
+
+    def rows() -> Rows:
+        place = ""
+        for place, fields in lines:
+            if len(fields) != len(header):
+                problem = f"{path}: {place}: expected {len(header)} fields, saw {len(fields)}"
+                if len(fields) < len(header):
+                    raise DataError(
+                        f"{problem}, '{short(header[len(fields)])}' is missing", "add it, or delete the row"
+                    )
+                fix = "put double quotes around a field with a comma" if wanted == "comma" else "remove a tab"
+                raise DataError(problem, fix)
+            yield place, dict(zip(header, fields, strict=True))
+        if not place:
+            raise DataError(f"{path}: no rows, only a header line", "give a file with at least one row")
+
+    return pa.schema([(name, pa.string()) for name in header]), rows()
+
+
+def _split_fields(path: Path, **dialect: Any) -> Iterator[tuple[str, list[str]]]:
+    """The fields of each row that is not blank, with its first line."""
+    csv.field_size_limit(2**31 - 1)  # 131,072 characters otherwise
+    reader = csv.reader((line for _, line in read_lines(path)), strict=True, **dialect)
+    while True:
+        place = f"line {reader.line_num + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            known = (said for start, said in CSV_ERRORS.items() if str(error).startswith(start))
+            problem, fix = next(known, (str(error), ""))
+            raise DataError(f"{path}: {place}: {problem}", fix) from None
+        if fields:
+            yield place, fields
+
+
+def read_json(path: Path, documents: str) -> tuple[Any, Rows]:
+    """One JSON object a line, or one list of objects; types are kept, a missing key is None."""
+    return _infer_schema(path, _json_rows(path)), _json_rows(path)
+
+
+def _json_rows(path: Path) -> Rows:
+    lines: Iterator[tuple[int, str]] = ((number, line) for number, line in read_lines(path) if line.strip())
+    number, first = next(lines, (0, ""))
+    if first.lstrip().startswith("["):
+        whole = "\n" * (number - 1) + first + "".join(line for _, line in lines)
+        places: Iterable[tuple[str, Any]] = (
+            (f"row {row}", value) for row, value in enumerate(_parse_json(path, 1, whole), 1)
+        )
+    else:
+        lines = itertools.chain([(number, first)] if first else [], lines)
+        places = ((f"line {number}", _parse_json(path, number, line.rstrip())) for number, line in lines)
+    for place, row in places:
+        if not isinstance(row, dict):
+            kind = KINDS.get(type(row), "null")
+            raise DataError(f"{path}: {place}: {kind} instead of an object", 'write {"text": "..."} on each line')
+        yield place, row
+
+
+def _parse_json(path: Path, number: int, text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = number + error.lineno - 1
+        message = f"{path}: line {line}, column {error.colno}: not JSON: {error.msg}"
+        raise DataError(message, "write one whole JSON object on each line, or one list of objects") from None
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            escape = f"\\u{ord(error.object[error.start]):04x}"
+            before = text[: text.lower().index(escape)]
+            line, byte = number + before.count("\n"), len(before[before.rfind("\n") + 1 :].encode()) + 1
+            message = f"{path}: line {line}, byte {byte}: {escape} is half a character, not UTF-8"
+            raise DataError(message, "delete it, or write both halves") from None
+    return value
+
+
+def _infer_schema(path: Path, rows: Rows) -> Any:
+    """The arrow schema of all rows; one column holds one kind of value, whole and broken numbers go together."""
+    import pyarrow as pa
+
+    schema = pa.schema([])
+    first_seen: dict[str, tuple[str, str]] = {}
+    while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
+        for place, row in batch:
+            for column, value in row.items():
+                if value is None:
+                    continue
+                kind = KINDS[type(value)]
+                known, where = first_seen.setdefault(column, (kind, place))
+                if kind != known:
+                    message = f"{path}: {place}: column '{column}' holds {kind}, but {known} in {where}"
+                    raise DataError(message, "write one kind of value in a column")
+        for column in dict.fromkeys(column for _, row in batch for column in row):
+            try:
+                field = pa.field(column, pa.array([row.get(column) for _, row in batch]).type)
+                schema = pa.unify_schemas([schema, pa.schema([field])], promote_options="permissive")
+            except (pa.ArrowException, OverflowError) as error:
+                raise DataError(f"{path}: {batch[0][0]} or later: column '{column}': {first_line(error)}") from None
+    return schema
+
+
+def read_text(path: Path, documents: str) -> tuple[Any, Rows]:
+    """Plain text: the file as it is, its paragraphs, or its lines without their ends; blank lines only divide."""
+    import pyarrow as pa
+
+    return pa.schema([("text", pa.string())]), _text_rows(path, documents)
+
+
+def _text_rows(path: Path, documents: str) -> Rows:
+    num_rows = num_blank = 0
+    paragraph: list[str] = []
+    start = 1
+    for number, line in itertools.chain(read_lines(path), [(0, "")]):
+        is_blank = documents != "file" and not line.strip(BLANK)
+        num_blank += is_blank and number > 0
+        if paragraph and (is_blank or documents == "row" or number == 0):
+            text = "".join(paragraph)
+            if documents != "file":
+                text = text.removesuffix("\n").removesuffix("\r")
+            if text.strip(BLANK):
+                num_rows += 1
+                yield f"line {start}", {"text": text}
+            paragraph = []
+        if not is_blank and number > 0:
+            start = start if paragraph else number
+            paragraph.append(line)
+    if not num_rows:
+        reason = "only blank lines" if path.stat().st_size else "the file is empty"
+        raise DataError(f"{path}: no rows, {reason}", "give a file with text")
+    if num_blank and documents == "row":
+        console.say(f"{path}: {num_blank:,} blank lines skipped")
+
+
+def read_parquet(path: Path, documents: str) -> tuple[Any, Rows]:
+    """A parquet file, types and class names kept."""
+    import pyarrow.parquet
+
+    with _table_errors(path):
+        file = pyarrow.parquet.ParquetFile(path)
+        return _plain_strings(file.schema_arrow), _table_rows(path, file.iter_batches(ROWS_PER_BATCH))
+
+
+def read_arrow(path: Path, documents: str) -> tuple[Any, Rows]:
+    """An arrow file, streaming or random-access format, types and class names kept."""
+    import pyarrow as pa
+
+    with _table_errors(path):
+        source = pa.memory_map(str(path))
+        try:
+            stream = pa.ipc.open_stream(source)
+            return _plain_strings(stream.schema), _table_rows(path, stream)
+        except pa.ArrowInvalid:
+            file = pa.ipc.open_file(source)
+            batches = (file.get_batch(number) for number in range(file.num_record_batches))
+            return _plain_strings(file.schema), _table_rows(path, batches)
+
+
+def _table_rows(path: Path, batches: Iterable[Any]) -> Rows:
+    with _table_errors(path):
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+
+
+@contextlib.contextmanager
+def _table_errors(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: a damaged {path.suffix} file: {first_line(error)}", "make or fetch it again"
+        ) from None
+
+
+def _plain_strings(schema: Any) -> Any:
+    """The schema with pandas' other string types as plain strings, unless `datasets` wrote it and knows its types."""
+    import pyarrow as pa
+
+    if b"huggingface" in (schema.metadata or {}):
+        return schema
+
+    def plain(kind: Any) -> Any:
+        if pa.types.is_dictionary(kind):
+            return plain(kind.value_type)
+        return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
+
+    return pa.schema([(field.name, plain(field.type)) for field in schema])
+
+
+# Suffix -> reader. Text kinds can also end in .gz, .bz2, .xz or .zst.
+SOURCES: dict[str, Reader] = {
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".json": read_json,
+    ".jsonl": read_json,
+    ".txt": read_text,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+
+
+@contextlib.contextmanager
+def _open_zst(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(f"{path}: reading .zst needs the package zstandard", "pip install zstandard") from None
+    try:
+        with zstandard.open(path, "rb") as file:
+            yield io.BufferedReader(file)
+    except zstandard.ZstdError as error:
+        raise EOFError(str(error)) from None
+
+
+OPENERS: dict[str, Callable[[Path], Any]] = {
+    "": lambda path: path.open("rb"),
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zst,
+}
+
+
+def format_of(path: Path) -> tuple[str, str]:
+    """('.csv', '.gz') of x.csv.gz."""
+    suffix, compression = path.suffix.lower(), ""
+    if suffix in OPENERS and suffix:
+        suffix, compression = path.with_suffix("").suffix.lower(), suffix
+    return suffix, compression
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, with its end; a byte order mark is dropped, all else must be UTF-8 without NUL."""
+    compression, number = format_of(path)[1], 0
+    try:
+        with OPENERS[compression](path) as file:
+            for number, raw in enumerate(file, 1):
+                yield number, _decode(path, number, raw)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if compression and not (isinstance(error, OSError) and error.errno):
+            raise DataError(
+                f"{path}: a damaged {compression} file, after line {number}", "make or fetch it again"
+            ) from None
+        raise DataError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _decode(path: Path, number: int, raw: bytes) -> str:
+    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: UTF-16, not UTF-8", _iconv(path, "utf-16"))
+    if b"\0" in raw:
+        place = f"line {number}, byte {raw.index(0) + 1}"
+        fix = f"tr -d '\\0' < {shlex.quote(str(path))} > NEW"
+        raise DataError(f"{path}: {place}: a NUL byte, so probably not a text file", fix)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        place = f"line {number}, byte {error.start + 1}"
+        raise DataError(f"{path}: {place}: {raw[error.start]:#04x} is not UTF-8", _iconv(path, "latin1")) from None
+    return text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _iconv(path: Path, encoding: str) -> str:
+    new = path.with_name(f"{path.stem}.utf8{path.suffix}")
+    convert = f"iconv -f {encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(str(new))}"
+    return f"decompress it, then {convert}" if format_of(path)[1] else convert
+
+
+def short(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

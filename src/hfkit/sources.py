@@ -1,0 +1,318 @@
+"""What a source can be (file, folder, pattern, saved data set, builtin:NAME, a name on the Hub), and its cache.
+
+The library's cache knows a file by path, size and time, so it can serve old data, and a damaged one stays broken. Here
+rows go to <HF_DATASETS_CACHE>/hfkit/<hash of the content>/data.arrow, whose own hash is checked at every use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import functools
+import glob
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hfkit import console, hub
+from hfkit.errors import DataError, StorageError, UsageError
+from hfkit.readers import ROWS_PER_BATCH, SOURCES, VERSION, Rows, first_line, format_of, short
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid"), "test": ("test",)}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")  # owner/name:config
+
+
+def open_sources(sources: Sequence[str], documents: str, split: str) -> list[tuple[str, Dataset | DatasetDict]]:
+    """Each file, saved data set, Hub or built-in data set behind `sources`, with its name for messages."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    parts: list[tuple[str, Dataset | DatasetDict]] = []
+    for source in sources:
+        refuse_url(source)
+        if source.startswith("builtin:"):
+            parts.append((source, _open_builtin(source)))
+        elif not (files := local_files(source)):
+            parts.append((source, load_hub(source)))
+        elif is_saved(source):
+            parts.append((source, _load_saved(source)))
+        else:
+            if os.path.isdir(source) and HUB_NAME.fullmatch(source):
+                console.say(f"using local directory ./{source}, not the Hub's {source} (fix: hf:{source} is the Hub's)")
+            parts += [(str(file), _open_file(file, documents, split)) for file in files]
+    return parts
+
+
+def refuse_url(source: str) -> None:
+    if "://" in source or "::" in source:
+        raise UsageError(f"{source}: data is not read from a URL", "download it, then --data FILE")
+
+
+def local_files(source: str) -> list[Path]:
+    """The files behind a path, folder or pattern, sorted; none for hf:NAME and what can only be a name on the Hub."""
+    if source.startswith("hf:"):
+        return []
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        if is_saved(path):  # cache-*.arrow is what `map` leaves there
+            files = [file for file in Path(path).rglob("*") if file.is_file() and not file.match("cache-*.arrow")]
+            return sorted(files)
+        return _files_in_folder(Path(path), source)
+    if os.path.exists(path):
+        return [Path(path)]
+    if glob.has_magic(path):
+        files = [Path(match) for match in sorted(glob.glob(path, recursive=True)) if os.path.isfile(match)]
+        if not files:
+            raise DataError(f"{source}: no file matches this pattern", "put the pattern in quotes, check the folder")
+        return files
+    if _can_be_on_hub(source):
+        return []
+    folder = os.path.dirname(path) or "."
+    near = difflib.get_close_matches(
+        os.path.basename(path), os.listdir(folder) if os.path.isdir(folder) else [], n=1, cutoff=0.6
+    )
+    nearest = os.path.join(os.path.dirname(source), near[0]) if near else ""
+    raise DataError(f"{source}: no such file", f"did you mean '{nearest}'?" if nearest else "")
+
+
+def _files_in_folder(folder: Path, source: str) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file)[0] in SOURCES)
+    if not files:
+        raise DataError(f"{source}: no data files in this folder", f"known kinds: {' '.join(SOURCES)}")
+    roles = {split: file for file in files for split, names in SPLITS.items() for name in names
+             if name in re.split(r"[^a-z]+", file.name.lower())}  # fmt: skip
+    if len(roles) > 1:
+        fix = " ".join(
+            f"{'--data' if split == 'train' else f'--{split}'} {roles[split]}" for split in SPLITS if split in roles
+        )
+        raise DataError(f"{source}: a folder with several splits", fix)
+    return files
+
+
+def _can_be_on_hub(source: str) -> bool:
+    """True for `name` and `owner/name`, unless it looks like a file: a known suffix, a dot, a folder that is here."""
+    owner, slash, _ = source.partition("/")
+    here = os.path.isdir(owner) if slash else "." in source
+    return HUB_NAME.fullmatch(source) is not None and format_of(Path(source))[0] not in SOURCES and not here
+
+
+def is_saved(source: str) -> bool:
+    """True for a folder that `save_to_disk` made."""
+    return any(
+        os.path.isfile(os.path.join(os.path.expanduser(source), name)) for name in ("state.json", "dataset_dict.json")
+    )
+
+
+def is_local(source: str) -> bool:
+    """True for what never needs the Hub."""
+    refuse_url(source)
+    return source.startswith("builtin:") or bool(local_files(source))
+
+
+def _load_saved(source: str) -> Dataset | DatasetDict:
+    from datasets import load_from_disk
+
+    try:
+        return load_from_disk(os.path.expanduser(source))
+    except Exception as error:
+        raise DataError(
+            f"{source}: a damaged saved data set: {first_line(error)}", "save it again with save_to_disk"
+        ) from None
+
+
+@functools.cache  # seconds: the standard library is parsed
+def load_builtin(source: str) -> dict[str, dict[str, list[str]]]:
+    from hfkit import builtin
+
+    return dict(builtin.load(source.removeprefix("builtin:")))
+
+
+def _open_builtin(source: str) -> DatasetDict:
+    import pyarrow as pa
+    from datasets import DatasetDict
+
+    splits = {}
+    for split, columns in load_builtin(source).items():
+        schema = pa.schema([(column, pa.string()) for column in columns])
+        rows = (("", dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True))
+        splits[split] = _cached(
+            digest_json([VERSION, columns]), source, split, functools.partial(lambda *table: table, schema, rows)
+        )
+    return DatasetDict(splits)
+
+
+def load_hub(source: str) -> DatasetDict:
+    """A data set of the Hub, `NAME` or `NAME:CONFIG`, also after `hf:`; data only, never code of its author."""
+    hub.no_telemetry()
+    import datasets
+    import httpx2
+    from huggingface_hub import constants
+
+    name, _, config = source.removeprefix("hf:").partition(":")
+    missing = source if source.startswith("hf:") else f"{source}: no such file, and"
+    try:
+        return datasets.load_dataset(name, config or None)
+    except datasets.exceptions.DatasetNotFoundError:
+        fix = "check the name; for a private or gated one: `hf auth login`"
+        raise DataError(f"{missing} the Hub has no data set of this name that you can read", fix) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            message = f"can't write {name} into {datasets.config.HF_DATASETS_CACHE}: {error.strerror}"
+            raise StorageError(message, "make room there, or set HF_HOME to a directory on another disk") from error
+        if constants.is_offline_mode():
+            fix = "once, with a connection: HF_HUB_OFFLINE=0 hfkit ..., or give a file"
+            raise DataError(f"{missing} HF_HUB_OFFLINE is set, and {name} is not in the cache", fix) from error
+        if isinstance(error, (OSError, httpx2.TransportError)):
+            fix = "check the network and the proxy, or give a file"
+            raise DataError(f"{missing} the Hub can't be asked for {name}: {first_line(error)}", fix) from error
+        if available := re.search(r"[Aa]vailable[^\[]*\[(.*?)\]", str(error)):
+            configs = re.findall(r"'([\w.-]+)'", available[1])
+            which = f"no configuration '{config}'" if config else "several configurations"
+            raise DataError(f"{name} has {which}, found: {', '.join(configs)}", f"--data {name}:{configs[0]}") from None
+        raise DataError(f"{name}: can't be read: {first_line(error.__cause__ or error)}") from error
+
+
+def own_split(part: Dataset | DatasetDict, split: str) -> str | None:
+    """The name under which a data set with several splits has `split`."""
+    return next((name for name in SPLITS[split] if name in part), None) if isinstance(part, dict) else None
+
+
+def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
+    """One data set of all parts, which must agree in their columns."""
+    from datasets import concatenate_datasets
+
+    chosen: list[tuple[str, Dataset]] = []
+    for name, part in parts:
+        if isinstance(part, dict):
+            own = own_split(part, split) or only(list(part))
+            if own is None:
+                raise DataError(f"{name} has no {split} split, found: {', '.join(part)}")
+            part = part[own]
+        if not len(part):
+            raise DataError(f"{name}: no rows")
+        chosen.append((name, part))
+    first_name, first = chosen[0]
+    for name, part in chosen[1:]:
+        if set(part.column_names) != set(first.column_names):
+            here, there = listed(part.column_names), listed(first.column_names)
+            raise DataError(f"{name} has the columns {here}, but {first_name} has {there}", "give both the same")
+        for column in first.column_names:
+            here, there = type_name(part, column), type_name(first, column)
+            if here != there and "null" not in (here, there):
+                raise DataError(f"{name}: column '{column}' holds {here}, but {there} in {first_name}")
+    return concatenate_datasets([part for _, part in chosen], split=first.split) if len(chosen) > 1 else first
+
+
+def _open_file(path: Path, documents: str, split: str) -> Dataset:
+    suffix, compression = format_of(path)
+    if suffix not in SOURCES:
+        raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(SOURCES)}")
+    if compression and suffix in (".parquet", ".arrow"):
+        raise DataError(f"{path}: {suffix} files are not read compressed", "decompress it first")
+    if not path.is_file():
+        raise DataError(f"{path}: not a regular file", "write it to a file first")
+    key = digest_json([VERSION, suffix, compression, documents if suffix == ".txt" else "row", digest_file(path)])
+    return _cached(key, str(path), split, lambda: SOURCES[suffix](path, documents))
+
+
+def _cached(key: str, name: str, split: str, read: Callable[[], tuple[Any, Rows]]) -> Dataset:
+    """The rows of `read` from the cache, where they are built first if they are not there or damaged."""
+    import datasets
+    from datasets.table import MemoryMappedTable
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfkit" / key
+    arrow, digest = folder / "data.arrow", folder / "data.xxh3"
+    try:
+        if digest.exists() and (not arrow.exists() or digest.read_text() != digest_file(arrow)):
+            console.warn(f"{arrow}: this cache of {name} is damaged and is built again")
+            for damaged in (digest, *folder.glob("*.arrow")):  # what `map` made of these rows goes, too
+                damaged.unlink(missing_ok=True)
+        if not digest.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(arrow, name, *read())
+            with _replacing(digest) as file:
+                file.write(digest_file(arrow).encode())
+        table = MemoryMappedTable.from_file(str(arrow))
+    except DataError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise StorageError(
+            f"{folder}: the data cache can't be used: {reason}", "set HF_DATASETS_CACHE=FOLDER"
+        ) from None
+    return datasets.Dataset(table, split=datasets.NamedSplit(split), fingerprint=key)
+
+
+def _write(target: Path, name: str, schema: Any, rows: Rows) -> None:
+    """Writes `rows` as one arrow stream, all or nothing, so that processes that do it at once can't hurt each other."""
+    import pyarrow as pa
+
+    if os.path.isfile(name) and os.path.getsize(name) > 100e6:
+        console.say(f"reading {name} ({os.path.getsize(name) / 1e6:,.0f} MB), once")
+    empty = True
+    with _replacing(target) as file, pa.ipc.new_stream(file, schema) as writer:
+        while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
+            try:
+                writer.write_batch(pa.RecordBatch.from_pylist([row for _, row in batch], schema=schema))
+            except (pa.ArrowException, OverflowError) as error:
+                if isinstance(error, OSError):
+                    raise
+                raise DataError(f"{name}: {batch[0][0]} or later: {first_line(error)}") from None
+            empty = False
+        if empty:
+            raise DataError(f"{name}: no rows", "give a file with at least one row")
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `target` when all went well, and leaves nothing otherwise."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest_file(path: Path) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from None
+    return str(digest.hexdigest())
+
+
+def digest_json(value: Any) -> str:
+    import xxhash
+
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(value).encode()))
+
+
+def only(names: list[str]) -> str | None:
+    return names[0] if len(names) == 1 else None
+
+
+def type_name(dataset: Dataset, column: str) -> str:
+    feature = dataset.features[column]
+    return str(getattr(feature, "dtype", feature)) if not hasattr(feature, "names") else f"classes {feature.names}"
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(map(short, names))

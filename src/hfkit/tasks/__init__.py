@@ -1,0 +1,17 @@
+"""What can be learned: one line per task; the spine, `evaluate`, the CLI and its help read this."""
+
+from __future__ import annotations
+
+from hfkit.tasks.base import Task
+from hfkit.tasks.clm import CausalLM
+from hfkit.tasks.mlm import MaskedLM
+from hfkit.tasks.text_classification import TextClassification
+
+TASKS: dict[str, Task] = {
+    "clm": CausalLM(),
+    "mlm": MaskedLM(),
+    "text-classification": TextClassification(),
+}
+
+# What a command does when nobody says.
+DEFAULT_TASKS = {"pretrain": "clm", "finetune": "text-classification"}

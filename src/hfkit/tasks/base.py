@@ -1,0 +1,99 @@
+"""The contract between the spine (training, evaluation, prediction) and a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfkit.metrics import Score
+    from hfkit.recipe import Recipe
+
+Batch = dict[str, "torch.Tensor"]
+IGNORED = -100  # label of a position that has no loss, as everywhere in torch and transformers
+
+
+class Rows(Protocol):
+    """Encoded data: row `i` as the task's `example` takes it, and the length of every row in tokens, shape (rows,)."""
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class Task(ABC):
+    """One thing that can be learned. Instances hold no state; modules of tasks import nothing heavy at the top."""
+
+    command: str  # the command that trains it
+    auto_model: str  # the Auto class of transformers that has its head
+    best_metric: str  # the name in `scores` that says how good a model is
+
+    @abstractmethod
+    def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the settings that nobody gave, by dotted key; `given` are those that somebody gave."""
+
+    @abstractmethod
+    def load(self, recipe: Recipe) -> dict[str, Dataset]:
+        """The raw splits: `train` where data.train is named, `validation` and `test` where there are any."""
+
+    def model_settings(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
+        """Keys of the model's config that the data decides, such as its labels."""
+        return {}
+
+    @abstractmethod
+    def encode(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
+    ) -> Rows:
+        """The dataset as token ids."""
+
+    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
+        """A row as the model sees it; every random choice comes from `random`, so that it can be made again."""
+        return row
+
+    @abstractmethod
+    def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """Examples as one padded batch."""
+
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Cross-entropy in nats, summed and divided by the scored labels of the whole optimizer step, so that any
+        split of a step into passes and processes has the same gradient. (Models such as BertForSequenceClassification
+        take the count in silence and average over the pass: four accumulation steps make their loss four times.)"""
+        import torch
+
+        logits, labels = self.align(outputs["logits"], labels)
+        total = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
+        )
+        return total / (labels.ne(IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+    def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and the labels they predict, position by position."""
+        return logits, labels
+
+    @abstractmethod
+    def reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What `scores` needs of a batch's logits: shape (rows, k), so that no vocabulary-sized tensor is kept."""
+
+    @abstractmethod
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, model_config: Any, recipe: Recipe) -> dict[str, Score]:
+        """The metrics over all rows: `reduced` (rows, k) from `reduce`, `labels` as collated."""
+
+    def evaluate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+    ) -> dict[str, Score]:
+        """The final metrics on one split: those of `scores` over one pass, unless the task measures in another way."""
+        from hfkit.inference import predict_rows
+
+        rows = self.encode(dataset, tokenizer, model, recipe)
+        reduced, labels = predict_rows(
+            self, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size, seed=recipe.evaluation.seed
+        )
+        return self.scores(reduced, labels, model.config, recipe)

@@ -1,0 +1,121 @@
+"""What the language-modelling tasks share: documents in, blocks padded, token-weighted numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hfkit.tasks.base import IGNORED, Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from hfkit.metrics import Score
+    from hfkit.recipe import Recipe
+
+BUILTIN_TEXT = "builtin:python-docs"
+
+
+def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str, Any]:
+    """Defaults of pretraining. New models: learning rate, decay and warmup of nanoGPT scaled to small models
+    (github.com/karpathy/nanoGPT, config/train_shakespeare_char.py: 1e-3, cosine, short warmup). Continued ones: the
+    5e-5 of the example scripts, so that little is forgotten."""
+    new = bool(given.get("model.from_scratch") or given.get("model.type") or not given.get("model.name"))
+    defaults = {
+        "data.train": [BUILTIN_TEXT],
+        "data.block_size": 256,
+        "train.num_train_epochs": 3.0 if new else 1.0,
+        "train.per_device_train_batch_size": 16 if new else 8,
+        "train.per_device_eval_batch_size": 16,
+        "train.learning_rate": 1e-3 if new else 5e-5,
+        "train.lr_scheduler_type": "cosine",
+        "train.warmup_steps": 0.05,
+        "train.weight_decay": 0.1 if new else 0.01,
+    }
+    if new:
+        defaults["train.dropout"] = 0.0
+        defaults["model.from_scratch"] = True
+        if not given.get("model.name"):
+            defaults["model.type"] = new_type
+            defaults["model.size"] = "tiny"
+    return defaults
+
+
+def load_documents(recipe: Recipe) -> dict[str, Dataset]:
+    """The splits as documents in one column `text`; validation is held out from train where it is not given."""
+    from hfkit.data import hold_out, hold_out_end, load_data, text_column
+
+    loaded = load_data(recipe)
+    column = text_column(loaded, recipe)
+    renamed = {} if column == "text" else {column: "text"}
+    splits = {name: part.select_columns([column]).rename_columns(renamed) for name, part in loaded.items()}
+    share = recipe.data.validation_split
+    if "train" in splits and "validation" not in splits and share > 0:
+        divide = hold_out_end if len(splits["train"]) == 1 else hold_out
+        splits["train"], splits["validation"] = divide(splits["train"], share, recipe.train.seed)
+    return splits
+
+
+def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Arrays of token ids, each (length,), as int64 tensors (rows, longest) with an attention mask."""
+    import numpy as np
+    import torch
+
+    longest = max(len(example["input_ids"]) for example in examples)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    fill = {"input_ids": pad, "labels": IGNORED}
+    batch = {
+        name: np.full((len(examples), longest), fill[name], dtype=np.int64) for name in fill if name in examples[0]
+    }
+    mask = np.zeros((len(examples), longest), dtype=np.int64)
+    for row, example in enumerate(examples):
+        mask[row, : len(example["input_ids"])] = 1
+        for name, padded in batch.items():
+            padded[row, : len(example[name])] = example[name]
+    return {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
+
+
+def token_statistics(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Per row: summed negative log-likelihood in nats, tokens scored, tokens predicted right; shape (rows, 3)."""
+    import torch
+
+    nll = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+    )
+    scored = labels != IGNORED
+    right = (logits.argmax(-1) == labels) & scored
+    return torch.stack([nll.double().sum(1), scored.sum(1).double(), right.sum(1).double()], dim=1)
+
+
+def nll_scores(reduced: np.ndarray, recipe: Recipe, how: str) -> dict[str, Score]:
+    """Token-weighted mean NLL, its exponential and the accuracy; intervals resample rows (blocks)."""
+    import numpy as np
+
+    from hfkit.metrics import Score, ratio_interval
+
+    nll, tokens, right = reduced.T
+    count = int(tokens.sum())
+
+    def interval(numerators: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+        ends = ratio_interval(numerators, tokens, seed=recipe.evaluation.seed) if recipe.evaluation.interval else None
+        return ends or (None, None)
+
+    low, high = interval(nll)
+    mean = float(nll.sum() / tokens.sum())
+    accuracy_low, accuracy_high = interval(right)
+    return {
+        "nll": Score(mean, low, high, count, f"nats per token, token-weighted; {how}; interval over blocks"),
+        "perplexity": Score(
+            float(np.exp(mean)),
+            None if low is None else float(np.exp(low)),
+            None if high is None else float(np.exp(high)),
+            count,
+            f"exp(nll); {how}",
+        ),
+        "token_accuracy": Score(
+            float(right.sum() / tokens.sum()), accuracy_low, accuracy_high, count, f"share of tokens predicted; {how}"
+        ),
+    }

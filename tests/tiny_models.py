@@ -1,0 +1,39 @@
+"""Real models of a few thousand parameters with real tokenizers, built in a second and without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TEXT = ["hello world, this is a tiny model", "the quick brown fox jumps over the lazy dog", "你好，世界"] * 3
+
+
+def make_gpt2(directory: Path) -> Path:
+    """A causal language model of GPT-2's type with a byte-level BPE tokenizer."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(TEXT, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = GPT2TokenizerFast(tokenizer_object=bpe._tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
+    )
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def make_bert(directory: Path) -> Path:
+    """A masked language model of BERT's type with a lower-case WordPiece tokenizer."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    pieces = BertWordPieceTokenizer(lowercase=True)
+    pieces.train_from_iterator(TEXT, vocab_size=200, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=pieces._tokenizer)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)
+    BertForMaskedLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
