@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real lint check format clean
+.PHONY: help setup demo test test-real soak lint check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +19,15 @@ demo: setup  ## the main job on built-in text, from tokenizer to classifier, in 
 	$(BIN)/python -m hfkit.demo
 
 test: setup  ## the fast tests: offline, no real data
-	$(BIN)/python -m pytest -q -n 2 -m "not real"
+	$(BIN)/python -m pytest -q -n 2 -m "not real and not soak"
 
 test-real: setup  ## tests with real data sets and models, where ../shared has them
 	$(BIN)/python -m pytest -q -m real
+
+SOAK ?= 20
+soak: setup  ## kill and stop SOAK=20 runs at random moments: each must end as the unbroken one
+	$(BIN)/python -m pytest -q -m soak tests/reliability
+	$(BIN)/python tests/reliability/soak.py $(SOAK)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check src tests benchmarks

@@ -37,3 +37,34 @@ def make_bert(directory: Path) -> Path:
     BertForMaskedLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def make_word_tokenizer(num_words: int = 50, eos: str | None = "</s>"):
+    """Words w0, w1, ... between blanks, ids from 1 on in their order; id 0 is `eos`, or one more word without it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [eos or "zero", *(f"w{number}" for number in range(num_words))]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
+
+
+def make_causal_model(positions: int = 64, vocabulary: int = 64):
+    """A Llama of a few thousand parameters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=positions, **sizes)
+    return LlamaForCausalLM(config)
+
+
+def spread(model, seed: int = 0):
+    """The model with matrices drawn so wide that its answers differ from text to text, far beyond rounding."""
+    import torch
+
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.4)
+    return model

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
 import typer
 
-from hfkit.errors import HfkitError, format_problem
+from hfkit.console import is_main_process
+from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, format_problem
+from hfkit.signals import end_with_launcher, stop_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit code (the table is in hfkit.errors)."""
+    with stop_signals() as signals:
+        try:
+            return _command(arguments)
+        except (SystemExit, KeyboardInterrupt):
+            if not signals.caught:
+                raise
+            print(f"error: stopped by {'Ctrl-C' if signals.caught == signal.SIGINT else 'SIGTERM'}", file=sys.stderr)
+            return 128 + signals.caught
+
+
+def _command(arguments: Sequence[str] | None) -> int:
     from hfkit.cli import app
     from hfkit.cli.options import without_aliases
 
@@ -22,27 +36,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HfkitError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        for problem in error.problems:
-            print(f"error: {format_problem(*problem)}", file=sys.stderr)
+        # Rank 0 speaks for all, but for what may have befallen another rank alone.
+        if is_main_process() or isinstance(error, StorageError | OutOfMemoryError):
+            for problem in error.problems:
+                print(f"error: {format_problem(*problem)}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
-        command = next((word for word in arguments if not word.startswith("-")), "")
-        help_line = (
-            f"hfkit {command} --help" if command and "No such command" not in error.format_message() else "hfkit --help"
-        )
-        print(f"error: {error.format_message().rstrip('.')} (fix: {help_line})", file=sys.stderr)
+        if error.format_message():  # empty where a command without arguments has shown its help
+            print(f"error: {format_problem(*_usage_problem(error.format_message(), arguments))}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
+    if code == 130:  # typer has met a KeyboardInterrupt
         print("error: stopped by Ctrl-C", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone, e.g. `| head`: nothing to say, and nobody to say it to
-        return 0
     return code if isinstance(code, int) else 0
 
 
+def _usage_problem(message: str, arguments: Sequence[str]) -> tuple[str, str]:
+    """Typer's message about the command line as ours, the fix apart."""
+    for sign in (". Did you mean ", " (Possible options: "):
+        problem, found, near = message.partition(sign)
+        if found:
+            return problem, f"did you mean {near.rstrip('?)')}?"
+    command = [word for word in arguments[:1] if not word.startswith("-") and f"command '{word}'" not in message]
+    return message.rstrip("."), " ".join(["hfkit", *command, "--help"])
+
+
 def run() -> None:
-    sys.exit(main())
+    """The process of a command: from its first moment to its last, a signal ends it in order or not at all."""
+    end_with_launcher()
+    with stop_signals() as signals:
+        code = main()
+    signals.ignore()  # the outcome is out, and taking the interpreter down takes a moment
+    sys.exit(code)
 
 
 if __name__ == "__main__":

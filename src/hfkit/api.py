@@ -24,14 +24,21 @@ def load_recipe(command: str, recipe: str | Path | Mapping[str, Any] | None = No
 
     Raises HfkitError naming every setting that is unknown, has a wrong type or would have no effect.
     """
-    return resolve(command, recipe=Path(recipe) if isinstance(recipe, str) else recipe, flags=settings)
+    return resolve(command, recipe=Path(recipe) if isinstance(recipe, str) else recipe, sets=settings)
 
 
-def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    recipe: Recipe,
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
+    allow_changed: bool = False,
+    extend: bool = False,
+) -> dict[str, Any]:
     """Pretrains or fine-tunes as `recipe` says; returns the run directory ("run") and the flat results beside it."""
     from hfkit.training import train as run
 
-    return run(recipe, resume=resume, overwrite=overwrite)
+    return run(recipe, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
 
 
 def evaluate(model: str, **settings: Any) -> dict[str, Score]:
@@ -41,14 +48,14 @@ def evaluate(model: str, **settings: Any) -> dict[str, Score]:
     """
     from hfkit.evaluation import evaluate as run
 
-    return run(resolve("evaluate", run=model, flags=settings))
+    return run(resolve("evaluate", run=model, sets=settings))
 
 
 def generate(model: str, prompts: Sequence[str], **settings: Any) -> list[str]:
     """The continuation of each prompt; `settings` as `generation.max_new_tokens=50`."""
     from hfkit.generation import generate as run
 
-    return run(resolve("generate", run=model, flags=settings), prompts)
+    return run(resolve("generate", run=model, sets=settings), prompts)
 
 
 def predict(
@@ -57,4 +64,4 @@ def predict(
     """Label, score and probabilities of each text (or pair of texts), in order."""
     from hfkit.prediction import predict as run
 
-    return run(resolve("predict", run=model, flags=settings), texts, pairs)
+    return run(resolve("predict", run=model, sets=settings), texts, pairs)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from types import FrameType
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -18,35 +17,8 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from hfkit.runs import Run
-    from hfkit.stream import TrainingStream
-
-
-class StopSignal:
-    """Remembers SIGTERM and SIGINT from entry to exit; the second Ctrl-C aborts at once.
-
-    While `immediate`, a signal raises StoppedError where the program is; training sets it to False and asks `caught`
-    at the end of each step instead, so that the step is saved first.
-    """
-
-    def __init__(self) -> None:
-        self.immediate, self.caught = True, 0
-
-    def __enter__(self) -> StopSignal:
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.caught = bool(self.caught), number
-        if self.immediate or (again and number == signal.SIGINT):
-            raise stopped(number)
-
-
-def stopped(number: int) -> StoppedError:
-    return StoppedError(number, f"stopped by {signal.Signals(number).name}", "go on with --resume auto")
+    from hfkit.signals import StopSignal
+    from hfkit.stream import StreamedExamples, TrainingStream
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
@@ -57,11 +29,17 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, run: Run, stream: TrainingStream, step_rows: int, signals: StopSignal, eval_steps: int, save_steps: int
+        self,
+        run: Run,
+        stream: TrainingStream | StreamedExamples,
+        signals: StopSignal,
+        eval_steps: int,
+        save_steps: int,
     ) -> None:
-        self.run, self.stream, self.step_rows, self.signals = run, stream, step_rows, signals
+        self.run, self.stream, self.signals = run, stream, signals
         self.eval_steps, self.save_steps = eval_steps, save_steps  # eval_steps 0: no evaluation
         self._logged = self._started = (0, 0.0)  # step and time of the last progress line and of the start
+        self._loss: Any = None  # of the last pass, shape ()
 
     def take(self, trainer: Trainer) -> None:
         """Becomes the one that reports for `trainer`; the library hands a callback everything but the trainer."""
@@ -69,11 +47,25 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
 
+    def watched(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """The loss function `loss`, whose last value is looked at before it changes a weight."""
+
+        def watched_loss(*values: Any, **options: Any) -> Any:
+            result = loss(*values, **options)
+            self._loss = result.detach()
+            return result
+
+        return watched_loss
+
     def raise_if_stopped(self) -> None:
-        """After training: StoppedError where a signal ended it; from here on a signal acts at once."""
+        """After training: StoppedError where a signal to any rank ended it; from here on a signal acts at once."""
         self.signals.immediate = True
+        self.signals.caught = distributed.largest(self.signals.caught, self.trainer.args.device)
         if self.signals.caught:
-            raise stopped(self.signals.caught)
+            raise self._stopped()
+
+    def _stopped(self) -> StoppedError:
+        return self.signals.stopped(self.run.safe())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,18 +73,38 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._started = self._logged = (state.global_step, time.monotonic())
         self.signals.immediate = False
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops before a gradient that is no number reaches the weights. (A loss scaler skips such steps itself.)"""
+        if self.trainer.accelerator.scaler is not None:
+            return
+        gradients = [weight.grad for weight in kwargs["model"].parameters() if weight.grad is not None]
+        if not all_finite(gradients):
+            loss = self._loss.item()
+            what = "the gradient is not finite" if math.isfinite(loss) else f"loss is {number_name(loss)}"
+            raise self._diverged(what, state.global_step + 1, args)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step = state.global_step
-        state.epoch = step * self.step_rows / len(self.stream.rows)  # the library sees the whole stream as one epoch
+        rows = self.stream.num_rows or len(self.stream)
+        state.epoch = step * self.stream.step_rows / rows  # the library sees the whole stream as one epoch
         self.signals.caught = stop = distributed.largest(self.signals.caught, args.device)
         last = step >= state.max_steps
         control.should_save = bool(stop) or last or step % self.save_steps == 0 or self._evaluates(state)
         control.should_training_stop = bool(stop) or last
+        if control.should_save:
+            optimizer = [value for values in kwargs["optimizer"].state.values() for value in values.values()]
+            if not all_finite([*kwargs["model"].state_dict().values(), *optimizer]):
+                raise self._diverged("a weight or optimizer state is not finite", step, args)
+            distributed.on_main(lambda: self.run.prepare_save(step))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         distributed.barrier()
         distributed.on_main(lambda: self.run.commit(state.global_step))
-        if self._evaluates(state) and not self.signals.caught:
+        if distributed.largest(self.signals.caught, args.device):
+            control.should_training_stop = True
+        elif self._evaluates(state):
             self.evaluate()
 
     def evaluate(self) -> None:
@@ -105,19 +117,16 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if caught := distributed.largest(self.signals.caught, args.device):
-            raise stopped(caught)
+        self.signals.caught = distributed.largest(self.signals.caught, args.device)
+        if self.signals.caught:
+            raise self._stopped()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         for name in ("loss", "grad_norm", "eval_loss"):
             if name in logs and not math.isfinite(logs[name]):
-                good = "no step was saved" if state.global_step <= self.save_steps else "the last checkpoint is good"
-                raise DivergedError(
-                    f"{name} is {logs[name]} at step {state.global_step}; {good}",
-                    f"a smaller --learning-rate than {args.learning_rate}",
-                )
+                raise self._diverged(f"{name} is {number_name(logs[name])}", state.global_step, args)
         if "loss" in logs:
             self._progress(state, logs)
         elif "eval_loss" in logs:
@@ -127,15 +136,22 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if is_main_process():
             self.run.log({"step": state.global_step, **logs})
 
+    def _diverged(self, what: str, step: int, args: TrainingArguments) -> DivergedError:
+        return DivergedError(
+            f"{what} at step {step}; {self.run.safe()}", f"a smaller --learning-rate than {args.learning_rate}"
+        )
+
     def _progress(self, state: TrainerState, logs: dict[str, Any]) -> None:
         now, step = time.monotonic(), state.global_step
         before, then = self._logged
-        tokens = self.stream.tokens(before * self.step_rows, step * self.step_rows)
+        rows = self.stream.step_rows
+        tokens = self.stream.tokens(before * rows, step * rows)
+        done, unit = (tokens, "tokens") if tokens else ((step - before) * rows, "rows")
         first, start = self._started
         left = (now - start) / max(step - first, 1) * (state.max_steps - step)
         say(
             f"step {step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
-            f"{tokens / max(now - then, 1e-9):,.0f} tokens/s  {duration(left)} left"
+            f"{done / max(now - then, 1e-9):,.0f} {unit}/s  {duration(left)} left"
         )
         self._logged = (step, now)
 
@@ -143,6 +159,18 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         """Every eval_steps; not after the last step, where the final scores follow anyway."""
         step = state.global_step
         return self.eval_steps > 0 and step % self.eval_steps == 0 and step < state.max_steps
+
+
+def all_finite(tensors: Iterable[Any]) -> bool:
+    """Whether no tensor holds a NaN or an infinity; one small number per tensor is made, so memory hardly grows."""
+    import torch
+
+    floats = [tensor for tensor in tensors if torch.is_tensor(tensor) and tensor.is_floating_point()]
+    return bool(torch.isfinite(torch.nn.utils.get_total_norm(floats, norm_type=math.inf))) if floats else True
+
+
+def number_name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "infinite"
 
 
 def duration(seconds: float) -> str:

@@ -23,8 +23,12 @@ def is_main_process() -> bool:
 def result(text: str, end: str = "\n") -> None:
     """Prints what the user asked for on stdout."""
     if is_main_process():
-        sys.stdout.write(text + end)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text + end)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has gone, e.g. `| head`: nothing more to do, and nobody to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
 
 
 def result_json(value: Any) -> None:

@@ -25,11 +25,12 @@ from hfkit.sources import (
     open_sources,
     own_split,
     refuse_url,
+    stream_rows,
     type_name,
 )
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset
 
     from hfkit.recipe import Recipe
 
@@ -76,6 +77,13 @@ def load_source(sources: Sequence[str], documents: str = "row", split: str = "tr
     taken from sources that have several (the Hub, builtin:NAME, a saved DatasetDict).
     """
     return join(open_sources(sources, documents, split), split)
+
+
+def stream_source(sources: Sequence[str], documents: str = "row") -> IterableDataset:
+    """The rows of all `sources` read when they are asked for; nothing is loaded or cached."""
+    from datasets import IterableDataset
+
+    return IterableDataset.from_generator(stream_rows, gen_kwargs={"sources": list(sources), "documents": documents})
 
 
 def fingerprint(sources: Sequence[str]) -> str:
@@ -131,7 +139,7 @@ def text_column(dataset: Dataset | DatasetDict, recipe: Recipe) -> str:
         free = [column for column in columns if column.lower() not in (*ID_NAMES, *LABEL_NAMES)]
         text = _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
         if text is None:
-            raise _unclear(recipe, "text", columns, _of_text(splits, free))
+            raise _unclear(splits, recipe, "text", columns, _of_text(splits, free))
         if len(columns) > 1 and _is_first(splits, recipe):
             console.say(f"text column: {text} (change with --text-column)")
     _check_rows(splits, recipe, [text])
@@ -161,10 +169,10 @@ def classification_columns(dataset: Dataset | DatasetDict, recipe: Recipe) -> tu
         )
     text = text or _well_known(free(), TEXT_NAMES) or only(_of_text(splits, free()))
     if text is None:
-        raise _unclear(recipe, "text", columns, _of_text(splits, free()))
+        raise _unclear(splits, recipe, "text", columns, _of_text(splits, free()))
     label = label or only(free())
     if label is None:
-        raise _unclear(recipe, "label", columns, free())
+        raise _unclear(splits, recipe, "label", columns, free())
     if guessed and _is_first(splits, recipe):
         texts = f"text columns: {text} + {pair}" if pair else f"text column: {text}"
         flags = ", ".join(FLAGS[role] for role in FLAGS if role != "text_pair" or pair)
@@ -217,10 +225,15 @@ def _of_text(splits: dict[str, Dataset], columns: list[str]) -> list[str]:
     return [column for column in columns if all(type_name(dataset, column) == "string" for dataset in splits.values())]
 
 
-def _unclear(recipe: Recipe, role: str, columns: list[str], candidates: list[str]) -> DataError:
-    fix = f"{FLAGS[role]} {candidates[0] if candidates else 'NAME'}"
+def _unclear(
+    splits: dict[str, Dataset], recipe: Recipe, role: str, columns: list[str], candidates: list[str]
+) -> DataError:
+    fix, found = f"{FLAGS[role]} {candidates[0] if candidates else 'NAME'}", listed(columns)
+    if any(set(dataset.column_names) != set(columns) for dataset in splits.values()) and not candidates:
+        found = ", ".join(f"{listed(dataset.column_names)} ({split})" for split, dataset in splits.items())
+        fix = "give all the same columns"
     name = ", ".join(_sources_of(recipe, "train"))
-    return DataError(f"{name}: no column is clearly the {role}, found: {listed(columns)}", fix)
+    return DataError(f"{name}: no column is clearly the {role}, found: {found}", fix)
 
 
 def _check_rows(splits: dict[str, Dataset], recipe: Recipe, texts: list[str], label: str | None = None) -> None:

@@ -16,11 +16,12 @@ from hfkit.errors import DataError, UsageError
 from hfkit.metrics import Score, compute, ratio_interval
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.recipe import Recipe
 
 MAX_CONTEXT = 1024  # where neither the recipe nor the run says
+MAX_WORD_NATS = 100  # a model that knows nothing spends some 40 on an English word
 MAX_LOGITS = 1 << 27  # numbers in one batch of logits, 512 MiB in float32
 
 
@@ -29,14 +30,19 @@ def evaluate(recipe: Recipe) -> dict[str, Score]:
 
     Raises UsageError where no data is named, DataError or ModelError where data or model can't be read or don't fit.
     """
+    from hfkit.inference import to_device
     from hfkit.models import load_config, load_tokenizer, new_or_pretrained, quiet_libraries
     from hfkit.tasks import TASKS
 
     hub.stay_local(recipe)
     quiet_libraries()
     config = load_config(recipe)
-    recipe = dataclasses.replace(recipe, task=recipe.task or _task_of(config, recipe))
+    recipe = dataclasses.replace(recipe, task=recipe.task or _task_of(config, recipe.model.name))
     task = TASKS[recipe.task or ""]
+    if problems := task.unknown_metrics(recipe.evaluation.metrics):
+        raise UsageError.of(problems)
+    documents = recipe.data.documents or task.defaults({}).get("data.documents")
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, documents=documents))
     splits = task.load(recipe)
     split = next((name for name in ("test", "validation") if name in splits), None)
     if split is None:
@@ -46,8 +52,11 @@ def evaluate(recipe: Recipe) -> dict[str, Score]:
     for key, value in task.model_settings({split: splits[split]}, config).items():
         setattr(config, key, value)
     tokenizer = load_tokenizer(recipe, config)
-    model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
-    return task.evaluate(model, tokenizer, splits[split], recipe)
+    model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))
+    scores = task.evaluate(model, tokenizer, splits[split], recipe)
+    if missing := [name for name in recipe.evaluation.metrics if name not in scores]:
+        raise DataError(f"this data has no {', '.join(missing)}", f"--metrics {','.join(scores)}")
+    return {name: scores[name] for name in recipe.evaluation.metrics or scores}
 
 
 def evaluate_files(
@@ -84,9 +93,11 @@ def perplexity(
     """
     import torch
 
-    limit = getattr(model.config, "max_position_embeddings", None) or MAX_CONTEXT
-    context = context or min(limit, MAX_CONTEXT)
-    if context > limit:
+    from hfkit.models import max_tokens
+
+    limit = max_tokens(model)
+    context = context or min(limit or MAX_CONTEXT, MAX_CONTEXT)
+    if limit is not None and context > limit:
         raise UsageError(
             f"evaluation.context {context} is longer than the model's {limit} positions", f"--context {limit}"
         )
@@ -125,7 +136,7 @@ def perplexity(
 
     by_document = len(documents) > 1
     units = np.array([doc for doc, *_ in windows]) if by_document else np.arange(len(windows))
-    nll_of, tokens_of = (np.bincount(units, weights) for weights in (nll, scored))
+    nll_of, tokens_of = (np.bincount(units, weights, minlength=len(documents)) for weights in (nll, scored))
     sizes = {
         "byte": [len(text.encode()) for text in documents],
         "character": [len(text) for text in documents],
@@ -146,15 +157,18 @@ def perplexity(
     def shares(unit: str) -> np.ndarray:
         """Size of each unit of resampling; one document's size is shared out by tokens."""
         total = np.asarray(sizes[unit], dtype=float)
-        return total[: len(tokens_of)] if by_document else tokens_of * total.sum() / tokens_of.sum()
+        return total if by_document else tokens_of * total.sum() / tokens_of.sum()
 
-    return {
+    scores = {
         "perplexity": score(tokens_of, math.exp, "exp(nats per token)"),
         "bits_per_byte": score(shares("byte"), lambda x: x / math.log(2), "bits per UTF-8 byte of the text"),
         "bits_per_character": score(shares("character"), lambda x: x / math.log(2), "bits per character of the text"),
-        "word_perplexity": score(shares("word"), math.exp, "exp(nats per word between blanks)"),
         "nll": score(tokens_of, float, "nats per token, token-weighted"),
     }
+    # "Words" of a script without blanks are whole paragraphs: no number worth printing, nor one that a float can hold.
+    if (nll_of <= MAX_WORD_NATS * shares("word")).all():
+        scores["word_perplexity"] = score(shares("word"), math.exp, "exp(nats per word between blanks)")
+    return scores
 
 
 def _windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -167,36 +181,30 @@ def _windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int,
             scored = stop
 
 
-def _task_of(config: Any, recipe: Recipe) -> str:
-    """The task of a model that is no run of ours, by its architecture's name."""
-    names = " ".join(config.architectures or [])
-    if "SequenceClassification" in names:
-        return "text-classification"
-    if "MaskedLM" in names or "ForPreTraining" in names:
-        return "mlm"
-    if "CausalLM" in names or "LMHead" in names:
-        return "clm"
-    raise UsageError(f"{recipe.model.name}: can't tell its task from {names or 'its config'}", "--task clm")
+def _task_of(config: PreTrainedConfig, name: str | None) -> str:
+    """The task of a model that is no run of ours: the one whose head it was saved with."""
+    from hfkit.models import was_saved_with
+    from hfkit.tasks import TASKS
+
+    fitting = [task for task in TASKS if was_saved_with(TASKS[task].auto_model, config)] if config.architectures else []
+    if len(fitting) != 1:
+        names = ", ".join(config.architectures or []) or "its config"
+        raise UsageError(f"{name}: can't tell its task from {names}", f"--task {' or '.join(TASKS)}")
+    return fitting[0]
 
 
 def _lines(path: Path) -> list[str]:
-    if path.suffix != ".txt":
-        from hfkit.data import load_source
+    """One text a line, an empty one too; or the rows of the column `text`."""
+    from hfkit.readers import format_of, read_lines
 
-        dataset = load_source([str(path)])
-        if "text" not in dataset.column_names:
-            raise DataError(
-                f"{path} has no column 'text', found: {', '.join(dataset.column_names)}", "rename it to text"
-            )
-        return [str(text) for text in dataset["text"]]
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}", f"iconv -f latin1 -t utf-8 {path}") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "give an existing file") from None
-    if lines[-1] == "":
-        lines.pop()
-    if not lines:
-        raise DataError(f"{path}: no rows", "give one text a line")
-    return lines
+    if format_of(path)[0] == ".txt":
+        lines = [line.rstrip("\r\n") for _, line in read_lines(path)]
+        if not lines:
+            raise DataError(f"{path}: no rows", "give one text a line")
+        return lines
+    from hfkit.data import load_source
+
+    dataset = load_source([str(path)])
+    if "text" not in dataset.column_names:
+        raise DataError(f"{path} has no column 'text', found: {', '.join(dataset.column_names)}", "rename it to text")
+    return [str(text) for text in dataset["text"]]

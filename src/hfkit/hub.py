@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hfkit import console
+from hfkit import checkpoints, console
 from hfkit.errors import HfkitError, ModelError, StorageError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -111,6 +111,9 @@ def _check_directory(path: Path, name: str, weights: bool) -> None:
         raise ModelError(f"{name}: no such directory", fix)
     if not path.is_dir():
         raise ModelError(f"{name} is a file, and a model is a directory", f"--model {shlex.quote(str(path.parent))}")
+    if checkpoints.is_ours(path) and (reason := checkpoints.defect(path)):
+        whole = checkpoints.newest(path.parent)[0]
+        raise ModelError(f"{name}: {reason}", f"take {whole}" if whole else "train again: no checkpoint is whole")
     files = os.listdir(path)
     problem = _problem(files, weights) or (_missing_shards(path) if weights else "")
     if not problem:

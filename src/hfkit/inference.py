@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def to_device(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, ready to answer, on the accelerator of this machine where it has one."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return model.to(accelerator or "cpu").eval()
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the classes, shape (rows, classes)."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return shares
+
+
 def predict_rows(
     task: Task,
     model: PreTrainedModel,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hfkit import hub
 from hfkit.console import detail, say
 from hfkit.errors import ModelError, UsageError, did_you_mean
+from hfkit.readers import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,10 +31,15 @@ NEW_TOKENIZERS = {
     "t5": "T5Tokenizer",
     "roberta": "RobertaTokenizer",
     "modernbert": "RobertaTokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
 }
 BYTE_LEVEL_BPE = "GPT2Tokenizer"
 
 VOCABULARY_MULTIPLE = 64  # matrix kernels are fastest on multiples of 64 (nanoGPT pads 50,257 to 50,304)
+
+# RoBERTa's positions start after the pad id, so two of its 514 are never used (huggingface/transformers issue 1363).
+POSITION_OFFSETS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
 
 # The exact tanh form of GPT-2's activation in one kernel instead of six passes: the same function, 1.16 times as fast.
 FAST_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}
@@ -53,25 +59,11 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
 
     Raises UsageError for an unknown type or config key, ModelError for a model that can't be read.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     model = recipe.model
     if model.name is None:
-        if model.type not in CONFIG_MAPPING:
-            raise UsageError(f"model.type '{model.type}' is unknown", did_you_mean(str(model.type), CONFIG_MAPPING))
-        changes = {**SIZES[model.size or "tiny"], **model.config}
-        if "max_position_embeddings" not in changes and recipe.data.block_size:
-            changes["max_position_embeddings"] = recipe.data.block_size  # positions beyond would stay untrained
-        _check_keys(CONFIG_MAPPING[model.type](), changes)
-        config = AutoConfig.for_model(model.type, **changes)
-        hidden = config.hidden_size
-        if "intermediate_size" in vars(config) and "intermediate_size" not in changes:
-            config.intermediate_size = 4 * hidden
-        if "num_key_value_heads" in vars(config) and "num_key_value_heads" not in changes:
-            config.num_key_value_heads = config.num_attention_heads
-        for key in ("activation_function", "hidden_act"):
-            if getattr(config, key, None) in FAST_ACTIVATIONS and key not in changes:
-                setattr(config, key, FAST_ACTIVATIONS[getattr(config, key)])
+        config = _new_config(recipe)
     else:
         directory = hub.locate_model(model.name, model.revision, weights=not model.from_scratch)
         with _readable(model.name):
@@ -81,9 +73,44 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
             setattr(config, key, value)
     if recipe.train.dropout is not None:
         for key, value in vars(config).items():
-            if "drop" in key and isinstance(value, float):
+            # layerdrop leaves out whole layers; a classifier_dropout of None follows the others
+            if "drop" in key and "layerdrop" not in key and type(value) in (int, float):
                 setattr(config, key, recipe.train.dropout)
     return config
+
+
+def _new_config(recipe: Recipe) -> PreTrainedConfig:
+    """A config of model.type: what model.size and the block size decide, where the type knows it, then model.config."""
+    from transformers import CONFIG_MAPPING
+
+    from hfkit.tasks import TASKS
+
+    model, model_type = recipe.model, str(recipe.model.type)
+    auto_model = TASKS[recipe.task or ""].auto_model
+    if model_type not in CONFIG_MAPPING:
+        known = [name for name in CONFIG_MAPPING if _has_head(name, auto_model)]
+        raise UsageError(f"model.type '{model_type}' is unknown", did_you_mean(model_type, known))
+    _require_head(model_type, auto_model)
+    with _buildable(model_type):
+        blank = CONFIG_MAPPING[model_type]()
+    _check_keys(blank, model.config)
+    own = {blank.attribute_map.get(key, key): value for key, value in model.config.items()}
+    sizes: dict[str, Any] = {blank.attribute_map.get(key, key): n for key, n in SIZES[model.size or "tiny"].items()}
+    if recipe.data.block_size:  # positions beyond would stay untrained
+        positions = recipe.data.block_size + POSITION_OFFSETS.get(model_type, 0)
+        sizes[blank.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = positions
+    for key in ("activation_function", "hidden_act"):
+        if getattr(blank, key, None) in FAST_ACTIVATIONS:
+            sizes[key] = FAST_ACTIVATIONS[getattr(blank, key)]
+    changes = {key: value for key, value in sizes.items() if key in vars(blank)} | own
+    for key, source, factor in (
+        ("intermediate_size", "hidden_size", 4),
+        ("num_key_value_heads", "num_attention_heads", 1),
+    ):
+        if key in vars(blank) and key not in changes:
+            changes[key] = factor * changes[blank.attribute_map.get(source, source)]
+    with _buildable(model_type):
+        return CONFIG_MAPPING[model_type](**changes)
 
 
 def load_tokenizer(
@@ -127,41 +154,68 @@ def train_tokenizer(corpus: Iterable[str], model_type: str, vocab_size: int) -> 
 
 
 def new_or_pretrained(
-    auto_model: str, recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    auto_model: str,
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    new_head: bool = True,
 ) -> PreTrainedModel:
     """The model in recipe.model.dtype; what is new in it (all of it, or a head) is said aloud.
 
-    Raises ModelError where weights of the body are missing, have other shapes or can't be read.
+    Raises ModelError where weights are missing, have other shapes or can't be read; a head's may be new in training
+    alone (`new_head`).
     """
     import torch
     import transformers
 
     auto_class = getattr(transformers, auto_model)
     dtype = getattr(torch, recipe.model.dtype)
-    if config.model_type in ("bert", "roberta") and auto_model == "AutoModelForCausalLM" and not config.is_decoder:
+    _require_head(config.model_type, auto_model)
+    two_ways = auto_model == "AutoModelForCausalLM" and _has_head(config.model_type, "AutoModelForMaskedLM")
+    if two_ways and not getattr(config, "is_decoder", False):
         raise UsageError(f"{config.model_type} reads in both directions, it can't learn clm", "--objective mlm")
-    if type(config) not in auto_class._model_mapping:
-        raise UsageError(
-            f"{config.model_type} models have no {auto_model.removeprefix('AutoModelFor')} head",
-            "choose another --model or --task",
-        )
     if recipe.model.from_scratch:
         config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         for role in ("bos", "eos", "pad"):
             setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
-        model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
+        with _buildable(config.model_type):
+            model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
     else:
         assert recipe.model.name is not None
-        model = _load_weights(auto_class, recipe.model.name, recipe.model.revision, config, dtype)
+        model = _load_weights(auto_class, recipe.model.name, recipe.model.revision, config, dtype, new_head)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UsageError(
             f"the tokenizer has {len(tokenizer):,} entries, the model only {rows:,}",
             "use the model's own tokenizer, or --from-scratch",
         )
-    if getattr(model.config, "pad_token_id", None) is None:
+    if tokenizer.pad_token_id is not None:  # a classifying decoder reads its last token that is not this one
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def was_saved_with(auto_model: str, config: PreTrainedConfig) -> bool:
+    """Whether the model that `config` describes was saved with the head of `auto_model`, as far as it says."""
+    import transformers
+
+    heads = getattr(transformers, auto_model)._model_mapping._model_mapping.get(config.model_type, ())
+    names = {heads} if isinstance(heads, str) else set(heads)
+    return bool(names & set(config.architectures)) if config.architectures else bool(names)
+
+
+def max_tokens(model: PreTrainedModel) -> int | None:
+    """The tokens of text that the model has positions for; None where nothing limits them."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    offset = next(
+        (
+            module.padding_idx + 1
+            for name, module in model.named_modules()
+            if name.endswith("embeddings.position_embeddings") and getattr(module, "padding_idx", None) is not None
+        ),
+        0,
+    )  # see POSITION_OFFSETS
+    return None if positions is None else positions - offset
 
 
 def describe(model: PreTrainedModel) -> str:
@@ -178,7 +232,7 @@ def describe(model: PreTrainedModel) -> str:
 
 
 def _load_weights(
-    auto_class: Any, name: str, revision: str | None, config: PreTrainedConfig, dtype: Any
+    auto_class: Any, name: str, revision: str | None, config: PreTrainedConfig, dtype: Any, new_head: bool
 ) -> PreTrainedModel:
     directory = hub.locate_model(name, revision, weights=True)
     with _readable(name):
@@ -205,11 +259,30 @@ def _load_weights(
             f"{directory}: {len(broken)} weights are missing or have another shape, first '{broken[0]}'",
             "download or save the model again",
         )
+    if fresh and not new_head:
+        raise ModelError(
+            f"{name} has no weights for {', '.join(sorted(fresh))}, and drawn at random they would say nothing",
+            "choose a model that was trained for this task",
+        )
     if fresh:
         say(f"new weights (the model was not trained for this yet): {', '.join(sorted(fresh))}")
     if info["unexpected_keys"]:
         detail(f"weights of the file that this model has no use for: {', '.join(sorted(info['unexpected_keys']))}")
     return model
+
+
+def _has_head(model_type: str, auto_model: str) -> bool:
+    import transformers
+
+    return model_type in getattr(transformers, auto_model)._model_mapping._model_mapping
+
+
+def _require_head(model_type: str, auto_model: str) -> None:
+    if not _has_head(model_type, auto_model):
+        raise UsageError(
+            f"{model_type} models have no {auto_model.removeprefix('AutoModelFor')} head",
+            "choose another --model or --task",
+        )
 
 
 def _check_keys(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
@@ -230,17 +303,19 @@ def _chunks(corpus: Iterable[str], characters: int = 10_000) -> Iterable[list[st
         yield [text[start : start + characters] for start in range(0, len(text), characters)]
 
 
-class _readable:
+@contextmanager
+def _buildable(model_type: str) -> Iterator[None]:
+    """Turns what config and model classes raise at odd sizes into one UsageError; checks differ from class to class."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{model_type} can't be built: {first_line(error)}", "change model.config") from error
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
     """Turns the libraries' many ways of failing on a damaged file into one ModelError that names the model."""
-
-    def __init__(self, name: str | Path) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ModelError | MemoryError):
-            lines = str(error).strip().splitlines()
-            first = lines[0] if lines else type(error).__name__
-            raise ModelError(f"{self.name}: can't be read: {first}", "download or save the model again") from error
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{name}: can't be read: {first_line(error)}", "download or save the model again") from error

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+DEFAULT_BLOCK = 256  # tokens, where nobody says and the model has as many positions
 BATCH_CHARACTERS = 1_000_000
 
 
@@ -38,18 +39,28 @@ class Blocks:
 def pack(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
     *,
     block_size: int | None,
     prefix: Sequence[int],
     suffix: Sequence[int],
     end: int | None,
 ) -> Blocks:
-    """The column `text` as blocks of `block_size` tokens; `end` closes each document."""
+    """The column `text` as blocks of `block_size` tokens; `end` closes each document.
+
+    Raises UsageError where the model has fewer positions, DataError where there is too little text.
+    """
     import numpy as np
 
     from hfkit.errors import DataError, UsageError
+    from hfkit.models import max_tokens
 
-    size = block_size or 256
+    limit = max_tokens(model)
+    size = block_size or min(DEFAULT_BLOCK, limit or DEFAULT_BLOCK)
+    if limit is not None and size > limit:
+        raise UsageError(
+            f"data.block_size {size} is longer than the model's {limit} positions", f"--block-size {limit}"
+        )
     if size <= len(prefix) + len(suffix):
         raise UsageError(f"data.block_size {size} has no room for text", "--block-size 128")
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +19,29 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
     `pairs`: the second texts of a model for pairs. Raises ModelError where the model is no classifier.
     """
     import datasets
-    import numpy as np
 
-    from hfkit.inference import predict_rows
-    from hfkit.models import load_config, load_tokenizer, new_or_pretrained, quiet_libraries
+    from hfkit.inference import predict_rows, probabilities, to_device
+    from hfkit.models import load_config, load_tokenizer, new_or_pretrained, quiet_libraries, was_saved_with
     from hfkit.tasks import TASKS
 
     hub.stay_local(recipe)
     quiet_libraries()
     task = TASKS["text-classification"]
     config = load_config(recipe)
-    if "SequenceClassification" not in " ".join(config.architectures or []):
-        raise ModelError(
-            f"{recipe.model.name} is no classifier but {config.architectures}", "train one: hfkit finetune"
-        )
+    if not was_saved_with(task.auto_model, config):
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise ModelError(f"{recipe.model.name} is no classifier, it is a {kind}", "train one: hfkit finetune")
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        kind = config.problem_type or "model with one output"
+        raise ModelError(f"{recipe.model.name} does not choose one of several labels, it is a {kind}")
     if not texts:
         raise DataError("there is no text to classify", "--text 'some text' or --input FILE")
     tokenizer = load_tokenizer(recipe, config)
-    model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
+    model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))
     columns = {"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})
     rows = task.encode(datasets.Dataset.from_dict(columns), tokenizer, model, recipe)
     logits, _ = predict_rows(task, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size)
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    return list(_answers(texts, shifted / shifted.sum(1, keepdims=True), config.id2label))
+    return list(_answers(texts, probabilities(logits), config.id2label))
 
 
 def read_texts(recipe: Recipe, file: str) -> tuple[list[str], list[str] | None]:
@@ -48,8 +49,15 @@ def read_texts(recipe: Recipe, file: str) -> tuple[list[str], list[str] | None]:
     from hfkit.data import load_source, text_column
 
     dataset = load_source([file])
-    pair = recipe.data.columns.text_pair
-    return dataset[text_column(dataset, recipe)][:], None if pair is None else dataset[pair][:]
+    columns = recipe.data.columns
+    if dataset.column_names == ["text"] and columns.text_pair is None:
+        return dataset["text"][:], None  # a .txt file has no column of any other name
+    own = dataclasses.replace(recipe.data, train=[file], test=[])  # for messages
+    texts = dataset[text_column(dataset, dataclasses.replace(recipe, data=own))][:]
+    if columns.text_pair is None:
+        return texts, None
+    second = dataclasses.replace(own, columns=dataclasses.replace(columns, text=columns.text_pair))
+    return texts, dataset[text_column(dataset, dataclasses.replace(recipe, data=second))][:]
 
 
 def _answers(texts: Sequence[str], probabilities: Any, names: dict[int, str]) -> Iterator[dict[str, Any]]:

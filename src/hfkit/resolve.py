@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,36 +15,68 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from hfkit.console import say
 from hfkit.errors import UsageError, did_you_mean
-from hfkit.recipe import SETTINGS, Recipe, acts, is_list, is_mapping, setting_of
+from hfkit.recipe import SECTIONS, SETTINGS, Recipe, acts, is_list, is_mapping, setting_of
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
-MAX_RECIPE_BYTES = 1_000_000
+MAX_RECIPE_BYTES = 100_000
+
+Problem = tuple[str, str]  # message and fix
 
 _RECIPE = TypeAdapter(Recipe)
 
-# Fields of TrainingArguments that hfkit decides or has a setting of its own for, with what to do instead.
+# Sections by dotted name, each with its first setting as an example.
+_FIRST_SETTING = {key.rpartition(".")[0]: key.rpartition(".")[2] for key in reversed(SETTINGS) if "." in key}
+
+# Fields of TrainingArguments that hfkit decides, with what to do instead.
 _DECIDED = {
+    "accelerator_config": "leave it out: hfkit divides the rows among processes",
     "auto_find_batch_size": "set train.per_device_train_batch_size",
+    "batch_eval_metrics": "leave it out",
     "data_seed": "set train.seed",
-    "dataloader_drop_last": "no row is ever dropped",
-    "disable_tqdm": "hfkit prints its own progress",
-    "enable_jit_checkpoint": "SIGTERM saves a checkpoint already",
+    "dataloader_drop_last": "leave it out: no row is ever dropped",
+    "disable_tqdm": "leave it out: hfkit prints its own progress",
+    "do_eval": "leave it out: data.validation is evaluated where there is any",
+    "do_predict": "leave it out: data.test is scored where it is given",
+    "do_train": "leave it out",
+    "enable_jit_checkpoint": "leave it out: SIGTERM saves a checkpoint already",
+    "eval_delay": "set train.eval_steps",
+    "eval_do_concat_batches": "leave it out",
     "eval_strategy": "set train.eval_steps",
+    "greater_is_better": "leave it out",
+    "hub_always_push": "leave it out",
+    "hub_model_id": "leave it out",
+    "hub_private_repo": "leave it out",
+    "hub_revision": "leave it out",
+    "hub_strategy": "leave it out",
     "hub_token": "run `hf auth login`",
-    "ignore_data_skip": "a resume is always exact",
-    "load_best_model_at_end": "not offered yet",
-    "logging_nan_inf_filter": "a loss that is not a number stops the run",
+    "ignore_data_skip": "leave it out: a resume is always exact",
+    "include_for_metrics": "set evaluation.metrics",
+    "label_names": "set data.columns.label",
+    "label_smoothing_factor": "leave it out: it is not offered yet",
+    "length_column_name": "leave it out",
+    "load_best_model_at_end": "leave it out: it is not offered yet",
+    "local_rank": "leave it out",
+    "logging_nan_inf_filter": "leave it out: a loss that is not a number stops the run",
     "logging_strategy": "set train.logging_steps",
-    "push_to_hub": "not offered yet",
-    "remove_unused_columns": "hfkit chooses the columns",
+    "metric_for_best_model": "leave it out",
+    "prediction_loss_only": "leave it out",
+    "push_to_hub": "leave it out: it is not offered yet",
+    "remove_unused_columns": "leave it out: hfkit chooses the columns",
     "resume_from_checkpoint": "use --resume",
-    "save_only_model": "a checkpoint is always complete",
+    "save_only_model": "leave it out: a checkpoint is always complete",
     "save_strategy": "set train.save_steps",
-    "train_sampling_strategy": "rows are shuffled, and ordered by length where that saves padding",
+    "train_sampling_strategy": "leave it out: rows are shuffled, and ordered by length where that saves padding",
 }
 
-# Names that transformers 4 had and 5 has not.
+# Names that transformers 4 had and 5 has not: those with an exact successor are taken for it, with a note.
+_SUCCESSORS = {
+    "no_cuda": "train.extra.use_cpu",
+    "per_gpu_eval_batch_size": "train.per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "train.per_device_train_batch_size",
+    "warmup_ratio": "train.warmup_steps",
+}
 _FORMER = {
     "adafactor": "set train.extra.optim: adafactor",
     "evaluation_strategy": "set train.eval_steps",
@@ -50,11 +84,26 @@ _FORMER = {
     "group_by_length": "leave it out: rows are ordered by length where that saves padding",
     "half_precision_backend": "leave it out",
     "logging_dir": "leave it out",
-    "no_cuda": "set train.extra.use_cpu: true",
     "overwrite_output_dir": "use --overwrite",
-    "per_gpu_eval_batch_size": "set train.per_device_eval_batch_size",
-    "per_gpu_train_batch_size": "set train.per_device_train_batch_size",
-    "warmup_ratio": "set train.warmup_steps to a share below 1",
+}
+
+_EXAMPLES = {"float": "0.1", "int": "8", "list": "[a, b]", "dict": "{key: value}"}
+
+# Pydantic's kinds of error in plain words; what is in braces comes from the limit.
+_MUST_BE = {
+    "bool": "true or false",
+    "dict": "`key: value` pairs",
+    "finite_number": "a finite number",
+    "float": "a number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int": "a whole number",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "list": "a list",
+    "literal_error": "one of {expected}",
+    "str": "text",
+    "string": "text",
 }
 
 
@@ -64,82 +113,85 @@ def resolve(
     recipe: Path | Mapping[str, Any] | None = None,
     run: str | None = None,
     flags: Mapping[str, Any] | None = None,
-    sets: Sequence[str] = (),
+    sets: Sequence[str] | Mapping[str, Any] = (),
 ) -> Recipe:
-    """The recipe of one `command`: task defaults < `recipe` (file or nested) < `flags` (dotted) < `sets` ("a.b=c").
+    """The recipe of one `command`: task defaults < `recipe` (file or nested) < `flags` < `sets` ("a.b=c" or {a.b: c}).
 
     `run` names the model of predict, generate and evaluate; where it is a run of hfkit, the settings it was trained
     with come first. Raises UsageError naming every unknown, ill-typed or idle setting and where it was given.
     """
-    given: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    problems: list[tuple[str, str]] = []
-
-    def add(source: str, nested: Mapping[str, Any]) -> None:
-        for key, value in _flatten(nested):
-            setting = SETTINGS.get(key)
-            if setting is not None and is_list(setting) and isinstance(value, str):
-                value = [value]
-            if key == "evaluation.metrics" and isinstance(value, list):
-                value = [name for names in value for name in str(names).split(",")]  # bleu,rouge
-            given[key], origin[key] = value, source
-
-    run = run or (flags or {}).get("model.name")
-    if run is not None and command not in DEFAULT_TASKS:
-        if (flags or {}).get("model.name", run) != run:
-            problems.append((f"two models are named: {run} and {(flags or {})['model.name']}", "name one"))
-        given = _settings_of_run(run)
-        if "data.test" in (flags or {}):  # other data than the run's own
-            given = {key: value for key, value in given.items() if key not in ("data.train", "data.validation")}
+    given = _Given()
     if isinstance(recipe, Path):
-        add(f"{recipe}: ", read_yaml(recipe))
+        given.add(*read_recipe(recipe))
     elif recipe:
-        add("", recipe)
-    for key, value in (flags or {}).items():
-        add(f"{SETTINGS[key].metadata['flags'][0]}: ", {key: value})
-    for assignment in sets:
-        key, equals, text = assignment.partition("=")
-        if equals and key.strip():
-            add("--set ", {key.strip(): _parse_yaml(text, f"--set {key}")})
-        else:
-            problems.append((f"--set {assignment}: not an assignment", "--set section.key=value"))
+        given.add(recipe)
+    given.add(flags or {}, {key: SETTINGS[key].metadata["flags"][0].partition("/")[0] for key in flags or {}})
+    if isinstance(sets, Mapping):
+        given.add(sets)
+    else:
+        for assignment in sets:
+            given.assign(assignment)
 
-    task = given.get("task") or DEFAULT_TASKS.get(command)
-    if task is not None and (task not in TASKS or (command in DEFAULT_TASKS and TASKS[task].command != command)):
-        fits = [name for name, one in TASKS.items() if one.command == command or command not in DEFAULT_TASKS]
-        problems.append(
-            (
-                f"{origin.get('task', '')}task '{task}' is not one of `hfkit {command}`: {', '.join(fits)}",
-                did_you_mean(str(task), fits)
-                or (f"hfkit {TASKS[task].command}" if task in TASKS else f"--task {fits[0]}"),
-            )
-        )
+    problems = given.problems
+    task = given.values.get("task") or DEFAULT_TASKS.get(command)
+    choices = [name for name, one in TASKS.items() if one.command == command or command not in DEFAULT_TASKS]
+    if task is not None and task not in choices:
+        known = TASKS.get(str(task))
+        fix = did_you_mean(str(task), choices) or (f"hfkit {known.command}" if known else f"--task {choices[0]}")
+        problems.append((f"{given.where['task']}: '{task}' is no task of `hfkit {command}`: {', '.join(choices)}", fix))
         task = None
-    for key in origin:
-        problem = _unknown_or_idle(command, task, key)
-        if problem:
-            problems.append((origin[key] + problem[0], problem[1]))
-    if task is not None:
-        for key, value in TASKS[task].defaults(given).items():
-            if given.get(key) is None and acts(command, key, task):
-                given[key] = value
-        if "task" in SETTINGS and acts(command, "task"):
-            given["task"] = task
-    known = {key: value for key, value in given.items() if setting_of(key)}
+    for key, where in given.where.items():
+        if problem := _unknown_or_idle(command, task, key, given.values):
+            problems.append((f"{where}: {problem[0]}", problem[1]))
+
+    named = given.values.get("model.name", run)
+    if run is not None and named != run:
+        problems.append((f"two models are named: {run} and {named}", "name one"))
+    if named is None and command in ("predict", "generate"):
+        problems.append(("no model is named", f"hfkit {command} MODEL ..."))
+    values: dict[str, Any] = {}
+    if command not in DEFAULT_TASKS and isinstance(named, str):
+        values = _settings_of_run(named, given.where)
+        if "data.test" in given.values:  # other data than the run's own
+            values |= {"data.train": [], "data.validation": []}
+    values |= {key: value for key, value in given.values.items() if setting_of(key)}
+    measuring = TASKS.get(str(task or values.get("task")))
+    if measuring is not None and isinstance(values.get("evaluation.metrics"), list):
+        problems += measuring.unknown_metrics(values["evaluation.metrics"])
     try:
-        resolved: Recipe = _RECIPE.validate_python(_nest(known))
+        resolved = _validate(values)
+        if task is not None:
+            values = {key: _value(resolved, key) for key in values}
+            defaults = {key: value for key, value in TASKS[task].defaults(values).items() if values.get(key) is None}
+            values |= {key: value for key, value in defaults.items() if acts(command, key, task)}
+            resolved = _validate({**values, "task": task})
     except ValidationError as error:
-        problems += [_invalid(detail, origin) for detail in error.errors()]
+        problems += [_invalid(detail, given.where) for detail in error.errors()]
     if problems:
         raise UsageError.of(problems)
     return resolved
 
 
-def _settings_of_run(run: str) -> dict[str, Any]:
-    """By dotted key: what the run was trained with, where `run` is one of hfkit; it is the model itself now."""
-    path = Path(run).expanduser() / "recipe.yaml"
-    saved = dict(_flatten(read_yaml(path))) if path.exists() else {}
-    return {key: value for key, value in saved.items() if not key.startswith("model.")} | {"model.name": run}
+def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings in a recipe file and, by dotted key, where each stands ("r.yaml: line 3: train.seed").
+
+    Raises UsageError for what is no short YAML mapping in UTF-8, naming the line.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_RECIPE_BYTES + 1)
+        if len(content) > MAX_RECIPE_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes", "a recipe is a short YAML file")
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}: line {line}: {content[error.start]:#04x} is not UTF-8", "save it as UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "hfkit recipes list") from None
+    values, lines = _parse_yaml(text, f"{path}: ")
+    if not isinstance(values, dict | None):
+        raise UsageError(f"{path}: holds no settings", "write `section:` and `  key: value` lines")
+    return values or {}, {key: f"{path}: line {line}: {key}" for key, line in lines.items()}
 
 
 def dump_yaml(recipe: Recipe, command: str) -> str:
@@ -147,20 +199,10 @@ def dump_yaml(recipe: Recipe, command: str) -> str:
     values = {
         key: value
         for key, value in _flatten(dataclasses.asdict(recipe))
-        if value is not None and value != [] and acts(command, setting_of(key) or key, recipe.task)
+        if not (key in SETTINGS and value in (None, [])) and acts(command, setting_of(key) or key, recipe.task)
     }
-    return yaml.safe_dump(_nest(values), sort_keys=False, allow_unicode=True, width=120)
-
-
-def load_saved(path: Path) -> Recipe:
-    """The recipe that a run directory holds, as it was resolved."""
-    nested = read_yaml(path)
-    try:
-        recipe: Recipe = _RECIPE.validate_python(nested)
-    except ValidationError as error:
-        origin = {key: f"{path}: " for key, _ in _flatten(nested)}
-        raise UsageError.of([_invalid(detail, origin) for detail in error.errors()]) from None
-    return recipe
+    acting = {key: value for key, value in values.items() if not _idle_beside(key, values)}
+    return yaml.dump(_nest(acting), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def json_schema() -> dict[str, Any]:
@@ -168,26 +210,100 @@ def json_schema() -> dict[str, Any]:
     return _RECIPE.json_schema()
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; anything else, an alias or a key given twice is a UsageError naming the line."""
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise UsageError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes", "a recipe is a short YAML file")
-        value = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 (byte {error.start})", "save it as UTF-8") from None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "hfkit recipes list") from None
-    if not isinstance(value, dict | None):
-        raise UsageError(f"{path}: holds no settings", "write `section:` and `  key: value` lines")
-    return value or {}
+class _Given:
+    """What the user gave: values by dotted key, a later one over an earlier, and where each was given."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.where: dict[str, str] = {}
+        self.problems: list[Problem] = []
+
+    def add(self, settings: Mapping[str, Any], where: Mapping[str, str] | None = None) -> None:
+        for key, value in _flatten(settings):
+            place = (where or {}).get(key, key)
+            if key not in _FIRST_SETTING:
+                self._add(key, value, place)
+            elif value is not None:  # None: a section with every line commented out
+                fix = f"write its settings below it, such as {_FIRST_SETTING[key]}"
+                self.problems.append((f"{place}: is a section, not {_shown(value)}", fix))
+
+    def _add(self, key: str, value: Any, place: str) -> None:
+        prefix, _, last = key.rpartition(".")
+        if last in _SUCCESSORS and prefix in ("", "train", "train.extra"):
+            key = _SUCCESSORS[last]
+            say(f"note: {place}: {last} is {key} since transformers 5")
+        for other in [other for other in self.values if (other + ".").startswith(key + ".")]:
+            del self.values[other], self.where[other]
+        for end in range(key.count("."), 0, -1):
+            self.values.pop(parent := ".".join(key.split(".")[:end]), None)
+            self.where.pop(parent, None)
+        self.values[key], self.where[key] = _as_meant(key, value), place
+
+    def assign(self, assignment: str) -> None:
+        """Takes one "section.key=value", whose value is YAML; for a text anything that is no YAML text as it is."""
+        key, equals, text = (part.strip() for part in assignment.partition("="))
+        place = f"--set {key}"
+        if not equals or not key:
+            self.problems.append((f"--set {assignment}: not an assignment", "--set section.key=value"))
+            return
+        is_text = key in SETTINGS and str(SETTINGS[key].type).startswith(("str", "list[str"))
+        value: Any = None
+        try:
+            value, _ = _parse_yaml(text, f"{place}: ")
+        except UsageError as error:
+            if not is_text:
+                self.problems += error.problems
+                return
+            value = text
+        if is_text and not isinstance(value, str | list | None):
+            value = text
+        self.add({key: value}, {key: place})
+
+
+def _as_meant(key: str, value: Any) -> Any:
+    """`value` as the setting means it: one text as a list of it, metrics divided at commas."""
+    setting = SETTINGS.get(key)
+    if setting is None:
+        return value
+    kind = str(setting.type)
+    if is_list(setting) and isinstance(value, str):
+        value = [value]
+    if key == "evaluation.metrics" and isinstance(value, list):
+        value = [name.strip() for names in value for name in str(names).split(",")]  # bleu,rouge
+    if kind.startswith(("int", "float")) and isinstance(value, bool):
+        value = str(value).lower()  # for pydantic, true is the number 1
+    return value
+
+
+def _validate(values: Mapping[str, Any]) -> Recipe:
+    recipe: Recipe = _RECIPE.validate_python(_nest(values))
+    return recipe
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    """The value of a dotted key, inside a mapping too."""
+    value: Any = recipe
+    for name in key.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value
+
+
+def _settings_of_run(model: str, where: dict[str, str]) -> dict[str, Any]:
+    """By dotted key: what a run of hfkit was trained with; it is the model itself now."""
+    path = Path(model).expanduser()
+    if not all((path / name).exists() for name in ("recipe.yaml", "run.json")):
+        return {"model.name": model}
+    settings, lines = read_recipe(path / "recipe.yaml")
+    saved = {key: value for key, value in _flatten(settings) if setting_of(key) and not key.startswith("model.")}
+    where |= {key: lines[key] for key in saved.keys() & lines.keys() - where.keys()}
+    return {**saved, "model.name": model}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number, only true and false are booleans, no key twice, no aliases."""
+    """YAML as people mean it: 1e-4 is a number, only true and false are booleans, no key twice, no aliases, no tags."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own spelling
-        first: [pair for pair in pairs if not pair[0].endswith((":bool", ":float", ":timestamp"))]
+        first: [pair for pair in pairs if pair[0].endswith(":null")]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -195,42 +311,77 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None):  # an alias carries the anchor it points to
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not allowed", problem_mark=event.start_mark)
+        if getattr(event, "tag", None):
+            raise yaml.MarkedYAMLError(problem=f"tags are not allowed: {event.tag}", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if key_node.value in lines:
-                problem = f"'{key_node.value}' is given twice, first on line {lines[key_node.value]}"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            lines[key_node.value] = key_node.start_mark.line + 1
-        return super().construct_mapping(node, deep)
+    def lines(self, node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Dotted key and line of everything in a tree of mappings; a key given twice is an error."""
+        seen: dict[str, int] = {}
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a name", problem_mark=key.start_mark)
+            if key.value in seen:
+                problem = f"'{key.value}' is given twice, first on line {seen[key.value]}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen[key.value] = line
+            yield prefix + key.value, line
+            yield from self.lines(value, f"{prefix}{key.value}.")
+        for value in node.value if isinstance(node, yaml.SequenceNode) else ():
+            yield from self.lines(value, f"{prefix}-.")
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as something else than text, and what other readers of YAML would."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if any(end in text for end in "\x85\u2028\u2029") else None  # PyYAML folds them into blanks
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+_Dumper.add_representer(str, _Dumper.represent_text)
+for _reader in (_Loader, _Dumper):
+    _reader.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
+    _reader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+        list("-+0123456789."),
+    )
+    _reader.add_implicit_resolver(
+        "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")
+    )
+
+
+def _parse_yaml(text: str, source: str) -> tuple[Any, dict[str, int]]:
+    """The value of a YAML text, and the line of each dotted key."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}, line {mark.line + 1}" if mark else source
-        raise UsageError(f"{where}: {getattr(error, 'problem', None) or error}", "write `key: value`") from None
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        lines = dict(loader.lines(node))
+        return (None if node is None else loader.construct_document(node)), lines
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        problem = f"line {line}: the character {ord(text[error.position]):#04x} is not allowed"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = (f"line {mark.line + 1}: " if mark else "") + str(error.problem).removeprefix("but ")
+    except RecursionError:
+        problem = "nested too deeply"
+    except ValueError as error:
+        problem = str(error)
+    raise UsageError(f"{source}{problem}", "indent with spaces" if "'\\t'" in problem else "write `key: value`")
 
 
 def _flatten(nested: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every leaf; sections and free-form mappings are no leaves."""
+    """Dotted key and value of every leaf; sections and free-form mappings are none, an empty one inside them is."""
     for name, value in nested.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and (not (owner := setting_of(key)) or is_mapping(SETTINGS[owner])):
+        owner = setting_of(key)
+        inside = owner is None or is_mapping(SETTINGS[owner])
+        if isinstance(value, Mapping) and inside and (value or key in SETTINGS or key in _FIRST_SETTING):
             yield from _flatten(value, f"{key}.")
         else:
             yield key, value
@@ -247,69 +398,110 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _unknown_or_idle(command: str, task: str | None, key: str) -> tuple[str, str] | None:
+def _unknown_or_idle(command: str, task: str | None, key: str, values: Mapping[str, Any]) -> Problem | None:
     """What is wrong with giving `key` to `command`, and what to type instead; None where it acts."""
     name = setting_of(key)
-    last = key.rpartition(".")[2]
     if name is None:
-        if last in _FORMER:
-            return f"{key}: transformers 5 has no '{last}'", _FORMER[last]
-        namesakes = [known for known in SETTINGS if known.rpartition(".")[2] == last]
-        fix = f"did you mean '{namesakes[0]}'?" if namesakes else did_you_mean(key, SETTINGS)
-        if not fix and last in _training_arguments():
-            fix = f"set train.extra.{last}"
-        return f"{key}: unknown setting", fix or "hfkit recipes schema"
+        return _unknown(command, key)
     if not acts(command, name):
-        commands = [other for other in ("pretrain", "finetune", "predict", "generate", "evaluate") if acts(other, name)]
-        return f"{key}: has no effect in `hfkit {command}`", f"leave it out; it acts in {', '.join(commands)}"
+        commands = [other for other in SECTIONS if acts(other, name)]
+        return f"has no effect in `hfkit {command}`", f"leave it out; it acts in {', '.join(commands)}"
     if not acts(command, name, task):
-        return f"{key}: has no effect for {task}", f"leave it out; it acts for {SETTINGS[name].metadata['tasks'][0]}"
-    if name == "train.extra":
-        own = [known for known in SETTINGS if known == f"train.{last}"]
-        if own:
-            return f"{key}: is a setting of its own", f"set {own[0]}"
-        if last in _DECIDED:
-            return f"{key}: is decided by hfkit", _DECIDED[last]
-        if last in _FORMER:
-            return f"{key}: transformers 5 has no '{last}'", _FORMER[last]
-        arguments = _training_arguments()
-        if key.split(".")[2] not in arguments:
-            return f"{key}: no field of TrainingArguments", did_you_mean(last, arguments) or "hfkit recipes schema"
+        return f"has no effect for {task}", f"leave it out; it acts for {', '.join(SETTINGS[name].metadata['tasks'])}"
+    if beside := _idle_beside(name, values):
+        return beside
+    is_extra = name == "train.extra" and key != name
+    return _wrong_extra(key.removeprefix("train.extra."), values[key]) if is_extra else None
+
+
+def _unknown(command: str, key: str) -> Problem:
+    last = key.rpartition(".")[2]
+    if last in _FORMER:
+        return f"transformers 5 has no '{last}'", _FORMER[last]
+    flag = "--" + last.replace("_", "-")
+    near = [other for other in SETTINGS if acts(command, other)]
+    same = [other for other in near if last == other.rpartition(".")[2] or flag in SETTINGS[other].metadata["flags"]]
+    fix = f"did you mean '{same[0]}'?" if same else did_you_mean(key, near) or did_you_mean(key, SETTINGS)
+    if not fix and last in _training_arguments():
+        fix = f"set train.extra.{last}"
+    return "unknown setting", fix or f"hfkit {command} --dry-run prints those there are"
+
+
+def _idle_beside(name: str, values: Mapping[str, Any]) -> Problem | None:
+    """Where another setting decides what `name` would."""
+    metadata = SETTINGS[name].metadata if name in SETTINGS else {}
+    for other in metadata.get("unless", ()):
+        if values.get(other) not in (None, []):
+            return f"has no effect beside {other}", "leave one of them out"
+    needed = metadata.get("needs")
+    if needed and not values.get(needed):
+        return f"has no effect without {needed}", f"--set {needed}=true, or leave it out"
     return None
 
 
-def _training_arguments() -> set[str]:
-    """Field names of transformers.TrainingArguments, read from its source since importing it costs seconds."""
+def _wrong_extra(key: str, value: Any) -> Problem | None:
+    """What is wrong with a field of TrainingArguments, `key`, or with a key inside one."""
+    name = key.partition(".")[0]
+    arguments = _training_arguments()
+    if f"train.{name}" in SETTINGS:
+        return "is a setting of its own", f"set train.{name}"
+    if name in _DECIDED:
+        return "is decided by hfkit", _DECIDED[name]
+    if name in _FORMER:
+        return f"transformers 5 has no '{name}'", _FORMER[name]
+    if name not in arguments:
+        return "no field of TrainingArguments", did_you_mean(name, arguments) or "leave it out"
+    kinds: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str}
+    kind, _, rest = arguments[name].partition(" | ")
+    if kind in kinds and rest in ("", "None") and not (rest and value is None):
+        is_flag = isinstance(value, bool)
+        if not isinstance(value, kinds[kind]) or is_flag != (kind == "bool"):
+            return f"must be {_MUST_BE[kind]}, not {_shown(value)}", ""
+    return None
+
+
+@functools.cache
+def _training_arguments() -> dict[str, str]:
+    """Names and types of the fields of TrainingArguments, from its source: importing it costs seconds."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
-        return set()
+        return {}
     tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
     (arguments,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
     return {
-        node.target.id
+        node.target.id: ast.unparse(node.annotation)
         for node in arguments.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
 
 
-def _invalid(detail: Any, origin: Mapping[str, str]) -> tuple[str, str]:
+def _invalid(detail: Any, where: Mapping[str, str]) -> Problem:
     """One pydantic error as message and fix."""
     path = [str(part) for part in detail["loc"]]
-    key = next((".".join(path[:end]) for end in range(len(path), 0, -1) if ".".join(path[:end]) in SETTINGS), "")
-    key = key or ".".join(path)
-    source = next((where for given, where in origin.items() if given == key or given.startswith(key + ".")), "")
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    setting = SETTINGS.get(key)
-    fix = ""
-    if detail["type"] == "literal_error":
-        fix = did_you_mean(str(detail["input"]), re.findall(r"'([^']*)'", message))
-    elif setting is not None:
-        fix = f"e.g. --set {key}={_example(setting)}"
-    return f"{source}{key}: {message}, not {detail['input']!r}", fix
+    key = next(key for end in range(len(path), 0, -1) if (key := ".".join(path[:end])) in SETTINGS)
+    kind, value = detail["type"], detail["input"]
+    wanted = _MUST_BE.get(kind) or _MUST_BE.get(kind.partition("_")[0], "")
+    limits = detail.get("ctx", {}).items()
+    wanted = wanted.format(**{name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in limits})
+    if kind == "literal_error":
+        wanted = wanted.replace("'", "").replace(" or ", ", ")
+        fix = did_you_mean(str(value), wanted.removeprefix("one of ").split(", "))
+    elif kind == "string_type" and isinstance(value, int | float):
+        fix = f'put it in quotes: "{value}"'
+    else:
+        fix = f"e.g. {_example(SETTINGS[key])}"
+    return f"{where.get(key, key)}: must be {wanted or detail['msg']}, not {_shown(value)}", fix
+
+
+def _shown(value: Any) -> str:
+    """The value as it stands in a recipe, on one line."""
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
 
 
 def _example(setting: dataclasses.Field[Any]) -> str:
     if setting.default not in (dataclasses.MISSING, None):
-        return str(setting.default)
+        return str(setting.default).lower()
     kind = str(setting.type)
-    return "0.1" if "float" in kind else "8" if "int" in kind else "[a, b]" if "list" in kind else "NAME"
+    return next((example for word, example in _EXAMPLES.items() if word in kind), "a name")

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ from hfkit.errors import (
 )
 from hfkit.recipe import SETTINGS
 from hfkit.resolve import dump_yaml
+from hfkit.signals import StopSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
     from hfkit.recipe import Recipe
 
 MANIFEST, STATUS, RECIPE, LOCK, STAGED = "run.json", "status.json", "recipe.yaml", "lock.json", ".staged"
-RESULTS, METRICS_LOG = "all_results.json", "metrics.jsonl"
+RESULTS, DETAILS, METRICS_LOG = "all_results.json", "eval_results.json", "metrics.jsonl"
+OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "out of memory")
 PACKAGES = ("hfkit", "torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "numpy")
 
 # Settings that may differ between a run and its continuation without changing a weight.
@@ -57,6 +60,7 @@ _FREE_TO_CHANGE = {
     "train.dataloader_num_workers",
     "train.per_device_eval_batch_size",
     "train.num_train_epochs",
+    "train.max_steps",
     "data.train",
     "data.validation",
     "data.test",
@@ -71,11 +75,14 @@ class Run:
         self.resume, self.overwrite = resume, overwrite
         self.id = uuid.uuid4().hex
         self.manifest: dict[str, Any] = {}
+        self.saved: int | None = None  # the step of the last whole checkpoint, as far as this process knows
         self._lock: IO[str] | None = None
+        self._started = False
+        self._saving: tuple[Path, checkpoints.Found] | None = None  # the save in progress, and what lay there before
 
     @classmethod
     def plan(cls, recipe: Recipe, command: str, *, resume: str | None, overwrite: bool) -> Run:
-        """The run that these settings name; refuses a directory in use. Nothing is written yet."""
+        """The run that these settings name; refuses a directory in use. Nothing but the lock is written yet."""
         if resume and overwrite:
             raise UsageError("--resume and --overwrite exclude each other", "choose one")
         if recipe.train.output_dir is not None:
@@ -89,14 +96,21 @@ class Run:
         run = cls(directory, command, recipe, resume, overwrite)
         if resume not in (None, "auto"):
             checkpoints.named(Path(str(resume)))
-        if _holds_something(directory):
-            if not resume and not overwrite:
-                raise UsageError(f"{directory}: not empty", "--resume auto, --overwrite, or --output-dir NEW")
-            if not (directory / MANIFEST).exists():
-                raise UsageError(f"{directory}: not empty and not made by hfkit", "--output-dir NEW")
-            run.manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-            if resume:
-                run.id = run.manifest["run_id"]
+        if not _holds_something(directory):
+            require_writable(directory)
+            return run
+        if not resume and not overwrite:
+            if (directory / LOCK).exists():
+                lock(directory, announce=False).close()
+            raise UsageError(f"{directory}: not empty", "--resume auto, --overwrite, or --output-dir NEW")
+        if not (directory / MANIFEST).exists():
+            raise UsageError(f"{directory}: not empty and not made by hfkit", "--output-dir NEW")
+        if resume:
+            run.manifest = read_json(directory / MANIFEST)
+            run.id = run.manifest.get("run_id", run.id)
+        if not run.finished and is_main_process():
+            require_writable(directory)
+            run._lock = lock(directory)
         return run
 
     @property
@@ -104,55 +118,83 @@ class Run:
         """Whether `--resume` finds a run that came to its end."""
         return bool(self.resume) and read_json(self.directory / STATUS).get("state") == "finished"
 
+    def require_same(self, identity: Mapping[str, Any]) -> None:
+        """UsageError where a finished run was another one than `identity` (the settings alone) says."""
+        old = self.manifest.get("identity", {})
+        steps = self.recipe.train.max_steps or old.get("train.max_steps")
+        changed = [
+            (f"{key}: {old[key]} -> {value}", "--extend for a longer run" if key == "train.max_steps" else "undo it")
+            for key, value in {**identity, "train.max_steps": steps}.items()
+            if old.get(key, value) != value
+        ]
+        if changed:
+            raise UsageError.of(
+                [
+                    (f"{self.directory} is a finished run of other settings: {change}", f"{fix}, or --output-dir NEW")
+                    for change, fix in changed
+                ]
+            )
+
     def results(self) -> dict[str, Any]:
         """The final numbers, as `all_results.json` holds them."""
         results: dict[str, Any] = json.loads((self.directory / RESULTS).read_text(encoding="utf-8"))
         return results
 
-    def start(self, identity: Mapping[str, Any], parameters: int, *, allow_changed: bool = False) -> Path | None:
+    def start(
+        self,
+        identity: Mapping[str, Any],
+        parameters: int,
+        *,
+        allow_changed: bool = False,
+        extend: bool = False,
+    ) -> Path | None:
         """Takes the directory and returns the checkpoint to go on from, None for a fresh start.
 
-        `identity` says what must not change in a resumed run. Raises BusyError, StorageError, UsageError.
+        `identity` says what must not change in a resumed run, but for "train.max_steps", which `extend` lets grow.
+        Raises BusyError, StorageError, UsageError.
         """
-        # fp32 weights and both Adam moments, for the kept checkpoints, the one being written, and the export
-        needed = 4 * parameters * (3 * (self.recipe.train.save_total_limit + 1) + 1)
-        checkpoints.require_space(self.directory, needed, "this run")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.directory)
+            self._lock = self._lock or lock(self.directory)
         except OSError as error:
             raise StorageError(f"{self.directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
-        checkpoint = self._checkpoint(identity, allow_changed) if self.resume else None
+        if not self.resume and not self.overwrite and _holds_something(self.directory):
+            raise UsageError(f"{self.directory}: not empty any more", "--output-dir NEW")
+        checkpoint = self._checkpoint(identity, allow_changed, extend) if self.resume else None
+        self.saved = None if checkpoint is None else checkpoints.step_of(checkpoint)
+        # fp32 weights and both Adam moments, and what a checkpoint holds besides
+        self._checkpoint_bytes = 12 * parameters + 50_000 if checkpoint is None else checkpoints.size(checkpoint)
+        kept = self.recipe.train.save_total_limit
         if self.overwrite:
-            for old in checkpoints.all_checkpoints(self.directory):
-                if checkpoints.defect(old) is None:
-                    checkpoints.remove(old)
-            for name in (METRICS_LOG, RESULTS):
-                (self.directory / name).unlink(missing_ok=True)
-        self.identity = dict(identity)
-        self.manifest = (
-            {**self.manifest, **self._facts(), "identity": self.identity}
-            if checkpoint is None
-            else {
-                **self.manifest,
-                "resumed": [*self.manifest.get("resumed", []), {"from": checkpoint.name, **self._facts()}],
-            }
-        )
+            self._remove_older()
+        there = len(checkpoints.all_checkpoints(self.directory)) if self.resume else 0
+        needed = self._checkpoint_bytes * max(kept + 1 - there, 1) + 4 * parameters
+        checkpoints.require_space(self.directory, needed, "this run", self.safe() if self.resume else "")
+        self.identity, self._versions = dict(identity), versions()
+        if checkpoint is None:
+            self.manifest = {**self._facts(), "identity": self.identity}
+        else:
+            resumed = [*self.manifest.get("resumed", []), {"from": checkpoint.name, **self._facts()}]
+            self.manifest = {**self._facts(), **self.manifest, "resumed": resumed, "identity": self.identity}
         self.manifest["run_id"] = self.id
         header = f"# Every setting of this run; run it again with: hfkit {self.command} recipe.yaml --output-dir NEW\n"
+        self._write_manifest()  # first: it makes the directory one of hfkit's
         write_atomically(self.directory / RECIPE, header + dump_yaml(self.recipe, self.command))
-        self._write_manifest()
-        self.set_status("running", step=0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
+        self._cut_log(self.saved or 0)
+        self._started = True
+        self.set_status("running", step=self.saved or 0)
         return checkpoint
 
-    def _checkpoint(self, identity: Mapping[str, Any], allow_changed: bool) -> Path | None:
+    def _checkpoint(self, identity: Mapping[str, Any], allow_changed: bool, extend: bool) -> Path | None:
         if self.resume == "auto":
-            checkpoint, skipped = checkpoints.newest(self.directory)
+            checkpoint, skipped = checkpoints.newest(self.directory, self.id)
             for path, reason in skipped:
                 warn(f"{path.name} is passed over, {reason}")
             if checkpoint is None and skipped:
                 raise ModelError(
-                    f"{self.directory}: none of its {len(skipped)} checkpoints is whole", "--overwrite to start again"
+                    f"{self.directory}: none of its {len(skipped)} checkpoints is whole: "
+                    + "; ".join(f"{path.name} {reason}" for path, reason in skipped[:3]),
+                    "--overwrite to start again",
                 )
         else:
             checkpoint = Path(str(self.resume))
@@ -160,23 +202,44 @@ class Run:
             return None
         marker = checkpoints.read_marker(checkpoint)
         old = marker.get("identity", {})
+        keys = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
+        if extend and "train.max_steps" in keys and (before := old["train.max_steps"]) < identity["train.max_steps"]:
+            keys.remove("train.max_steps")
+            warn(
+                f"extended from {before:,} to {identity['train.max_steps']:,} steps: order and learning rate follow "
+                "the longer schedule from here on, so the result is not that of a run of this length from the start"
+            )
         changed = [
-            f"{key}: {old.get(key)} -> {identity.get(key)}"
-            if key != "training data"
-            else f"training data changed since step {marker.get('step')}"
-            for key in sorted({*old, *identity})
-            if old.get(key) != identity.get(key)
+            (f"{key} changed since step {marker.get('step')}", "undo the change, or --allow-changed")
+            if key == "training data"
+            else (
+                f"{key}: {old.get(key)} -> {identity.get(key)}",
+                "--extend for a longer run" if key == "train.max_steps" else "undo the change, or --allow-changed",
+            )
+            for key in keys
         ]
         if changed and not allow_changed:
-            raise UsageError.of(
-                [
-                    (f"not the run that {checkpoint} was saved by: {change}", "undo the change, or --allow-changed")
-                    for change in changed
-                ]
-            )
+            raise UsageError.of([(f"{checkpoint} is of another run: {change}", fix) for change, fix in changed])
         if changed:
-            warn(f"resuming a changed run, the result will not be that of an unbroken one: {'; '.join(changed)}")
+            changes = "; ".join(change for change, _ in changed)
+            warn(f"resuming a changed run, the result will not be that of an unbroken one: {changes}")
+        if new := {name: now for name, now in versions().items() if marker.get("versions", {}).get(name, now) != now}:
+            warn(f"{', '.join(f'{name} {now}' for name, now in new.items())} is not what saved {checkpoint.name}")
         return checkpoint
+
+    def _remove_older(self) -> None:
+        for old in checkpoints.all_checkpoints(self.directory):
+            if checkpoints.defect(old) is None:
+                checkpoints.remove(old)
+        for name in (METRICS_LOG, RESULTS, DETAILS):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def _cut_log(self, step: int) -> None:
+        """Leaves the lines of `metrics.jsonl` up to `step`; what came after is about to come again."""
+        path = self.directory / METRICS_LOG
+        if path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
+            write_atomically(path, "".join(f"{line}\n" for line in lines))
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -189,29 +252,38 @@ class Run:
 
     def set_status(self, state: str, **facts: Any) -> None:
         """`status.json`: running, stopped, failed or finished, by whom, at which step."""
+        path = self.directory / STATUS
         status = {
-            **read_json(self.directory / STATUS),
             "state": state,
+            "step": read_json(path).get("step", 0),
             **facts,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_atomically(self.directory / STATUS, json.dumps(status, indent=1))
+        text = json.dumps(status, indent=1)
+        try:
+            write_atomically(path, text)
+        except OSError as error:
+            if not is_disk_full(error) or not path.exists():
+                raise
+            with path.open("r+", encoding="utf-8") as file:  # in the room that the file has already
+                file.write(text)
+                file.truncate()
 
     @contextmanager
-    def outcome(self) -> Iterator[None]:
+    def outcome(self, signals: StopSignal) -> Iterator[None]:
         """Whatever ends the work inside: `status.json` tells it, and a full disk or memory becomes its own error."""
         try:
             yield
         except BaseException as error:
-            failure = as_hfkit_error(error, self.directory)
-            if isinstance(failure, StoppedError) and read_json(self.directory / STATUS).get("state") == "finished":
-                return  # the signal came after the last file was written
-            if is_main_process():
-                with suppress(OSError):  # a full disk must not hide what filled it
-                    state = "stopped" if isinstance(failure, StoppedError) else "failed"
-                    self.set_status(state, reason=str(failure).splitlines()[0] if str(failure) else repr(failure))
+            failure = self._failure(error, signals)
+            self._discard_save()
+            stopped = isinstance(failure, StoppedError)
+            if self._lock is not None and (self._started or stopped):
+                with suppress(OSError):  # what is broken already must not hide why
+                    reason = str(failure).splitlines()[0] if str(failure) else repr(failure)
+                    self.set_status("stopped" if stopped else "failed", reason=reason)
             if failure is error:
                 raise
             raise failure from error
@@ -219,15 +291,62 @@ class Run:
             if self._lock is not None:
                 self._lock.close()
 
+    def _failure(self, error: BaseException, signals: StopSignal) -> BaseException:
+        """`error` itself, or the HfkitError that a person can act on."""
+        if is_out_of_memory(error):
+            train = self.recipe.train
+            batch, accumulation = train.per_device_train_batch_size or 1, train.gradient_accumulation_steps
+            return OutOfMemoryError(
+                f"out of memory; {self.safe()}",
+                f"--batch-size {batch // 2} --gradient-accumulation-steps {accumulation * 2} for the same step"
+                if batch > 1
+                else "shorter rows (--block-size, --max-length) or a smaller model",
+            )
+        if isinstance(error, HfkitError):
+            return error
+        if signals.caught:  # whatever it is, the signal set it off
+            return signals.stopped(self.safe())
+        if is_disk_full(error):
+            free = checkpoints.free(self.directory)
+            return StorageError(
+                f"{self.directory}: disk full: {free:,} bytes are free; {self.safe()}",
+                "free some space, then --resume auto",
+            )
+        return error
+
+    def safe(self) -> str:
+        """What a person still has: the last whole checkpoint."""
+        return "no step is saved yet" if self.saved is None else f"step {self.saved} is saved"
+
+    def _discard_save(self) -> None:
+        """Removes what a save that failed has left, if the folder is its own work alone."""
+        if self._saving is not None and not self._saving[1] and is_main_process():
+            shutil.rmtree(self._saving[0], ignore_errors=True)
+
     def log(self, entry: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`."""
         with (self.directory / METRICS_LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def prepare_save(self, step: int) -> None:
+        """Before a checkpoint is written: StorageError where it has no room or something else has its name."""
+        checkpoint = self.directory / f"checkpoint-{step}"
+        if checkpoint.is_symlink() or (checkpoint.exists() and not checkpoint.is_dir()):
+            raise StorageError(f"{checkpoint}: is not a folder of this run; {self.safe()}", f"rm {checkpoint}")
+        checkpoints.require_space(self.directory, self._checkpoint_bytes, f"step {step}", self.safe())
+        before = checkpoints.found_in(checkpoint)
+        (checkpoint / checkpoints.MARKER).unlink(missing_ok=True)  # from here on it is not whole
+        self._saving = (checkpoint, before)
+
     def commit(self, step: int) -> None:
         """Commits the checkpoint that was just written, then removes older ones of this run."""
-        checkpoint = self.directory / f"checkpoint-{step}"
-        checkpoints.commit(checkpoint, step=step, run_id=self.id, identity=self.identity)
+        assert self._saving is not None
+        checkpoint, before = self._saving
+        checkpoints.commit(
+            checkpoint, before, step=step, run_id=self.id, identity=self.identity, versions=self._versions
+        )
+        self._saving, self.saved, self._checkpoint_bytes = None, step, checkpoints.size(checkpoint)
+        self.set_status("running", step=step)
         checkpoints.rotate(self.directory, self.recipe.train.save_total_limit, self.id, protect=[checkpoint])
 
     def export(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -240,6 +359,8 @@ class Run:
         for split, prefix in (("validation", "eval"), ("test", "test")):
             for name, score in scores.get(split, {}).items():
                 results[f"{prefix}_{name}"] = score.value
+                if name in ("nll", "log_loss"):
+                    results[f"{prefix}_loss"] = score.value  # under the Trainer's name, but weighted by what is scored
                 if name == "perplexity" and split == "validation":
                     results["perplexity"] = score.value
         results |= {name: facts[name] for name in ("train_loss", "train_runtime", "eval_loss") if name in facts}
@@ -247,7 +368,7 @@ class Run:
             split: {name: dataclasses.asdict(score) for name, score in named.items()} for split, named in scores.items()
         }
         write_atomically(self.directory / RESULTS, json.dumps(results, indent=1))
-        write_atomically(self.directory / "eval_results.json", json.dumps({"metrics": details}, indent=1))
+        write_atomically(self.directory / DETAILS, json.dumps({"metrics": details}, indent=1))
         self.manifest |= facts
         self._write_manifest()
         self.set_status("finished", step=facts["steps"])
@@ -325,24 +446,41 @@ def identity(recipe: Recipe, **facts: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**values, **facts}))  # type: ignore[no-any-return]
 
 
-def lock(directory: Path) -> IO[str]:
-    """Holds `directory` for this process until it ends; BusyError names who has it. lockf, not flock: a worker that
-    outlives its parent must not keep the lock."""
+def lock(directory: Path, announce: bool = True) -> IO[str]:
+    """Holds `directory` for this process until it ends; BusyError names who has it.
+
+    lockf, not flock: a worker that outlives its parent must not keep the lock. (Nothing else of this process may open
+    the file: closing it would end the lock.)
+    """
     file = (directory / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
+        file.close()
         owner = read_json(directory / LOCK)
         raise BusyError(
             f"{directory}: in use by pid {owner.get('pid')} on host {owner.get('host')}",
             "wait for it, or --output-dir NEW",
         ) from None
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-    file.flush()
+    if announce:
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
     return file
+
+
+def require_writable(directory: Path) -> None:
+    """StorageError where `directory` can't be made or written; it is left as it is."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise StorageError(f"{directory}: {existing} is a file", "--output-dir NEW")
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise StorageError(f"{directory}: can't be written: {error.strerror}", "--output-dir ELSEWHERE") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -354,27 +492,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def as_hfkit_error(error: BaseException, directory: Path) -> BaseException:
-    """`error` itself, or the HfkitError that a person can act on."""
-    import torch
-
-    if isinstance(error, HfkitError):
-        return error
-    if is_disk_full(error):
-        good, _ = checkpoints.newest(directory)
-        last = f"{good.name} is whole" if good else "no checkpoint was saved"
-        return StorageError(
-            f"{directory}: disk full: {shutil.disk_usage(directory).free:,} bytes are free; {last}",
-            "free some space, then --resume auto",
-        )
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):
-        return OutOfMemoryError("out of memory", "halve --batch-size and double --gradient-accumulation-steps")
-    return error
-
-
 def read_scores(directory: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     """The final metrics of a run by split and name, each as Score has it."""
-    return dict(read_json(Path(directory) / "eval_results.json").get("metrics", {}))
+    return dict(read_json(Path(directory) / DETAILS).get("metrics", {}))
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -383,6 +503,15 @@ def is_disk_full(error: BaseException | None) -> bool:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if any(sign in str(error) for sign in ("unexpected pos", "No space left", "os error 28")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether `error` or one of its causes means that memory ran out."""
+    while error is not None:
+        if isinstance(error, OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -419,5 +548,14 @@ def peak_memory_mib() -> int:
     return peak // (1024 if sys.platform == "linux" else 1024 * 1024)
 
 
+def _logged_step(line: str) -> float:
+    """The step of a line of `metrics.jsonl`; beyond all steps for a torn one."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
 def _holds_something(directory: Path) -> bool:
-    return directory.is_dir() and any(path.name != LOCK for path in directory.iterdir())
+    first = {LOCK, checkpoints.temporary(Path(MANIFEST)).name}  # what a run that died at once has left
+    return directory.is_dir() and any(path.name not in first for path in directory.iterdir())

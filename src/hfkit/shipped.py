@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hfkit.errors import UsageError, did_you_mean
@@ -20,7 +21,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 def find_recipe(name: str) -> Path:
     """The file that `name` means: a path, or the name of a shipped recipe."""
-    if Path(name).exists():
+    if os.path.exists(name):  # Path.exists raises at a name of 300 letters
         return Path(name)
     known = shipped_recipes()
     stem = name.removesuffix(".yaml")

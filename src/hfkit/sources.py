@@ -52,6 +52,24 @@ def open_sources(sources: Sequence[str], documents: str, split: str) -> list[tup
     return parts
 
 
+def stream_rows(sources: Sequence[str], documents: str) -> Iterator[dict[str, Any]]:
+    """Row by row what `open_sources` would load of training data, without loading it."""
+    import datasets
+
+    for source in sources:
+        refuse_url(source)
+        if source.startswith("builtin:"):
+            columns = load_builtin(source)["train"]
+            yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        elif not (files := local_files(source)):
+            yield from datasets.load_dataset(source.removeprefix("hf:"), split="train", streaming=True)
+        elif is_saved(source):
+            yield from join([(source, _load_saved(source))], "train")
+        else:
+            for file in files:
+                yield from (row for _, row in SOURCES[format_of(file)[0]](file, documents)[1])
+
+
 def refuse_url(source: str) -> None:
     if "://" in source or "::" in source:
         raise UsageError(f"{source}: data is not read from a URL", "download it, then --data FILE")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from hfkit import __version__, console
 from hfkit.cli.doctor import doctor
 from hfkit.cli.evaluate import evaluate
 from hfkit.cli.finetune import finetune
@@ -15,15 +18,34 @@ from hfkit.cli.recipes import recipes
 # In options, `_` and `-` are alike.
 _CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.result(f"hfkit {__version__}")
+        raise typer.Exit()
+
+
 app = typer.Typer(
     name="hfkit",
     help="From raw text to a pretrained, fine-tuned, evaluated and usable model, over Hugging Face.\n\n"
-    "Try it with no data at all: hfkit pretrain --max-steps 50",
+    "Try it without any data of yours: hfkit pretrain --max-steps 50",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings=_CONTEXT,
 )
+
+
+@app.callback()
+def hfkit(
+    version: Annotated[
+        bool,
+        typer.Option("--version", metavar="", is_eager=True, help="Print the version and exit.", callback=_version),
+    ] = False,
+) -> None:
+    """Options before a command."""
+
+
 for command in (pretrain, finetune, predict, generate, evaluate, doctor):
     app.command(context_settings=_CONTEXT)(command)
 app.add_typer(recipes, name="recipes")

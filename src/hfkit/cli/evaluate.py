@@ -11,14 +11,15 @@ import typer
 from hfkit import console
 from hfkit.cli.options import Debug, Json, ModelArgument, Set, Verbose, with_settings
 from hfkit.errors import UsageError
+from hfkit.recipe import Evaluation, Recipe
 
 
-@with_settings("evaluate", data__test=("--data",))
+@with_settings("evaluate", data__test=("--data", "--test"))
 def evaluate(
     settings: dict[str, Any],
     model_: ModelArgument = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", metavar="FILE", help="Texts that a model made, one a line.")
+        Path | None, typer.Option("--predictions", metavar="FILE", help="Texts that a model wrote, one a line.")
     ] = None,
     references: Annotated[
         Path | None, typer.Option("--references", metavar="FILE", help="What they should have been.")
@@ -30,13 +31,17 @@ def evaluate(
 ) -> None:
     """Measure a run or a model on data, or predictions against references.
 
+    Every number comes with its definition, the rows behind it and a 95% interval.
+
     [bold]Examples[/bold]
 
-    hfkit evaluate runs/finetune-bert-base-uncased  [dim]# on the data that the run held out[/dim]
+    hfkit evaluate runs/finetune-bert-base-uncased  [dim]# on what it held out[/dim]
+
+    hfkit evaluate runs/finetune-bert-base-uncased --data dev.csv --json
 
     hfkit evaluate --model gpt2 --data book.txt --metrics perplexity
 
-    hfkit evaluate --predictions out.txt --references gold.txt --metrics bleu,rouge
+    hfkit evaluate --predictions out.txt --references ref.txt --metrics bleu
     """
     from hfkit.resolve import resolve
 
@@ -51,13 +56,15 @@ def evaluate(
     else:
         if predictions is None or references is None:
             raise UsageError("predictions and references go together", "--predictions FILE --references FILE")
-        recipe = resolve("evaluate", flags=settings, sets=set_ or ())
-        if recipe.model.name or model_:
-            raise UsageError("a model has no part in comparing two files", "leave out --model")
+        recipe = resolve("evaluate", run=model_, flags=settings, sets=set_ or ())
+        wanted = recipe.evaluation
+        acting = Evaluation(metrics=wanted.metrics, interval=wanted.interval, seed=wanted.seed)
+        if recipe != Recipe(evaluation=acting):
+            fix = "leave out all but --predictions, --references, --metrics and --seed"
+            raise UsageError("a model or data has no part in comparing two files", fix)
 
         from hfkit.evaluation import evaluate_files
 
-        wanted = recipe.evaluation
         scores = evaluate_files(
             predictions, references, wanted.metrics or ["bleu", "rouge"], interval=wanted.interval, seed=wanted.seed
         )

@@ -8,6 +8,7 @@ from hfkit.cli.options import (
     AllowChanged,
     Debug,
     DryRun,
+    Extend,
     Json,
     Overwrite,
     RecipeArgument,
@@ -28,6 +29,7 @@ def finetune(
     resume: Resume = None,
     overwrite: Overwrite = False,
     allow_changed: AllowChanged = False,
+    extend: Extend = False,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -36,12 +38,14 @@ def finetune(
 
     [bold]Examples[/bold]
 
-    hfkit finetune --model bert-base-uncased  [dim]# on a small built-in data set[/dim]
+    hfkit finetune --model bert-base-uncased  [dim]# on a built-in data set[/dim]
 
     hfkit finetune --model bert-base-uncased --data train.csv --validation dev.csv
 
-    hfkit finetune --model runs/pretrain-bert --data reviews.tsv --text-column review --label-column stars
+    hfkit finetune --model runs/pretrain-bert --data a.tsv --label-column stars
 
-    hfkit finetune recipe.yaml --lr 3e-5 --epochs 2 --output-dir runs/try-2
+    hfkit finetune finetune-docstrings --model bert-base-uncased --epochs 2
+
+    `hfkit recipes schema` lists all settings, --set KEY=VALUE sets any of them.
     """
-    run_training("finetune", settings, recipe, set_, dry_run, resume, overwrite, allow_changed, json)
+    run_training("finetune", settings, recipe, set_, dry_run, resume, overwrite, allow_changed, extend, json)

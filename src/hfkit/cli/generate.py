@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hfkit import console
-from hfkit.cli.options import Debug, Json, ModelArgument, Set, Verbose, with_settings
+from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, with_settings
 from hfkit.errors import UsageError
 
 
@@ -19,21 +19,23 @@ def generate(
         list[str] | None,
         typer.Option("--prompt", "-p", metavar="TEXT", help="What the text begins with; can be given several times."),
     ] = None,
-    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
+    echo: Annotated[bool, typer.Option("--echo", metavar="", help="Print the prompt before its continuation.")] = False,
     set_: Set = None,
-    json: Json = False,
+    json: JsonLines = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Continue a prompt; stdout holds the continuation and nothing else.
+    """Continue a prompt.
+
+    Stdout holds the continuation and nothing else.
 
     [bold]Examples[/bold]
 
     hfkit generate --model gpt2 --prompt "Once upon a time"
 
-    hfkit generate --model gpt2 --prompt "Once upon a time" --do-sample --temperature 0.8 --seed 1
+    hfkit generate --model gpt2 --prompt "Dear Sir" --do-sample --temperature 0.8
 
-    hfkit generate runs/pretrain-gpt2 --prompt "def main(" --max-new-tokens 40
+    hfkit generate runs/pretrain-gpt2 --prompt "Return the" --max-new-tokens 40
     """
     from hfkit.resolve import resolve
 

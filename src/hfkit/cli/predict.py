@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from hfkit import console
-from hfkit.cli.options import Debug, Json, ModelArgument, Set, Verbose, with_settings
+from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, with_settings
 from hfkit.errors import UsageError
 
 
-@with_settings("predict", data__test=())
+@with_settings("predict")
 def predict(
     settings: dict[str, Any],
     model_: ModelArgument = None,
@@ -19,20 +19,23 @@ def predict(
         list[str] | None, typer.Option("--text", metavar="TEXT", help="A text; can be given several times.")
     ] = None,
     input_: Annotated[
-        str | None, typer.Option("--input", metavar="FILE", help="Texts: .txt (one a line), .csv, .jsonl, ...")
+        str | None,
+        typer.Option("--input", metavar="FILE", help="A file of texts: .txt (one a line), .csv, .jsonl, ..."),
     ] = None,
     set_: Set = None,
-    json: Json = False,
+    json: JsonLines = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Label texts with a fine-tuned classifier: the label, its probability, and those of the others.
+    """Label texts with a fine-tuned classifier.
+
+    A line per text: label, probability, and the next three labels with theirs.
 
     [bold]Examples[/bold]
 
     hfkit predict runs/finetune-bert-base-uncased --text "a fine film"
 
-    hfkit predict runs/my-classifier --input reviews.csv --json > labels.jsonl
+    hfkit predict runs/finetune-bert-base-uncased --input new.csv --json
     """
     from hfkit.resolve import resolve
 

@@ -8,6 +8,7 @@ from hfkit.cli.options import (
     AllowChanged,
     Debug,
     DryRun,
+    Extend,
     Json,
     Overwrite,
     RecipeArgument,
@@ -28,6 +29,7 @@ def pretrain(
     resume: Resume = None,
     overwrite: Overwrite = False,
     allow_changed: AllowChanged = False,
+    extend: Extend = False,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -40,8 +42,12 @@ def pretrain(
 
     hfkit pretrain --data book.txt --model-type gpt2 --size mini --epochs 5
 
+    hfkit pretrain --data book.txt --model gpt2 --output-dir runs/my-gpt2
+
     hfkit pretrain --data 'corpus/*.txt' --objective mlm --model bert-base-uncased
 
-    hfkit pretrain --data book.txt --model gpt2 --lr 2e-5 --output-dir runs/my-gpt2
+    hfkit pretrain pretrain-mlm --max-steps 50  [dim]# see: hfkit recipes list[/dim]
+
+    `hfkit recipes schema` lists all settings, --set KEY=VALUE sets any of them.
     """
-    run_training("pretrain", settings, recipe, set_, dry_run, resume, overwrite, allow_changed, json)
+    run_training("pretrain", settings, recipe, set_, dry_run, resume, overwrite, allow_changed, extend, json)

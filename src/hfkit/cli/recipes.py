@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hfkit import console
-from hfkit.errors import UsageError
-from hfkit.shipped import find_recipe, headline, shipped_recipes
+from hfkit.errors import StorageError, UsageError
+from hfkit.shipped import find_recipe, headline, recipes_folder, shipped_recipes
 
-recipes = typer.Typer(
-    help="Recipes: list, show, copy or check them, or print the schema of a recipe file.", no_args_is_help=True
-)
+recipes = typer.Typer(help="List, show, copy or check recipes, or print their schema.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a file.")]
 
 
 @recipes.command("list")
 def list_() -> None:
-    """The shipped recipes, a line each."""
+    """Name the shipped recipes, and what each does."""
     names = shipped_recipes()
     width = max(map(len, names), default=0)
     for name, path in names.items():
@@ -41,22 +38,31 @@ def copy(
     """Copy a recipe to a file of your own."""
     source = find_recipe(name)
     target = to or Path(source.name)
-    if target.exists():
-        raise UsageError(f"{target} exists", "name another file: hfkit recipes copy NAME other.yaml")
-    shutil.copyfile(source, target)
+    schema = f"$schema={recipes_folder() / 'schema.json'}"
+    text = source.read_text(encoding="utf-8").replace("$schema=schema.json", schema, 1)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{target} exists", f"name another file: hfkit recipes copy {name} other.yaml") from None
+    except OSError as error:
+        raise StorageError(f"{target}: {error.strerror}", "name a file in a folder of yours") from None
     console.result(str(target))
 
 
 @recipes.command()
 def check(name: Name) -> None:
     """Say whether a recipe is right, or everything that is wrong with it."""
-    from hfkit.resolve import read_yaml, resolve
+    from hfkit.resolve import read_recipe, resolve
     from hfkit.tasks import TASKS
 
     path = find_recipe(name)
-    task = read_yaml(path).get("task")
-    if task not in TASKS:
-        raise UsageError(f"{path}: task: {task!r} is none of {', '.join(TASKS)}", f"task: {next(iter(TASKS))}")
+    settings, _ = read_recipe(path)
+    task = settings.get("task")
+    if "task" not in settings:
+        raise UsageError(f"{path}: names no task", f"write `task:` and one of {', '.join(TASKS)}")
+    if not isinstance(task, str) or task not in TASKS:
+        raise UsageError(f"{path}: there is no task {task!r}", f"one of {', '.join(TASKS)}")
     command = TASKS[task].command
     resolve(command, recipe=path)
     console.result(f"{path}: right; run it with: hfkit {command} {name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfkit import console
+from hfkit.errors import UsageError
 from hfkit.shipped import find_recipe
 
 
@@ -17,22 +18,26 @@ def run_training(
     resume: str | None,
     overwrite: bool,
     allow_changed: bool,
+    extend: bool,
     as_json: bool,
 ) -> None:
     """Resolves, prints or trains, and closes with what there is now and what to type next."""
     from hfkit.resolve import dump_yaml, resolve
 
-    resolved = resolve(command, recipe=find_recipe(recipe) if recipe else None, flags=settings, sets=sets or ())
+    path = find_recipe(recipe) if recipe else None
+    resolved = resolve(command, recipe=path, flags=settings, sets=sets or ())
     if dry_run:
         console.result(dump_yaml(resolved, command), end="")
         return
-    if recipe is None and "data.train" not in settings:
+    if resolved.model.name is None and resolved.model.type is None:
+        raise UsageError("no model is named", "--model bert-base-uncased, or a directory")
+    if recipe is None and not any("data.train" in given for given in (*settings, *(sets or ()))):
         console.say(f"no --data given: training on {resolved.data.train[0]}, which every Python brings")
 
     from hfkit.runs import read_scores
     from hfkit.training import train
 
-    outcome = train(resolved, resume=resume, overwrite=overwrite, allow_changed=allow_changed)
+    outcome = train(resolved, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
     scores = read_scores(outcome["run"])
     if as_json:
         console.result_json({"run": outcome["run"], "metrics": scores.get("test") or scores.get("validation") or {}})

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hfkit.errors import did_you_mean
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -35,6 +37,7 @@ class Task(ABC):
     command: str  # the command that trains it
     auto_model: str  # the Auto class of transformers that has its head
     best_metric: str  # the name in `scores` that says how good a model is
+    metrics: tuple[str, ...]  # the names that evaluation.metrics may hold
 
     @abstractmethod
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +46,15 @@ class Task(ABC):
     @abstractmethod
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         """The raw splits: `train` where data.train is named, `validation` and `test` where there are any."""
+
+    def unknown_metrics(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """A problem and its fix for each of `names` that this task does not measure."""
+        measured = ", ".join(self.metrics)
+        return [
+            (f"unknown metric '{name}', this task has: {measured}", did_you_mean(name, self.metrics))
+            for name in names
+            if name not in self.metrics
+        ]
 
     def model_settings(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
         """Keys of the model's config that the data decides, such as its labels."""
@@ -72,7 +84,8 @@ class Task(ABC):
         total = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
         )
-        return total / (labels.ne(IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        scored = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(scored).clamp(min=1)  # 0: a last block of one token predicts nothing
 
     def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and the labels they predict, position by position."""

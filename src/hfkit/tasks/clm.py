@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hfkit.errors import ModelError
 from hfkit.packing import pack
 from hfkit.tasks.base import IGNORED, Batch, Rows, Task
 from hfkit.tasks.language_modeling import (
@@ -29,6 +30,7 @@ class CausalLM(Task):
     command = "pretrain"
     auto_model = "AutoModelForCausalLM"
     best_metric = "nll"
+    metrics = ("perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "nll")
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {**language_model_defaults(given, new_type="gpt2"), "data.documents": "file"}
@@ -39,9 +41,13 @@ class CausalLM(Task):
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
     ) -> Rows:
-        return pack(
-            dataset, tokenizer, block_size=recipe.data.block_size, prefix=[], suffix=[], end=tokenizer.eos_token_id
-        )
+        if tokenizer.eos_token_id is None and len(dataset) > 1:
+            raise ModelError(
+                f"the tokenizer of {tokenizer.name_or_path} has no end-of-text token to put between documents",
+                "give one document, or a tokenizer that has an eos_token",
+            )
+        size, end = recipe.data.block_size, tokenizer.eos_token_id
+        return pack(dataset, tokenizer, model, block_size=size, prefix=[], suffix=[], end=end)
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         batch = pad_blocks(examples, tokenizer)
@@ -68,7 +74,7 @@ class CausalLM(Task):
             model,
             tokenizer,
             dataset["text"][:],
-            context=wanted.context,
+            context=wanted.context or recipe.data.block_size,
             stride=wanted.stride,
             batch_size=wanted.batch_size,
             interval=wanted.interval,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hfkit.errors import DataError, UsageError
 from hfkit.tasks.base import IGNORED, Batch
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
     from hfkit.metrics import Score
@@ -46,17 +47,50 @@ def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str
 
 def load_documents(recipe: Recipe) -> dict[str, Dataset]:
     """The splits as documents in one column `text`; validation is held out from train where it is not given."""
-    from hfkit.data import hold_out, hold_out_end, load_data, text_column
+    from hfkit.data import hold_out, hold_out_end, load_data
 
-    loaded = load_data(recipe)
-    column = text_column(loaded, recipe)
-    renamed = {} if column == "text" else {column: "text"}
-    splits = {name: part.select_columns([column]).rename_columns(renamed) for name, part in loaded.items()}
+    if recipe.data.streaming and recipe.data.train:
+        return _stream_documents(recipe)
+    splits = _documents(load_data(recipe), recipe)
     share = recipe.data.validation_split
     if "train" in splits and "validation" not in splits and share > 0:
         divide = hold_out_end if len(splits["train"]) == 1 else hold_out
         splits["train"], splits["validation"] = divide(splits["train"], share, recipe.train.seed)
     return splits
+
+
+def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
+    """As `load_documents`, the training split an IterableDataset; rows can't be held out of what isn't loaded."""
+    import dataclasses
+
+    from hfkit.data import load_data, stream_source
+
+    if not recipe.data.validation and recipe.data.validation_split > 0:
+        raise UsageError(
+            "no share can be held out of a stream", "--validation FILE, or --validation-split 0 to do without"
+        )
+    first = next(iter(stream_source(recipe.data.train, recipe.data.documents or "row")), None)
+    if first is None:
+        raise DataError(f"{', '.join(recipe.data.train)}: no rows", "give text with --data")
+    column = recipe.data.columns.text or ("text" if "text" in first else None)
+    if column not in first:
+        raise DataError(
+            f"the stream has no column '{column or 'text'}', found: {', '.join(first)}", "--text-column NAME"
+        )
+    stream = stream_source(recipe.data.train, recipe.data.documents or "row")
+    splits = {"train": stream.map(lambda row: {"text": row[column]}, remove_columns=list(first))}
+    if recipe.data.validation or recipe.data.test:
+        others = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[]))
+        splits |= _documents(load_data(others), others)
+    return splits
+
+
+def _documents(loaded: DatasetDict, recipe: Recipe) -> dict[str, Dataset]:
+    from hfkit.data import text_column
+
+    column = text_column(loaded, recipe)
+    renamed = {} if column == "text" else {column: "text"}
+    return {name: part.select_columns([column]).rename_columns(renamed) for name, part in loaded.items()}
 
 
 def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -98,6 +132,8 @@ def nll_scores(reduced: np.ndarray, recipe: Recipe, how: str) -> dict[str, Score
 
     nll, tokens, right = reduced.T
     count = int(tokens.sum())
+    if count == 0:
+        raise DataError("no token could be scored", "give more text")
 
     def interval(numerators: np.ndarray) -> tuple[float, float] | tuple[None, None]:
         ends = ratio_interval(numerators, tokens, seed=recipe.evaluation.seed) if recipe.evaluation.interval else None

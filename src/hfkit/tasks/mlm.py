@@ -30,6 +30,7 @@ class MaskedLM(Task):
     command = "pretrain"
     auto_model = "AutoModelForMaskedLM"
     best_metric = "nll"
+    metrics = ("nll", "perplexity", "token_accuracy")
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {**language_model_defaults(given, new_type="bert"), "data.documents": "blank-line"}
@@ -47,9 +48,8 @@ class MaskedLM(Task):
             )
         start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
         stop = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
-        blocks = pack(
-            dataset, tokenizer, block_size=recipe.data.block_size, prefix=start, suffix=stop, end=tokenizer.sep_token_id
-        )
+        size, end = recipe.data.block_size, tokenizer.sep_token_id
+        blocks = pack(dataset, tokenizer, model, block_size=size, prefix=start, suffix=stop, end=end)
         return _MaskableRows(blocks, tokenizer, recipe.data.mask_probability)
 
     def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.console import say, warn
-from hfkit.errors import DataError
+from hfkit.errors import DataError, ModelError, UsageError
 from hfkit.tasks.base import Batch, Rows, Task
 
 if TYPE_CHECKING:
@@ -20,13 +22,18 @@ if TYPE_CHECKING:
     from hfkit.recipe import Recipe
 
 BUILTIN_LABELLED = "builtin:python-docstrings"
-METRICS = ("accuracy", "f1_macro")
+MAX_LENGTH = 512  # where nobody says: BERT's limit, and attention costs the square of it
+METRICS = ("accuracy", "f1_macro", "log_loss")
 
 
 class TextClassification(Task):
     command = "finetune"
     auto_model = "AutoModelForSequenceClassification"
     best_metric = "accuracy"
+    metrics = (
+        "accuracy", "balanced_accuracy", "precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro",
+        "f1_micro", "f1_weighted", "mcc", "log_loss", "brier", "ece",
+    )  # fmt: skip
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3: batch 16-32, 2e-5 to 5e-5, 2-4 epochs)."""
@@ -81,23 +88,35 @@ class TextClassification(Task):
         return EncodedTexts(dataset, tokenizer, model, recipe.data.max_length)
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        batch: Batch = dict(tokenizer.pad(list(examples), return_tensors="pt"))
+        # on the right whatever the tokenizer prefers: a classifier's positions count from the first column
+        batch: Batch = dict(tokenizer.pad(list(examples), padding_side="right", return_tensors="pt"))
         return batch
 
     def reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return logits.float()
 
     def scores(self, reduced: np.ndarray, labels: np.ndarray, model_config: Any, recipe: Recipe) -> dict[str, Score]:
+        from hfkit.inference import probabilities
         from hfkit.metrics import compute
 
         names = recipe.evaluation.metrics or METRICS
         return compute(
             names,
-            reduced.argmax(1).tolist(),
+            probabilities(reduced),
             labels.tolist(),
             interval=recipe.evaluation.interval,
             seed=recipe.evaluation.seed,
         )
+
+    def evaluate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+    ) -> dict[str, Score]:
+        """The scores, and beside them what saying the most frequent label every time would reach."""
+        from hfkit.metrics import Score
+
+        label, count = Counter(_labels(dataset)).most_common(1)[0]
+        majority = Score(count / len(dataset), None, None, len(dataset), f"accuracy of always saying '{label}'")
+        return {**super().evaluate(model, tokenizer, dataset, recipe), "majority_baseline": majority}
 
 
 class EncodedTexts:
@@ -108,9 +127,20 @@ class EncodedTexts:
     ) -> None:
         import numpy as np
 
+        from hfkit.models import max_tokens
+
         pairs = dataset["text_pair"][:] if "text_pair" in dataset.column_names else None
         texts = dataset["text"][:]
-        limit = max_length or min(512, longest_input(model.config, tokenizer))
+        if tokenizer.pad_token is None:
+            raise ModelError(
+                f"the tokenizer of {tokenizer.name_or_path} has no token to pad with", "choose another --model"
+            )
+        longest = min(tokenizer.model_max_length, max_tokens(model) or tokenizer.model_max_length)
+        limit = max_length or min(MAX_LENGTH, longest)
+        if limit > longest:
+            raise UsageError(
+                f"data.max_length {limit} is longer than the model's {longest} tokens", f"--max-length {longest}"
+            )
         whole = tokenizer(texts, pairs, truncation=False, return_attention_mask=False, verbose=False)
         cut = sum(len(ids) > limit for ids in whole["input_ids"])
         self.columns = (
@@ -121,7 +151,7 @@ class EncodedTexts:
         if cut:
             warn(
                 f"{cut:,} of {len(texts):,} rows ({cut / len(texts):.1%}) are longer than {limit} tokens and were cut",
-                f"--max-length {max(len(ids) for ids in whole['input_ids'])}" if max_length else "",
+                f"--max-length {needed}" if (needed := max(map(len, whole["input_ids"]))) <= longest else "",
             )
         self.lengths = np.array([len(ids) for ids in self.columns["input_ids"]])
         label2id = model.config.label2id
@@ -137,17 +167,6 @@ class EncodedTexts:
         return row
 
 
-def longest_input(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that model and tokenizer can take: the smaller of both limits."""
-    limits = [tokenizer.model_max_length]
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions:
-        # RoBERTa's positions start after the pad id, so two of its 514 are never used (huggingface/transformers 1363)
-        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        limits.append(positions - offset)
-    return int(min(limits))
-
-
 def _labels(dataset: Dataset) -> list[str]:
     """The labels as strings; a ClassLabel column gives its names."""
     feature = dataset.features["label"]
@@ -158,15 +177,22 @@ def _labels(dataset: Dataset) -> list[str]:
 def _label_names(dataset: Dataset, config: Any) -> list[str]:
     """ClassLabel order, else the model's own where the names are the same, else natural order (10 after 9)."""
     feature = dataset.features["label"]
-    if hasattr(feature, "int2str"):
-        return list(feature.names)
     found = set(_labels(dataset))
     if len(found) < 2:
         raise DataError(
             f"the training data has one label only: '{next(iter(found))}'",
             "name the right column with --label-column, or add rows of another class",
         )
+    if hasattr(feature, "int2str"):
+        return list(feature.names)
     own = [config.id2label[index] for index in sorted(config.id2label)]
-    if set(own) == found:
-        return own
-    return sorted(found, key=lambda name: [(len(p), p) if p.isdigit() else (0, p) for p in re.split(r"(\d+)", name)])
+    return own if set(own) == found else sorted(found, key=_natural)
+
+
+def _natural(name: str) -> tuple[float, list[tuple[int, str]]]:
+    """Sort key: numbers by size (-1, 0, 1.5, 10) and before all else, runs of digits inside names likewise."""
+    try:
+        return float(name), []
+    except ValueError:
+        parts = re.split(r"(\d+)", name)
+        return math.inf, [(len(part), part) if part.isdigit() else (0, part) for part in parts]

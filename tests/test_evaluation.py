@@ -1,0 +1,263 @@
+"""Perplexity equals a direct computation of its definition; files are compared line by line."""
+
+import json
+import math
+
+import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from hfkit.__main__ import main
+from hfkit.errors import DataError, UsageError
+from hfkit.evaluation import evaluate_files, perplexity
+from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
+
+TOKENIZER = make_word_tokenizer()
+WITH_BOS = make_word_tokenizer()
+WITH_BOS.bos_token = "w49"
+
+
+def text(length, start=0):
+    return " ".join(f"w{(start + 7 * place + place * place) % 49}" for place in range(length))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return make_causal_model(positions=64).eval()
+
+
+def one_by_one(model, ids, context, stride):
+    """Nats of every token but the first, each from a forward pass over the window that should predict it."""
+    nats = []
+    for place in range(1, len(ids)):
+        window = 0
+        while min(window + context, len(ids)) <= place:  # the first window that reaches the token
+            window += stride
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids[window : window + context]])).logits[0].double()
+        nats.append(-torch.log_softmax(logits[place - window - 1], -1)[ids[place]].item())
+    return nats
+
+
+@pytest.mark.parametrize(
+    ("length", "context", "stride"),
+    [(20, 64, None), (64, 64, None), (65, 64, None), (200, 64, 32), (150, 16, 5), (40, 8, 7)],
+)
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, WITH_BOS], ids=["no BOS", "BOS"])
+def test_perplexity_is_that_of_a_direct_computation(model, tokenizer, length, context, stride):
+    scores = perplexity(model, tokenizer, [text(length)], context=context, stride=stride)
+    ids = tokenizer(text(length))["input_ids"]
+    ids = ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
+    nats = one_by_one(model, ids, context, stride or context // 2)
+    assert scores["nll"].n == len(nats) == len(ids) - 1
+    assert scores["nll"].value == pytest.approx(sum(nats) / len(nats), rel=1e-6)
+    assert scores["perplexity"].value == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-6)
+    assert scores["bits_per_byte"].value == pytest.approx(sum(nats) / math.log(2) / len(text(length)), rel=1e-6)
+
+
+def test_text_shorter_than_the_context_is_one_sequence(model):
+    ids = WITH_BOS(text(50))["input_ids"]
+    inputs = torch.tensor([[WITH_BOS.bos_token_id, *ids]])
+    with torch.inference_mode():
+        loss = model(input_ids=inputs, labels=inputs).loss.item()
+    assert perplexity(model, WITH_BOS, [text(50)])["nll"].value == pytest.approx(loss, rel=1e-6)
+
+
+def test_documents_are_apart(model):
+    documents = [text(30), text(3, start=5), text(100, start=9)]
+    alone = [perplexity(model, WITH_BOS, [document], context=32)["nll"] for document in documents]
+    together = perplexity(model, WITH_BOS, documents, context=32)
+    total = sum(score.value * score.n for score in alone)
+    assert together["nll"].n == sum(score.n for score in alone) == 133
+    assert together["nll"].value == pytest.approx(total / 133, rel=1e-6)
+    joined = perplexity(model, WITH_BOS, [" ".join(documents)], context=32)
+    assert abs(joined["nll"].value - together["nll"].value) > 1e-4
+
+
+def test_order_and_batch_size_do_not_matter(model):
+    documents = [text(5 + 13 * number % 90, start=number) for number in range(20)]
+    first = perplexity(model, WITH_BOS, documents, context=32, batch_size=1)
+    for batch_size in (7, 32):
+        again = perplexity(model, WITH_BOS, documents[::-1], context=32, batch_size=batch_size)
+        for name, score in first.items():
+            assert again[name].value == pytest.approx(score.value, rel=1e-6)
+            assert again[name].n == score.n
+
+
+def test_tokens_not_scored_are_counted(model):
+    scores = perplexity(model, TOKENIZER, [text(10), "", text(1), text(5)])
+    assert scores["nll"].n == 9 + 4
+    assert "BOS none, float32, 13 tokens scored, 3 not, resampled by document" in scores["nll"].definition
+    scores = perplexity(model, WITH_BOS, [text(10), "", text(1), text(5)])
+    assert scores["nll"].n == 16
+    assert "BOS before each document, float32, 16 tokens scored, 0 not" in scores["nll"].definition
+    with pytest.raises(DataError, match="no token can be scored"):
+        perplexity(model, TOKENIZER, [text(1), ""])
+
+
+def test_every_document_counts_its_bytes_wherever_it_stands(model):
+    """A last document without a scored token has bytes like one in the middle."""
+    last = perplexity(model, TOKENIZER, [text(20), text(10), "w1"])
+    middle = perplexity(model, TOKENIZER, [text(20), "w1", text(10)])
+    assert last["bits_per_byte"].value == pytest.approx(middle["bits_per_byte"].value, rel=1e-12)
+
+
+def test_bits_per_byte_of_chinese_text_by_hand(tmp_path):
+    """Uniform logits over 300 entries: ln 300 nats a token; a Chinese character is three bytes in UTF-8."""
+    tokenizer = AutoTokenizer.from_pretrained(make_gpt2(tmp_path))
+    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=8, n_layer=1, n_head=1)
+    uniform = GPT2LMHeadModel(config).eval()
+    uniform.transformer.wte.weight.data.zero_()
+    chinese = "你好，世界" * 3
+    tokens = len(tokenizer(chinese)["input_ids"])
+    scores = perplexity(uniform, tokenizer, [chinese])
+    assert scores["nll"].n == tokens
+    assert scores["perplexity"].value == pytest.approx(300, rel=1e-5)
+    assert scores["bits_per_byte"].value == pytest.approx(tokens * math.log2(300) / 45, rel=1e-6)
+    assert scores["bits_per_character"].value == pytest.approx(tokens * math.log2(300) / 15, rel=1e-6)
+    assert scores["bits_per_character"].value == pytest.approx(3 * scores["bits_per_byte"].value, rel=1e-12)
+
+
+def test_words_that_no_blank_divides_give_no_word_perplexity(tmp_path):
+    model = make_causal_model(positions=64, vocabulary=300)
+    tokenizer = AutoTokenizer.from_pretrained(make_gpt2(tmp_path))
+    assert "word_perplexity" not in perplexity(model, tokenizer, ["你好世界" * 200, "hello world"])
+    scores = perplexity(model, tokenizer, ["hello world"])
+    assert scores["word_perplexity"].value == pytest.approx(math.exp(scores["nll"].value * scores["nll"].n / 2))
+
+
+def test_interval_holds_the_value_and_needs_two_units(model):
+    scores = perplexity(model, WITH_BOS, [text(200)], context=16)
+    assert scores["nll"].low < scores["nll"].value < scores["nll"].high
+    assert "resampled by window" in scores["nll"].definition
+    assert perplexity(model, WITH_BOS, [text(20)])["nll"].low is None
+    assert perplexity(model, WITH_BOS, [text(200)], context=16, interval=False)["nll"].low is None
+
+
+def test_context_and_stride_that_can_not_be_are_refused(model):
+    with pytest.raises(UsageError, match=r"context 65 .* 64 positions \(fix: --context 64\)"):
+        perplexity(model, TOKENIZER, [text(10)], context=65)
+    with pytest.raises(UsageError, match=r"stride 16 must be smaller than the context 16 \(fix: --stride 8\)"):
+        perplexity(model, TOKENIZER, [text(10)], context=16, stride=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    make_gpt2(folder / "tiny-gpt2")
+    make_bert(folder / "tiny-bert")
+    (folder / "text.txt").write_text(
+        "hello world, this is a tiny model\nthe quick brown fox\n\njumps over the lazy dog\n"
+    )
+    return folder
+
+
+def test_plain_model_is_measured_on_the_whole_file(folder, capsys):
+    command = ["evaluate", "--model", str(folder / "tiny-gpt2"), "--data", str(folder / "text.txt"), "--json"]
+    assert main([*command, "--metrics", "perplexity"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    model = GPT2LMHeadModel.from_pretrained(folder / "tiny-gpt2").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tiny-gpt2")
+    whole = perplexity(model, tokenizer, [(folder / "text.txt").read_text()])
+    assert metrics["perplexity"]["value"] == whole["perplexity"].value
+    assert metrics["perplexity"]["definition"].startswith("exp(nats per token); context 64, stride 32, BOS before")
+    assert main([*command, "--documents", "row"]) == 0
+    rows = [line for line in (folder / "text.txt").read_text().split("\n") if line]
+    by_row = json.loads(capsys.readouterr().out)["metrics"]["nll"]
+    assert by_row["value"] == perplexity(model, tokenizer, rows)["nll"].value
+
+
+def test_masked_model_is_measured_on_masked_tokens(folder, capsys):
+    command = ["evaluate", "--model", str(folder / "tiny-bert"), "--data", str(folder / "text.txt"), "--json"]
+    assert main(command) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert list(metrics) == ["nll", "perplexity", "token_accuracy"]
+    assert "masked tokens only, masks drawn once from seed 0" in metrics["nll"]["definition"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--task", "clm"], 2, "bert reads in both directions"),
+        (["--task", "text-classification"], 3, "no column is clearly the label"),
+        (["--metrics", "rouge"], 2, "rouge"),
+    ],
+)
+def test_model_that_does_not_fit_the_task_gives_no_number(folder, capsys, arguments, code, message):
+    command = ["evaluate", "--model", str(folder / "tiny-bert"), "--data", str(folder / "text.txt"), *arguments]
+    assert main(command) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_classifier_without_its_head_gives_no_number(folder, tmp_path, capsys):
+    data = tmp_path / "data.tsv"
+    data.write_text("text\tlabel\nhello\tLABEL_0\nworld\tLABEL_1\n")
+    command = ["evaluate", "--model", str(folder / "tiny-bert"), "--data", str(data), "--task", "text-classification"]
+    assert main(command) == 5
+    captured = capsys.readouterr()
+    assert "has no weights for" in captured.err
+    assert "classifier.weight" in captured.err
+    assert captured.out == ""
+
+
+PREDICTIONS = ["the cat sat on the mat", "a dog barked", "", "it rains today in Paris"]
+REFERENCES = ["the cat is on the mat", "the dog barked loudly", "nothing here", "today it rains in Paris"]
+
+
+def write(path, lines, end="\n"):
+    path.write_bytes("".join(line + end for line in lines).encode())
+    return path
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_files_are_scored_as_the_reference_programs_score_them(tmp_path, capsys, end):
+    predictions = write(tmp_path / "predictions.txt", PREDICTIONS, end)
+    references = write(tmp_path / "references.txt", REFERENCES, end)
+    command = ["evaluate", "--predictions", str(predictions), "--references", str(references), "--json"]
+    assert main([*command, "--metrics", "bleu,rouge,exact_match"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["bleu"]["value"] == pytest.approx(corpus_bleu(PREDICTIONS, [REFERENCES]).score, rel=1e-12)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for name in ("rouge1", "rouge2", "rougeL"):
+        rows = [
+            scorer.score(reference, made)[name].fmeasure
+            for made, reference in zip(PREDICTIONS, REFERENCES, strict=True)
+        ]
+        assert metrics[name]["value"] == pytest.approx(100 * sum(rows) / 4, rel=1e-12)
+    assert metrics["exact_match"]["n"] == 4
+
+
+def test_tables_are_scored_by_their_text_column(tmp_path):
+    as_lines = evaluate_files(
+        write(tmp_path / "p.txt", PREDICTIONS), write(tmp_path / "r.txt", REFERENCES), ["chrf"], interval=False
+    )
+    rows = [json.dumps({"text": line, "id": number}) for number, line in enumerate(PREDICTIONS)]
+    as_table = evaluate_files(write(tmp_path / "p.jsonl", rows), tmp_path / "r.txt", ["chrf"], interval=False)
+    assert as_table == as_lines
+    with pytest.raises(DataError, match=r"other\.jsonl has no column 'text', found: answer"):
+        evaluate_files(write(tmp_path / "other.jsonl", ['{"answer": "a"}']), tmp_path / "r.txt", ["chrf"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\nb\n", "p.txt has 2 lines, "),
+        (b"", "p.txt: no rows"),
+        (b"a\nb\xe9\nc\nd\n", "p.txt: line 2, byte 2: 0xe9 is not UTF-8"),
+    ],
+)
+def test_files_that_do_not_match_are_a_data_error(tmp_path, capsys, content, message):
+    write(tmp_path / "r.txt", REFERENCES)
+    (tmp_path / "p.txt").write_bytes(content)
+    command = ["evaluate", "--predictions", str(tmp_path / "p.txt"), "--references", str(tmp_path / "r.txt")]
+    assert main([*command, "--metrics", "bleu"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert main(["evaluate", "--predictions", str(tmp_path / "none.txt"), "--references", str(tmp_path / "r.txt")]) == 3
+    assert "none.txt" in capsys.readouterr().err

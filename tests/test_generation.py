@@ -1,0 +1,235 @@
+"""Generation: what the library's own `generate` gives, whatever stands beside a prompt in its batch."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
+    set_seed,
+)
+
+import hfkit
+from hfkit.__main__ import main
+from hfkit.errors import UsageError
+from hfkit.models import train_tokenizer
+from tiny_models import TEXT, make_bert, make_gpt2, spread
+
+PROMPTS = [
+    "hello",
+    "the quick brown fox jumps over the lazy dog",
+    "",
+    "你好，世界",
+    "a tiny model 😀",
+    "this is a tiny model, this is a tiny model, this is",
+    "fox",
+]
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    directory = make_gpt2(tmp_path_factory.mktemp("models") / "tiny-gpt2")
+    spread(AutoModelForCausalLM.from_pretrained(directory)).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models") / "tiny-t5"
+    tokenizer = train_tokenizer(TEXT, "t5", 300)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes)
+    spread(T5ForConditionalGeneration(config), seed=11).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory):
+    """Its positions are counted from the first column, padding or not."""
+    directory = tmp_path_factory.mktemp("models") / "tiny-bart"
+    tokenizer = train_tokenizer(TEXT, "roberta", 300)
+    counts = dict.fromkeys(
+        ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2
+    )
+    widths = dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16)
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    ids |= {"decoder_start_token_id": ids["eos_token_id"], "forced_eos_token_id": None}
+    config = BartConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **counts, **widths, **ids)
+    spread(BartForConditionalGeneration(config)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def directly(directory, prompt, **options):
+    """New tokens of `model.generate` for one prompt, and the tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    ids = tokenizer(prompt)["input_ids"] or [tokenizer.bos_token_id]
+    inputs = torch.tensor([ids])
+    made = model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), pad_token_id=tokenizer.eos_token_id, **options
+    )
+    return made[0, len(ids) :], tokenizer
+
+
+def test_greedy_text_is_that_of_the_library(gpt2):
+    for prompt, text in zip(
+        PROMPTS, hfkit.generate(str(gpt2), PROMPTS, **{"generation.max_new_tokens": 12}), strict=True
+    ):
+        made, tokenizer = directly(gpt2, prompt, max_new_tokens=12, do_sample=False)
+        assert text == tokenizer.decode(made, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("settings", [{"generation.max_new_tokens": 12}, {}], ids=["12 tokens", "as many as fit"])
+def test_batch_gives_the_same_greedy_texts_as_prompts_alone(gpt2, settings):
+    together = hfkit.generate(str(gpt2), PROMPTS, **settings)
+    assert together == [hfkit.generate(str(gpt2), [prompt], **settings)[0] for prompt in PROMPTS]
+    assert len(set(together)) > 4
+
+
+def test_beams_are_those_of_the_library(gpt2):
+    settings = {"generation.max_new_tokens": 10, "generation.num_beams": 3, "generation.no_repeat_ngram_size": 2}
+    texts = hfkit.generate(str(gpt2), PROMPTS[:2], **settings)
+    for prompt, text in zip(PROMPTS, texts, strict=False):
+        made, tokenizer = directly(
+            gpt2, prompt, max_new_tokens=10, num_beams=3, no_repeat_ngram_size=2, do_sample=False
+        )
+        assert text == tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_sampling_repeats_with_its_seed_and_is_that_of_the_library(gpt2):
+    settings = {"generation.max_new_tokens": 12, "generation.do_sample": True, "generation.temperature": 0.8}
+
+    def sample(seed):
+        return hfkit.generate(str(gpt2), ["hello"], **settings, **{"generation.seed": seed})[0]
+
+    assert sample(1) == sample(1)
+    assert len({sample(seed) for seed in range(4)}) > 1
+    set_seed(1)
+    made, tokenizer = directly(gpt2, "hello", max_new_tokens=12, do_sample=True, temperature=0.8)
+    assert sample(1) == tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_stdout_holds_the_continuation_alone(gpt2, capsys):
+    command = ["generate", "--model", str(gpt2), "--prompt", "你好，世界", "--max-new-tokens", "8"]
+    made, tokenizer = directly(gpt2, "你好，世界", max_new_tokens=8, do_sample=False)
+    text = tokenizer.decode(made, skip_special_tokens=True)
+    assert main(command) == 0
+    assert capsys.readouterr().out == text + "\n"
+    assert main([*command, "--echo"]) == 0
+    assert capsys.readouterr().out == "你好，世界" + text + "\n"
+    assert main([*command, "--prompt", "hello", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == {"prompt": "你好，世界", "text": text}
+    assert lines[1]["prompt"] == "hello"
+
+
+def test_model_is_given_by_position_too(gpt2, capsys):
+    assert main(["generate", str(gpt2), "--prompt", "hello", "--max-new-tokens", "3"]) == 0
+    by_position = capsys.readouterr().out
+    assert main(["generate", "--model", str(gpt2), "--prompt", "hello", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out == by_position
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments", "message"),
+    [
+        (60, ["--max-new-tokens", "20"], "prompt 60 + new 20 > 64 positions of the model (fix: --max-new-tokens 4)"),
+        (64, [], "prompt 64 + new 1 > 64 positions of the model (fix: a prompt of at most 63 tokens)"),
+        (
+            70,
+            ["--max-new-tokens", "5"],
+            "prompt 70 + new 5 > 64 positions of the model (fix: a prompt of at most 63 tokens)",
+        ),
+    ],
+)
+def test_prompt_that_does_not_fit_the_positions_is_a_usage_error(gpt2, capsys, words, arguments, message):
+    prompt = "!" * words  # a token each
+    assert main(["generate", "--model", str(gpt2), "--prompt", prompt, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert f"error: {message}\n" == captured.err
+    assert captured.out == ""
+
+
+def test_without_a_number_the_text_ends_where_the_positions_do(gpt2):
+    made, tokenizer = directly(gpt2, "!" * 60, max_new_tokens=4, do_sample=False)
+    assert hfkit.generate(str(gpt2), ["!" * 60]) == [tokenizer.decode(made, skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--temperature", "temperature"), ("--top-k", "top_k"), ("--top-p", "top_p")]
+)
+def test_sampling_settings_without_sampling_are_warned_about(gpt2, capsys, option, name):
+    command = ["generate", "--model", str(gpt2), "--prompt", "hello", "--max-new-tokens", "2"]
+    assert main(command) == 0
+    greedy = capsys.readouterr()
+    assert "warning" not in greedy.err
+    assert main([*command, option, "1"]) == 0
+    captured = capsys.readouterr()
+    assert f"warning: {name} has no effect without sampling (fix: --do-sample)" in captured.err
+    assert captured.out == greedy.out
+    assert main([*command, option, "1", "--do-sample"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_encoder_decoder_answers_as_the_library_does(kind, request):
+    directory = request.getfixturevalue(kind)
+    prompts = ["hello world", "the quick brown fox jumps over the lazy dog", "", "a tiny model"]
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForSeq2SeqLM.from_pretrained(directory).eval()
+    texts = hfkit.generate(str(directory), prompts, **{"generation.max_new_tokens": 9})
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False)[0]
+        assert text == tokenizer.decode(made, skip_special_tokens=True)
+    assert len(set(texts)) > 2
+
+
+def test_answer_of_an_encoder_decoder_has_positions_of_its_own(bart, capsys):
+    command = ["generate", "--model", str(bart), "--max-new-tokens"]
+    assert main([*command, "30", "--prompt", "!" * 28]) == 0
+    capsys.readouterr()
+    assert main([*command, "33", "--prompt", "hello"]) == 2
+    assert "+ new 33 > 32 positions of the model (fix: --max-new-tokens 32)" in capsys.readouterr().err
+    assert main([*command, "5", "--prompt", "!" * 40]) == 2
+    message = "prompt 42 + new 5 > 32 positions of the model (fix: a prompt of at most 32 tokens)"
+    assert message in capsys.readouterr().err
+
+
+def test_model_that_makes_no_text_is_refused(tmp_path, t5, capsys):
+    make_bert(tmp_path / "bert")
+    tokenizer = AutoTokenizer.from_pretrained(t5)
+    T5ForSequenceClassification(AutoModelForSeq2SeqLM.from_pretrained(t5).config).save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    for name, kind in [("bert", "BertForMaskedLM"), ("t5", "T5ForSequenceClassification")]:
+        assert main(["generate", "--model", str(tmp_path / name), "--prompt", "hello"]) == 5
+        assert f"{name} makes no text, it is a {kind} (fix: choose a model such as gpt2)" in capsys.readouterr().err
+
+
+def test_empty_prompt_needs_a_token_to_begin_with(tmp_path, capsys):
+    directory = make_gpt2(tmp_path / "no-bos")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(directory)
+    if AutoTokenizer.from_pretrained(directory).bos_token is not None:  # the class puts it back: say it in the file
+        path = directory / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    assert main(["generate", "--model", str(directory), "--prompt", ""]) == 2
+    assert "the prompt is empty and the model has no token to begin with" in capsys.readouterr().err
+
+
+def test_prompts_without_any_are_a_usage_error(gpt2, capsys):
+    assert main(["generate", "--model", str(gpt2)]) == 2
+    assert "there is no prompt (fix: --prompt " in capsys.readouterr().err
+    with pytest.raises(UsageError, match="prompt 64"):
+        hfkit.generate(str(gpt2), ["hello", "!" * 64])
+    assert hfkit.generate(str(gpt2), []) == []
