@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -80,7 +80,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self.trainer.accelerator.scaler is not None:
             return
         gradients = [weight.grad for weight in kwargs["model"].parameters() if weight.grad is not None]
-        if not all_finite(gradients):
+        if not (args.max_grad_norm > 0 and clipped_in_order(gradients)) and not all_finite(gradients):
             loss = self._loss.item()
             what = "the gradient is not finite" if math.isfinite(loss) else f"loss is {number_name(loss)}"
             raise self._diverged(what, state.global_step + 1, args)
@@ -161,12 +161,28 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         return self.eval_steps > 0 and step % self.eval_steps == 0 and step < state.max_steps
 
 
+def clipped_in_order(gradients: Sequence[Any]) -> bool:
+    """Whether gradients that were scaled to a norm show that the norm was a number, and with it all of them.
+
+    A NaN among them makes every element NaN, an infinity makes every finite element 0: one element tells, where it is
+    neither. The smallest tensors are looked at, so this costs next to nothing.
+    """
+    import torch
+
+    return any(
+        bool(torch.isfinite(gradient).all() and gradient.any())
+        for gradient in sorted(gradients, key=lambda gradient: gradient.numel())[:3]
+    )
+
+
 def all_finite(tensors: Iterable[Any]) -> bool:
-    """Whether no tensor holds a NaN or an infinity; one small number per tensor is made, so memory hardly grows."""
+    """Whether no tensor holds a NaN or an infinity."""
     import torch
 
     floats = [tensor for tensor in tensors if torch.is_tensor(tensor) and tensor.is_floating_point()]
-    return bool(torch.isfinite(torch.nn.utils.get_total_norm(floats, norm_type=math.inf))) if floats else True
+    # A sum shows every one of them, at a tenth of the cost; where it is not finite it may have run over.
+    sums = [tensor.sum(dtype=torch.float32).to(floats[0].device) for tensor in floats]
+    return not sums or bool(torch.stack(sums).isfinite().all()) or all(bool(t.isfinite().all()) for t in floats)
 
 
 def number_name(value: float) -> str:

@@ -53,14 +53,15 @@ def warn(text: str, fix: str = "") -> None:
 
 
 def score_table(scores: dict[str, dict[str, Any]]) -> str:
-    """A line per metric: name, value, interval and what it is; what all of them share stands once below."""
+    """A line per metric: name, value, interval and what it is; how all of them were taken stands once below."""
     width = max(map(len, scores), default=0)
-    shared = {score["definition"].partition("; ")[2] for score in scores.values()}
+    tails = {tail for score in scores.values() if (tail := score["definition"].partition("; ")[2])}
     lines = []
     for name, score in scores.items():
         interval = "" if score["low"] is None else f"[{score['low']:.4g}, {score['high']:.4g}]"
-        meaning = score["definition"].partition("; ")[0] if len(shared) == 1 else score["definition"]
+        meaning = score["definition"].partition("; ")[0] if len(tails) == 1 else score["definition"]
         lines.append(f"  {name:<{width}}  {score['value']:<8.4g} {interval:<18} {meaning}")
-    if len(shared) == 1 and (common := shared.pop()):
-        lines.append(f"  ({common}; n={next(iter(scores.values()))['n']:,}; intervals are 95%)")
+    if len(tails) == 1:
+        number = f"n={next(iter(scores.values()))['n']:,}"
+        lines.append(f"  ({tails.pop()}, {number}, 95% intervals)")
     return "\n".join(lines)

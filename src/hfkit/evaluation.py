@@ -56,6 +56,8 @@ def evaluate(recipe: Recipe) -> dict[str, Score]:
     scores = task.evaluate(model, tokenizer, splits[split], recipe)
     if missing := [name for name in recipe.evaluation.metrics if name not in scores]:
         raise DataError(f"this data has no {', '.join(missing)}", f"--metrics {','.join(scores)}")
+    if "perplexity" in recipe.evaluation.metrics:  # one name for all its units, as rouge is for four numbers
+        return scores
     return {name: scores[name] for name in recipe.evaluation.metrics or scores}
 
 

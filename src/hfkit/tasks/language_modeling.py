@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import DataError, UsageError
@@ -125,9 +126,7 @@ def token_statistics(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 def nll_scores(reduced: np.ndarray, recipe: Recipe, how: str) -> dict[str, Score]:
-    """Token-weighted mean NLL, its exponential and the accuracy; intervals resample rows (blocks)."""
-    import numpy as np
-
+    """Token-weighted perplexity, accuracy and mean NLL of `reduced` (rows, 3); intervals resample rows (blocks)."""
     from hfkit.metrics import Score, ratio_interval
 
     nll, tokens, right = reduced.T
@@ -135,23 +134,13 @@ def nll_scores(reduced: np.ndarray, recipe: Recipe, how: str) -> dict[str, Score
     if count == 0:
         raise DataError("no token could be scored", "give more text")
 
-    def interval(numerators: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-        ends = ratio_interval(numerators, tokens, seed=recipe.evaluation.seed) if recipe.evaluation.interval else None
-        return ends or (None, None)
+    def score(sums: np.ndarray, change: Callable[[float], float], what: str) -> Score:
+        ends = ratio_interval(sums, tokens, seed=recipe.evaluation.seed) if recipe.evaluation.interval else None
+        low, high = (None, None) if ends is None else (change(ends[0]), change(ends[1]))
+        return Score(change(float(sums.sum() / count)), low, high, count, f"{what}; {how}, resampled by block")
 
-    low, high = interval(nll)
-    mean = float(nll.sum() / tokens.sum())
-    accuracy_low, accuracy_high = interval(right)
     return {
-        "nll": Score(mean, low, high, count, f"nats per token, token-weighted; {how}; interval over blocks"),
-        "perplexity": Score(
-            float(np.exp(mean)),
-            None if low is None else float(np.exp(low)),
-            None if high is None else float(np.exp(high)),
-            count,
-            f"exp(nll); {how}",
-        ),
-        "token_accuracy": Score(
-            float(right.sum() / tokens.sum()), accuracy_low, accuracy_high, count, f"share of tokens predicted; {how}"
-        ),
+        "perplexity": score(nll, math.exp, "exp(nats per token)"),
+        "token_accuracy": score(right, float, "share of tokens predicted"),
+        "nll": score(nll, float, "nats per token, token-weighted"),
     }
