@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfkit.__main__ import main
 from hfkit.errors import DataError, UsageError
-from hfkit.evaluation import evaluate_files, perplexity
+from hfkit.evaluation import evaluate_files
+from hfkit.perplexity import perplexity
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
 TOKENIZER = make_word_tokenizer()

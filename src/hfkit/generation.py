@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hfkit import hub
 from hfkit.console import detail, warn
 from hfkit.errors import ModelError, UsageError
+from hfkit.sources import stay_local
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ def generate(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
         was_saved_with,
     )
 
-    hub.stay_local(recipe)
+    stay_local(recipe)
     quiet_libraries()
     config = load_config(recipe)
     auto_model = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"

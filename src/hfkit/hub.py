@@ -21,8 +21,6 @@ from hfkit.errors import HfkitError, ModelError, StorageError, UsageError, did_y
 if TYPE_CHECKING:
     import httpx2
 
-    from hfkit.recipe import Recipe
-
 # All that is ever asked of the Hub: no pickle, no code, no second copy of the weights in another format.
 CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.spm", "*.txt"]
 WEIGHT_FILES = ["model.safetensors", "*-of-*.safetensors"]
@@ -44,18 +42,6 @@ def no_network() -> None:
     _set_if_imported("huggingface_hub.constants", "HF_HUB_OFFLINE")
     _set_if_imported("datasets.config", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     _set_if_imported("evaluate.config", "HF_EVALUATE_OFFLINE")
-
-
-def stay_local(recipe: Recipe) -> None:
-    """Cuts the network off where nothing in `recipe` names the Hub."""
-    from hfkit import sources
-
-    models = [name for name in (recipe.model.name, recipe.tokenizer.name) if name is not None]
-    data = [*recipe.data.train, *recipe.data.validation, *recipe.data.test]
-    if all(map(is_local, models)) and all(map(sources.is_local, data)):
-        no_network()
-    else:
-        no_telemetry()
 
 
 def no_telemetry() -> None:

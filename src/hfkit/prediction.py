@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfkit import hub
 from hfkit.errors import DataError, ModelError
+from hfkit.sources import stay_local
 
 if TYPE_CHECKING:
     from hfkit.recipe import Recipe
@@ -24,7 +24,7 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
     from hfkit.models import load_config, load_tokenizer, new_or_pretrained, quiet_libraries, was_saved_with
     from hfkit.tasks import TASKS
 
-    hub.stay_local(recipe)
+    stay_local(recipe)
     quiet_libraries()
     task = TASKS["text-classification"]
     config = load_config(recipe)

@@ -190,7 +190,8 @@ class Run:
             checkpoint, skipped = checkpoints.newest(self.directory, self.id)
             for path, reason in skipped:
                 warn(f"{path.name} is passed over, {reason}")
-            if checkpoint is None and skipped:
+            # Where even the first save was interrupted there is nothing to lose, and the run starts again.
+            if checkpoint is None and any((path / checkpoints.MARKER).exists() for path, _ in skipped):
                 raise ModelError(
                     f"{self.directory}: none of its {len(skipped)} checkpoints is whole: "
                     + "; ".join(f"{path.name} {reason}" for path, reason in skipped[:3]),

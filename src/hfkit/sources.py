@@ -26,9 +26,21 @@ from hfkit.readers import ROWS_PER_BATCH, SOURCES, VERSION, Rows, first_line, fo
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+    from hfkit.recipe import Recipe
+
 SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid"), "test": ("test",)}
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")  # owner/name:config
+
+
+def stay_local(recipe: Recipe) -> None:
+    """Cuts the network off where no model and no data in `recipe` is on the Hub."""
+    models = [name for name in (recipe.model.name, recipe.tokenizer.name) if name is not None]
+    data = [*recipe.data.train, *recipe.data.validation, *recipe.data.test]
+    if all(map(hub.is_local, models)) and all(map(is_local, data)):
+        hub.no_network()
+    else:
+        hub.no_telemetry()
 
 
 def open_sources(sources: Sequence[str], documents: str, split: str) -> list[tuple[str, Dataset | DatasetDict]]:

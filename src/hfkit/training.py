@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit import hub
 from hfkit.checkpoints import step_of
 from hfkit.console import is_main_process, say
 from hfkit.distributed import on_main
 from hfkit.errors import DataError, UsageError
 from hfkit.runs import Run, identity, peak_memory_mib
 from hfkit.signals import StopSignal, leave_to_parent, stop_signals
+from hfkit.sources import stay_local
 from hfkit.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def fit(
     task: Task, recipe: Recipe, run: Run, signals: StopSignal, *, allow_changed: bool, extend: bool
 ) -> dict[str, Any]:
     """What `train` returns, after the work itself."""
-    hub.stay_local(recipe)
+    stay_local(recipe)
 
     splits = load_splits(task, recipe)
 

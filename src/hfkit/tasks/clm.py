@@ -67,7 +67,7 @@ class CausalLM(Task):
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
     ) -> dict[str, Score]:
-        from hfkit.evaluation import perplexity
+        from hfkit.perplexity import perplexity
 
         wanted = recipe.evaluation
         return perplexity(

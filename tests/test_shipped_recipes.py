@@ -1,0 +1,40 @@
+"""Every recipe that comes with hfkit runs, on tiny data."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hfkit.__main__ import main
+from hfkit.resolve import read_recipe
+from hfkit.shipped import headline, shipped_recipes
+from hfkit.tasks import TASKS
+from tiny_models import TEXT, make_bert
+
+RECIPES = shipped_recipes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = TASKS[read_recipe(RECIPES[name])[0]["task"]].command
+    line = [command, name, "--max-steps", "2", "--batch-size", "2", "--output-dir", "run"]
+    if command == "pretrain":
+        Path("rows.txt").write_text("\n\n".join(TEXT * 4), encoding="utf-8")
+        line += ["--data", "rows.txt", "--validation-split", "0.2", "--vocab-size", "300", "--block-size", "16"]
+    else:
+        make_bert(tmp_path / "bert")
+        rows = [f"{text.replace(',', '')},{'ab'[number % 2]}" for number, text in enumerate(TEXT)]
+        Path("rows.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+        line += ["--model", "./bert", "--data", "rows.csv", "--validation", "rows.csv", "--max-length", "32"]
+    assert main(line) == 0
+    assert json.loads(Path("run/status.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_opens_with_what_it_does_and_how_to_run_it(name: str) -> None:
+    comments = [line for line in RECIPES[name].read_text().splitlines() if line.startswith("#")]
+    assert comments[0] == "# yaml-language-server: $schema=schema.json"
+    assert comments[-2].startswith(f"# Run: hfkit {TASKS[read_recipe(RECIPES[name])[0]['task']].command} {name}")
+    assert comments[-1].startswith("# Worth trying: ")
+    assert len(headline(RECIPES[name])) > 40
