@@ -374,6 +374,18 @@ class Run:
         self._write_manifest()
         self.set_status("finished", step=facts["steps"])
 
+    def keep_scores_before(self, scores: Mapping[str, Score]) -> None:
+        """Puts the scores before training into the manifest, where a resumed run finds them."""
+        self.manifest["before_training"] = {name: dataclasses.asdict(score) for name, score in scores.items()}
+        if is_main_process():
+            self._write_manifest()
+
+    def scores_before(self) -> dict[str, Score]:
+        """The scores before training that the run kept, none where it kept none."""
+        from hfkit.metrics import Score
+
+        return {name: Score(**score) for name, score in self.manifest.get("before_training", {}).items()}
+
     def _write_manifest(self) -> None:
         write_atomically(self.directory / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False))
 

@@ -123,11 +123,12 @@ def fit(
     if checkpoint is not None:
         say(f"resuming from step {step_of(checkpoint)} ({checkpoint})")
     quick = replace(recipe, evaluation=replace(recipe.evaluation, interval=False))
-    before = {}
+    before = run.scores_before()
     if checkpoint is None and task.command == "pretrain" and "validation" in splits:
         before = task.evaluate(model, tokenizer, splits["validation"], quick)
         shown = ", ".join(f"{name} {before[name].value:,.4g}" for name in list(before)[:2])
         say(f"validation before training: {shown}")
+        run.keep_scores_before(before)
     start = time.monotonic()
     callback = RunCallback(run, stream, signals, *schedule(recipe, args.max_steps, held_out is not None))
     trainer = Trainer(
