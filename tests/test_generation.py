@@ -43,9 +43,10 @@ def gpt2(tmp_path_factory):
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models") / "tiny-t5"
-    tokenizer = train_tokenizer(TEXT, "t5", 300)
+    tokenizer = train_tokenizer(TEXT, "roberta", 300)  # T5's own Unigram kind comes out differently each time
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=ids["pad_token_id"], **ids, **sizes)
     spread(T5ForConditionalGeneration(config), seed=11).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

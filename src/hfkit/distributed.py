@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hfkit.errors import HfkitError
 
 Result = TypeVar("Result")
-
-
-def world_size() -> int:
-    """Processes of this run (torchrun and accelerate set WORLD_SIZE)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def on_main(function: Callable[[], Result]) -> Result:

@@ -364,7 +364,6 @@ class Run:
                     results[f"{prefix}_loss"] = score.value  # under the Trainer's name, but weighted by what is scored
                 if name == "perplexity" and split == "validation":
                     results["perplexity"] = score.value
-        results |= {name: facts[name] for name in ("train_loss", "train_runtime", "eval_loss") if name in facts}
         details = {
             split: {name: dataclasses.asdict(score) for name, score in named.items()} for split, named in scores.items()
         }

@@ -138,7 +138,7 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
         return self.length
 
     def tokens(self, start: int, stop: int) -> int:
-        """Tokens at positions `start` to `stop`, unknown before they are read: 0."""
+        """0: how many tokens a stream holds is not known."""
         return 0
 
 

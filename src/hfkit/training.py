@@ -167,8 +167,9 @@ def fit(
     run.finish(
         scores,
         steps=args.max_steps,
+        world_size=args.world_size,
         wall_seconds=round(time.monotonic() - start, 1),
-        tokens_seen=stream.tokens(0, len(stream)),
+        tokens_seen=stream.tokens(0, len(stream)) or None,
         peak_memory_mib=peak_memory_mib(),
     )
     return {"run": str(run.directory), **run.results()}
