@@ -70,7 +70,8 @@ def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
         raise UsageError(
             "no share can be held out of a stream", "--validation FILE, or --validation-split 0 to do without"
         )
-    first = next(iter(stream_source(recipe.data.train, recipe.data.documents or "row")), None)
+    stream = stream_source(recipe.data.train, recipe.data.documents or "row")
+    first = next(iter(stream), None)
     if first is None:
         raise DataError(f"{', '.join(recipe.data.train)}: no rows", "give text with --data")
     column = recipe.data.columns.text or ("text" if "text" in first else None)
@@ -78,7 +79,6 @@ def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
         raise DataError(
             f"the stream has no column '{column or 'text'}', found: {', '.join(first)}", "--text-column NAME"
         )
-    stream = stream_source(recipe.data.train, recipe.data.documents or "row")
     splits = {"train": stream.map(lambda row: {"text": row[column]}, remove_columns=list(first))}
     if recipe.data.validation or recipe.data.test:
         others = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[]))
