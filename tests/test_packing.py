@@ -84,7 +84,7 @@ def test_ids_take_two_bytes_while_they_fit(num_words, dtype):
     tokenizer = make_word_tokenizer(num_words)
     last = num_words - 1
     rows = pack([[last, 0, last]], tokenizer=tokenizer, block_size=8)
-    assert rows.tokens.dtype == dtype
+    assert rows.store.tokens.dtype == dtype
     assert rows[0]["input_ids"].tolist() == [num_words, 1, num_words, EOS]
 
 

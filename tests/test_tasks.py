@@ -177,13 +177,13 @@ def test_masked_evaluation_does_not_depend_on_the_batch_size(masked_rows, bert_t
     scores = []
     for batch_size in (1, 8, 32):
         reduced, _ = predict_rows(MLM, bert_mlm, bert_tokenizer, masked_rows, batch_size=batch_size, seed=5)
-        scores.append(MLM.scores(reduced, None, bert_mlm.config, recipe()))
+        scores.append(MLM.scores(reduced, None, masked_rows, recipe()))
     for score in scores[1:]:
         assert score["nll"].n == scores[0]["nll"].n
         assert score["nll"].value == pytest.approx(scores[0]["nll"].value, rel=1e-6)
         assert score["token_accuracy"].value == scores[0]["token_accuracy"].value
     other, _ = predict_rows(MLM, bert_mlm, bert_tokenizer, masked_rows, batch_size=8, seed=6)
-    assert MLM.scores(other, None, bert_mlm.config, recipe())["nll"].value != scores[0]["nll"].value
+    assert MLM.scores(other, None, masked_rows, recipe())["nll"].value != scores[0]["nll"].value
 
 
 def test_masked_scores_agree_with_a_direct_computation(masked_rows, bert_tokenizer, bert_mlm):
@@ -199,7 +199,7 @@ def test_masked_scores_agree_with_a_direct_computation(masked_rows, bert_tokeniz
             right += int(logits[position].argmax() == token)
             count += 1
     reduced, _ = predict_rows(MLM, bert_mlm, bert_tokenizer, masked_rows, batch_size=16)
-    scores = MLM.scores(reduced, None, bert_mlm.config, recipe())
+    scores = MLM.scores(reduced, None, masked_rows, recipe())
     assert scores["nll"].n == count
     assert scores["nll"].value == pytest.approx(nll / count, rel=1e-6)
     assert scores["perplexity"].value == pytest.approx(math.exp(nll / count), rel=1e-6)
@@ -217,10 +217,11 @@ def test_eos_keeps_its_label_where_it_is_also_the_pad_token():
     tokenizer.pad_token = tokenizer.eos_token
     texts = Dataset.from_dict({"text": ["w1 w2", "w3", "w4 w5 w6 w7"]})
     rows = CLM.encode(texts, tokenizer, make_causal_model(), recipe("clm", block_size=6))
-    batch = CLM.collate([rows[0], rows[1]], tokenizer)
+    batch = CLM.collate([CLM.example(rows[index], None) for index in (0, 1)], tokenizer)
     assert batch["input_ids"].tolist() == [[2, 3, 0, 4, 0, 5], [6, 7, 8, 0, 0, 0]]
-    assert batch["labels"].tolist() == [[2, 3, 0, 4, 0, 5], [6, 7, 8, 0, IGNORED, IGNORED]]
-    assert set(batch) == {"input_ids", "labels"}
+    assert batch["labels"].tolist() == [[IGNORED, 3, 0, IGNORED, 0, IGNORED], [IGNORED, 7, 8, 0, IGNORED, IGNORED]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]]
+    assert set(batch) == {"input_ids", "labels", "position_ids"}
 
 
 def test_documents_without_an_end_token_between_them_are_refused():
@@ -231,29 +232,34 @@ def test_documents_without_an_end_token_between_them_are_refused():
     assert rows[0]["input_ids"].tolist() == [2, 3, 4]
 
 
-def test_causal_statistics_count_every_token_but_padding():
+def test_causal_statistics_count_every_token_but_padding_and_eos_apart():
     tokenizer, model = make_word_tokenizer(), make_causal_model().eval()
-    examples = [{"input_ids": np.array(ids)} for ids in ([5, 6, 7, 0, 9, 3, 2], [8, 0], [4])]
+    texts = Dataset.from_dict({"text": ["w4 w5 w6", "w8 w2 w1 w7"]})  # with EOS nine tokens
+    rows = CLM.encode(texts, tokenizer, model, recipe("clm", block_size=5))
     with torch.no_grad():
-        batch = CLM.collate(examples, tokenizer)
+        batch = CLM.collate([CLM.example(rows[index], None) for index in (0, 1)], tokenizer)
         labels = batch.pop("labels")
-        reduced = CLM.reduce(model(**batch).logits, labels)
-        for row, example in enumerate(examples):
-            alone = model(input_ids=torch.tensor(example["input_ids"])[None]).logits[0].double()
-            targets = torch.tensor(example["input_ids"][1:])
-            nll = -torch.log_softmax(alone[:-1], -1).gather(1, targets[:, None]).sum().item()
-            right = (alone[:-1].argmax(-1) == targets).sum().item()
-            assert reduced[row].tolist() == pytest.approx([nll, len(targets), right], abs=1e-4)
-    scores = CLM.scores(reduced.numpy(), labels.numpy(), model.config, recipe("clm"))
-    nll, tokens, _ = reduced.sum(0).tolist()
-    assert (tokens, scores["nll"].n) == (7, 7)
-    assert scores["nll"].value == pytest.approx(nll / 7)
-    assert CLM.loss(model(**batch), labels).item() == pytest.approx(nll / 7, rel=1e-5)
+        reduced = CLM.reduce(model(**batch, use_cache=False).to_tuple(), labels, tokenizer)
+        expected = []
+        for ids in ([5, 6, 7, 0], [3, 2, 8, 0]):  # the fifth token of the first block opens a document: nothing to say
+            logits = model(input_ids=torch.tensor(ids)[None]).logits[0].double()
+            nll = -torch.log_softmax(logits[:-1], -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            right = logits[:-1].argmax(-1) == torch.tensor(ids[1:])
+            expected.append([nll[:-1].sum(), 2, right[:-1].sum(), nll[-1], 1, right[-1]])
+    torch.testing.assert_close(reduced, torch.tensor(expected, dtype=torch.double), rtol=0, atol=1e-4)
+    scores = CLM.scores(reduced.numpy(), labels.numpy(), rows, recipe("clm"))
+    nll, tokens, _, eos, closing, _ = reduced.sum(0).tolist()
+    assert (tokens, scores["nll"].n, closing) == (4, 4, 2)
+    assert scores["nll"].value == pytest.approx(nll / 4)
+    assert scores["eos_nll"].value == pytest.approx(eos / 2)
+    # 7 words make 19 bytes; 4 of them were scored
+    assert scores["bits_per_byte"].value == pytest.approx(nll / math.log(2) / (19 * 4 / 7))
+    assert CLM.loss(model(**batch, use_cache=False), labels).item() == pytest.approx((nll + eos) / 6, rel=1e-5)
 
 
 def test_nothing_to_score_is_an_error_rather_than_a_number():
     with pytest.raises(DataError, match="no token could be scored"):
-        CLM.scores(np.zeros((2, 3)), np.zeros((2, 1)), None, recipe("clm"))
+        MLM.scores(np.zeros((2, 3)), np.zeros((2, 1)), None, recipe())
 
 
 def labelled(labels, feature=None):

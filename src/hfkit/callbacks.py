@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hfkit.runs import Run
     from hfkit.signals import StopSignal
     from hfkit.stream import StreamedExamples, TrainingStream
+    from hfkit.tasks.base import Loss
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
@@ -47,11 +48,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
 
-    def watched(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        """The loss function `loss`, whose last value is looked at before it changes a weight."""
+    def watched(self, training_loss: Loss, loss: Loss) -> Loss:
+        """`training_loss` where gradients are taken, its last value looked at before it changes a weight, else `loss`."""
+        import torch
 
         def watched_loss(*values: Any, **options: Any) -> Any:
-            result = loss(*values, **options)
+            if not torch.is_grad_enabled():
+                return loss(*values, **options)
+            result = training_loss(*values, **options)
             self._loss = result.detach()
             return result
 

@@ -50,9 +50,10 @@ def predict_rows(
         for start in range(0, len(rows), batch_size):
             places = range(start, min(start + batch_size, len(rows)))
             batch = task.collate([ordered[place] for place in places], tokenizer)
+            task.prepare(model, batch)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             target = batch.pop("labels", torch.empty(0))
-            part = task.reduce(model(**batch).logits, target).cpu().numpy()
+            part = task.reduce(model(**batch).to_tuple(), target, tokenizer).cpu().numpy()
             if reduced is None:
                 reduced = np.empty((len(rows), part.shape[1]), dtype=part.dtype)
             reduced[ordered.order[start : start + batch_size]] = part

@@ -1,9 +1,16 @@
-"""Documents as one stream of tokens, cut into blocks: nothing is dropped, the last block is the short one."""
+"""Documents as one stream of tokens in a memory map, cut into blocks: nothing is dropped, the last block is short."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hfkit.checkpoints import file_hash, write_atomically
+from hfkit.console import say, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,19 +19,42 @@ if TYPE_CHECKING:
 
 DEFAULT_BLOCK = 256  # tokens, where nobody says and the model has as many positions
 BATCH_CHARACTERS = 1_000_000
+STORE_VERSION = 1  # of the files of a token store
+
+
+class TokenStore(NamedTuple):
+    """All tokens of a corpus, document after document; memory-mapped where the corpus is a file."""
+
+    tokens: np.ndarray  # uint16 or uint32, shape (tokens,)
+    starts: np.ndarray  # int64, shape (documents,): where each document begins
+    words: np.ndarray | None  # bool, shape (tokens,): whether a token begins a word; None where nobody asked
+    num_bytes: int  # of the documents in UTF-8
 
 
 class Blocks:
-    """Token ids (tokens,) seen as blocks of `size`, each between `prefix` and `suffix`."""
+    """The tokens of a store as blocks of `size`, each between `prefix` and `suffix`.
 
-    def __init__(self, tokens: np.ndarray, size: int, prefix: Sequence[int], suffix: Sequence[int]) -> None:
+    A row holds `input_ids` and `starts`, the places in it where a document begins that is not the block's first; and
+    `words` where the store has them. Without `packed`, no block holds more than one document.
+    """
+
+    def __init__(
+        self, store: TokenStore, size: int, prefix: Sequence[int] = (), suffix: Sequence[int] = (), packed: bool = True
+    ) -> None:
         import numpy as np
 
-        self.tokens, self.size = tokens, size - len(prefix) - len(suffix)
+        self.store, self.num_bytes = store, store.num_bytes
         self.prefix, self.suffix = np.asarray(prefix, dtype=np.int64), np.asarray(suffix, dtype=np.int64)
-        count = -(-len(tokens) // self.size)
-        self.lengths = np.full(count, size)
-        self.lengths[-1] = len(tokens) - (count - 1) * self.size + size - self.size
+        inner, end = size - len(prefix) - len(suffix), len(store.tokens)
+        if packed:
+            self.first = np.arange(0, end, inner)
+        else:
+            lengths = np.diff(store.starts, append=end)
+            counts = -(-lengths // inner)  # blocks of each document; none of an empty one
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            self.first = np.repeat(store.starts, counts) + within * inner
+        # a block ends where the next one begins: at `inner` tokens, or with its document
+        self.lengths = np.diff(self.first, append=end) + len(prefix) + len(suffix)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -32,8 +62,18 @@ class Blocks:
     def __getitem__(self, index: int) -> dict[str, Any]:
         import numpy as np
 
-        inner = self.tokens[index * self.size : (index + 1) * self.size].astype(np.int64)
-        return {"input_ids": np.concatenate([self.prefix, inner, self.suffix])}
+        first = int(self.first[index])
+        stop = first + int(self.lengths[index]) - len(self.prefix) - len(self.suffix)
+        inner = self.store.tokens[first:stop].astype(np.int64)
+        documents = self.store.starts[slice(*np.searchsorted(self.store.starts, (first + 1, stop)))]
+        row = {
+            "input_ids": np.concatenate([self.prefix, inner, self.suffix]),
+            "starts": np.unique(documents) - first + len(self.prefix),
+        }
+        if self.store.words is not None:
+            edges = np.ones(len(self.prefix), dtype=bool), np.ones(len(self.suffix), dtype=bool)
+            row["words"] = np.concatenate([edges[0], self.store.words[first:stop], edges[1]])
+        return row
 
 
 def pack(
@@ -42,16 +82,16 @@ def pack(
     model: PreTrainedModel,
     *,
     block_size: int | None,
-    prefix: Sequence[int],
-    suffix: Sequence[int],
-    end: int | None,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+    end: int | None = None,
+    packed: bool = True,
+    words: bool = False,
 ) -> Blocks:
     """The column `text` as blocks of `block_size` tokens; `end` closes each document.
 
     Raises UsageError where the model has fewer positions, DataError where there is too little text.
     """
-    import numpy as np
-
     from hfkit.errors import DataError, UsageError
     from hfkit.models import max_tokens
 
@@ -63,18 +103,83 @@ def pack(
         )
     if size <= len(prefix) + len(suffix):
         raise UsageError(f"data.block_size {size} has no room for text", "--block-size 128")
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    parts: list[np.ndarray] = []
-    for texts in _batches(dataset):
-        for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
-            parts.append(np.asarray(ids if end is None else [*ids, end], dtype=dtype))
-    tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
-    if len(tokens) < 2:
+    store = token_store(dataset, tokenizer, end=end, words=words)
+    if len(store.tokens) < 2:
         raise DataError("the text holds fewer than two tokens", "give more text with --data")
-    return Blocks(tokens, size, prefix, suffix)
+    return Blocks(store, size, prefix, suffix, packed)
 
 
-def _batches(dataset: Dataset) -> Any:
+def token_store(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, end: int | None = None, words: bool = False
+) -> TokenStore:
+    """The tokens of the column `text`, each document closed by `end`.
+
+    Where the data set is a file, its tokens are one, too: <HF_DATASETS_CACHE>/hfkit/tokens-<hash of the texts and the
+    tokenizer>, made once, checked by hash at every use, and mapped into memory rather than read.
+    """
+    if not dataset.cache_files:
+        return _encode(dataset, tokenizer, end, words)
+    import datasets
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfkit" / f"tokens-{_key(dataset, tokenizer, end, words)}"
+    try:
+        if (folder / "store.json").exists():
+            return _read(folder)
+    except (OSError, ValueError):
+        warn(f"{folder}: these cached tokens are damaged and are made again")
+    begin = time.monotonic()
+    store = _encode(dataset, tokenizer, end, words)
+    seconds = time.monotonic() - begin
+    say(
+        f"tokens: {len(store.tokens):,} from {len(dataset):,} documents ({store.num_bytes / 1e6:,.1f} MB, "
+        f"{store.num_bytes / 1e6 / max(seconds, 1e-9):,.1f} MB/s); all kept"
+    )
+    try:
+        _write(folder, store)
+        return _read(folder)
+    except OSError as error:  # they fit in memory, so the run can do without
+        warn(f"{folder}: the tokens can't be kept: {error.strerror or error}", "make room there, or set HF_HOME")
+        return store
+
+
+def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None, words: bool) -> TokenStore:
+    import numpy as np
+
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    closing = np.array([] if end is None else [end], dtype=dtype)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a tokenizer.json can hold a limit of its own
+    backend.no_padding()
+    encode = backend.encode_batch if words else backend.encode_batch_fast  # the fast one knows no words
+    tokens: list[np.ndarray] = [np.zeros(0, dtype=dtype)]
+    first_of_word: list[np.ndarray] = [np.zeros(0, dtype=bool)]
+    lengths: list[int] = []
+    num_bytes = 0
+    for texts in _batches(dataset):
+        for text, encoding in zip(texts, encode(texts, add_special_tokens=False), strict=True):
+            ids = np.asarray(encoding.ids, dtype=dtype)
+            tokens += [ids, closing]
+            if words:
+                first_of_word += [begins_word(encoding.word_ids), np.ones(len(closing), dtype=bool)]
+            lengths.append(len(ids) + len(closing))
+            num_bytes += len(text.encode())
+    starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(lengths)]
+    return TokenStore(
+        np.concatenate(tokens), starts, np.concatenate(first_of_word) if words else None, num_bytes
+    )
+
+
+def begins_word(word_ids: Sequence[int | None]) -> np.ndarray:
+    """Whether each token is of another word than the one before it, shape (tokens,); a token of no word is its own."""
+    import numpy as np
+
+    ids = np.array([-1 if word is None else word for word in word_ids], dtype=np.int64)
+    changes = np.ones(len(ids), dtype=bool)
+    changes[1:] = (ids[1:] != ids[:-1]) | (ids[1:] < 0)
+    return changes
+
+
+def _batches(dataset: Dataset) -> Iterator[list[str]]:
     """Texts in lists of about BATCH_CHARACTERS, so that one tokenizer call stays small."""
     texts: list[str] = []
     characters = 0
@@ -86,3 +191,48 @@ def _batches(dataset: Dataset) -> Any:
             texts, characters = [], 0
     if texts:
         yield texts
+
+
+def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None, words: bool) -> str:
+    """Hash of all that decides the tokens: the texts themselves, the tokenizer and the options."""
+    import xxhash
+
+    digest = xxhash.xxh3_128(json.dumps([STORE_VERSION, end, words]).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for texts in _batches(dataset):
+        for text in texts:
+            content = text.encode()
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+    return str(digest.hexdigest())
+
+
+def _write(folder: Path, store: TokenStore) -> None:
+    """Writes the arrays, then `store.json` with their hashes, so that a store is whole or not there."""
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = {}
+    for name, array in (("tokens", store.tokens), ("starts", store.starts), ("words", store.words)):
+        if array is not None:
+            path, new = folder / f"{name}.npy", folder / f".{name}.{os.getpid()}.npy"
+            try:
+                np.save(new, array)
+                hashes[path.name] = file_hash(new)
+                os.replace(new, path)
+            finally:
+                new.unlink(missing_ok=True)
+    write_atomically(folder / "store.json", json.dumps({"num_bytes": store.num_bytes, "files": hashes}))
+
+
+def _read(folder: Path) -> TokenStore:
+    """The store in `folder`; OSError or ValueError where it is not as it was written."""
+    import numpy as np
+
+    facts = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+    arrays = {}
+    for name, digest in facts["files"].items():
+        if file_hash(folder / name) != digest:
+            raise ValueError(f"{name} is damaged")
+        arrays[name.removesuffix(".npy")] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    return TokenStore(arrays["tokens"], arrays["starts"], arrays.get("words"), int(facts["num_bytes"]))

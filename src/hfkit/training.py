@@ -137,13 +137,13 @@ def fit(
         data_collator=partial(collate, task, tokenizer),
         train_dataset=stream,
         eval_dataset=EvaluationRows(held_out, task, recipe.evaluation.seed) if held_out else None,
-        compute_loss_func=callback.watched(task.loss),
-        preprocess_logits_for_metrics=lambda logits, labels: task.reduce(
-            logits[0] if isinstance(logits, tuple) else logits, labels
+        compute_loss_func=callback.watched(task.training_loss(recipe, rows, step_rows), task.loss),
+        preprocess_logits_for_metrics=lambda outputs, labels: task.reduce(
+            outputs if isinstance(outputs, tuple) else (outputs,), labels, tokenizer
         ),
         compute_metrics=lambda output: {
             name: score.value
-            for name, score in task.scores(output.predictions, output.label_ids, config, quick).items()
+            for name, score in task.scores(output.predictions, output.label_ids, held_out, quick).items()
         },
         callbacks=[callback],
     )

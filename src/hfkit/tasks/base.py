@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hfkit.errors import did_you_mean
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Batch = dict[str, "torch.Tensor"]
 IGNORED = -100  # label of a position that has no loss, as everywhere in torch and transformers
+
+
+Loss = Callable[..., "torch.Tensor"]  # (outputs, labels, num_items_in_batch=None), as the Trainer calls it
 
 
 class Rows(Protocol):
@@ -74,15 +78,37 @@ class Task(ABC):
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Examples as one padded batch."""
 
-    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:
+        """Makes the model ready for this task's batches and checks it on a first one; calling it again does nothing."""
+
+    def training_loss(self, recipe: Recipe, rows: Rows | None, step_rows: int) -> Loss:
+        """The loss that is minimised; `rows`: the training data where it is known, `step_rows`: rows in one step."""
+        return partial(self.loss, smoothing=recipe.train.label_smoothing, step_rows=step_rows)
+
+    def loss(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        num_items_in_batch: Any = None,
+        *,
+        smoothing: float = 0.0,
+        step_rows: int | None = None,
+    ) -> torch.Tensor:
         """Cross-entropy in nats, summed and divided by the scored labels of the whole optimizer step, so that any
         split of a step into passes and processes has the same gradient. (Models such as BertForSequenceClassification
-        take the count in silence and average over the pass: four accumulation steps make their loss four times.)"""
+        take the count in silence and average over the pass: four accumulation steps make their loss four times.)
+
+        `smoothing`: share of each label that is spread over all; `step_rows`: for losses that count rows as well.
+        """
         import torch
 
         logits, labels = self.align(outputs["logits"], labels)
         total = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
+            logits.reshape(-1, logits.shape[-1]).float(),
+            labels.reshape(-1),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=smoothing,
         )
         scored = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(scored).clamp(min=1)  # 0: a last block of one token predicts nothing
@@ -92,12 +118,21 @@ class Task(ABC):
         return logits, labels
 
     @abstractmethod
-    def reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """What `scores` needs of a batch's logits: shape (rows, k), so that no vocabulary-sized tensor is kept."""
+    def reduce(
+        self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> torch.Tensor:
+        """What `scores` needs of a batch's outputs (the logits come first): shape (rows, k), so that no
+        vocabulary-sized tensor is kept."""
 
     @abstractmethod
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, model_config: Any, recipe: Recipe) -> dict[str, Score]:
-        """The metrics over all rows: `reduced` (rows, k) from `reduce`, `labels` as collated."""
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
+        """The metrics over all `rows`: `reduced` (rows, k) from `reduce`, `labels` as collated."""
+
+    def samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe
+    ) -> list[str]:
+        """Lines that show what the model makes of some of the validation `rows` now; none where numbers say it all."""
+        return []
 
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
@@ -109,4 +144,4 @@ class Task(ABC):
         reduced, labels = predict_rows(
             self, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size, seed=recipe.evaluation.seed
         )
-        return self.scores(reduced, labels, model.config, recipe)
+        return self.scores(reduced, labels, rows, recipe)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,23 +48,68 @@ class CausalLM(Task):
                 f"the tokenizer of {tokenizer.name_or_path} has no end-of-text token to put between documents",
                 "give one document, or a tokenizer that has an eos_token",
             )
-        size, end = recipe.data.block_size, tokenizer.eos_token_id
-        return pack(dataset, tokenizer, model, block_size=size, prefix=[], suffix=[], end=end)
+        blocks = pack(dataset, tokenizer, model, block_size=recipe.data.block_size, end=tokenizer.eos_token_id)
+        if not recipe.data.document_masking:
+            blocks.store = blocks.store._replace(starts=blocks.store.starts[:1])
+        return blocks
+
+    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
+        """A block whose documents begin at position 0 each, with nothing to say about their first token."""
+        import numpy as np
+
+        ids, starts = row["input_ids"], row["starts"]
+        begins, labels = np.zeros(len(ids), dtype=np.int64), ids.copy()
+        begins[starts] = starts
+        labels[[0, *starts]] = IGNORED
+        return {"input_ids": ids, "labels": labels, "position_ids": np.arange(len(ids)) - np.maximum.accumulate(begins)}
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """Blocks without an attention mask: padding only ever follows the text, where a causal model can't see it.
+
+        Where a document begins inside a block, `position_ids` start again there, from which the library makes a mask
+        between documents (transformers.masking_utils.find_packed_sequence_indices), if it gets no attention mask.
+        """
+        import torch
+
         batch = pad_blocks(examples, tokenizer)
-        mask = batch.pop("attention_mask")  # padding only ever follows the text, where a causal model can't see it
-        batch["labels"] = batch["input_ids"].masked_fill(mask == 0, IGNORED)
+        del batch["attention_mask"]
+        longest = batch["input_ids"].shape[1]
+        if any(example["position_ids"][-1] + 1 < len(example["position_ids"]) for example in examples):
+            positions = torch.arange(longest).repeat(len(examples), 1)
+            for row, example in zip(positions, examples, strict=True):
+                length = len(example["position_ids"])
+                row[:length] = torch.from_numpy(example["position_ids"])
+                row[length:] -= length - 1 - row[length - 1].item()  # padding goes on where the last document ends
+            batch["position_ids"] = positions
         return batch
+
+    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:
+        if "position_ids" in batch:
+            model.config.use_cache = False  # with a cache the library makes no mask between documents
+            check_document_masking(model, batch)
 
     def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return logits[:, :-1], labels[:, 1:]
 
-    def reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return token_statistics(*self.align(logits, labels))
+    def reduce(
+        self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> torch.Tensor:
+        return token_statistics(*self.align(outputs[0], labels), end=_end(tokenizer))
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, model_config: Any, recipe: Recipe) -> dict[str, Score]:
-        return nll_scores(reduced, recipe, "blocks of the training length, no overlap")
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
+        """As seen while training, block by block; the number at the end, `evaluate`, gives every token its context."""
+        from hfkit.metrics import Score
+
+        how = "blocks of the training length, no overlap"
+        text, ends = reduced[:, :3], reduced[:, 3:]
+        scores = nll_scores(text, recipe, f"{how}, without the EOS that closes each document")
+        nll, scored, closing = float(text[:, 0].sum()), float(text[:, 1].sum()), float(ends[:, 1].sum())
+        share = scored / max(len(rows.store.tokens) - closing, 1)  # the first token of a block has no score
+        bits = nll / math.log(2) / (rows.num_bytes * share)
+        scores["bits_per_byte"] = Score(bits, None, None, int(scored), f"bits per UTF-8 byte of the text; {how}")
+        if closing:
+            scores["eos_nll"] = Score(float(ends[:, 0].sum()) / closing, None, None, int(closing), f"nats per EOS; {how}")
+        return scores
 
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
@@ -80,3 +127,31 @@ class CausalLM(Task):
             interval=wanted.interval,
             seed=wanted.seed,
         )
+
+
+def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:
+    """ModelError where a document's logits in a packed block are not those it has alone, seen on the first of `batch`."""
+    import torch
+
+    positions = batch["position_ids"]
+    block = int((positions[:, 1:] == 0).sum(1).argmax())  # the one with the most documents
+    starts = [*(positions[block] == 0).nonzero()[:, 0].tolist(), positions.shape[1]]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        inputs = {name: batch[name][block : block + 1].to(model.device) for name in ("input_ids", "position_ids")}
+        packed = model(**inputs).logits[0]
+        alone = [model(input_ids=inputs["input_ids"][:, a:b]).logits[0] for a, b in itertools.pairwise(starts)]
+    model.train(was_training)
+    difference = (packed - torch.cat(alone)).abs().max().item()
+    if difference > (1e-3 if packed.dtype == torch.float32 else 0.3):
+        raise ModelError(
+            f"{model.config.model_type} lets the documents in one block see each other "
+            f"(packed and alone, their logits differ by {difference:.2g})",
+            "--no-document-masking",
+        )
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of EOS; one that no token has where there is none."""
+    return -1 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)

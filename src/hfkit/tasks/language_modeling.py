@@ -95,13 +95,13 @@ def _documents(loaded: DatasetDict, recipe: Recipe) -> dict[str, Dataset]:
 
 
 def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Arrays of token ids, each (length,), as int64 tensors (rows, longest) with an attention mask."""
+    """Arrays per token, each (length,), as int64 tensors (rows, longest) with an attention mask."""
     import numpy as np
     import torch
 
     longest = max(len(example["input_ids"]) for example in examples)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    fill = {"input_ids": pad, "labels": IGNORED}
+    fill = {"input_ids": pad, "labels": IGNORED, "token_type_ids": 0}
     batch = {
         name: np.full((len(examples), longest), fill[name], dtype=np.int64) for name in fill if name in examples[0]
     }
@@ -113,16 +113,25 @@ def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenize
     return {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
 
 
-def token_statistics(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Per row: summed negative log-likelihood in nats, tokens scored, tokens predicted right; shape (rows, 3)."""
+def token_statistics(logits: torch.Tensor, labels: torch.Tensor, end: int | None = None) -> torch.Tensor:
+    """Per row: summed negative log-likelihood in nats, tokens scored, tokens predicted right; shape (rows, 3).
+
+    `logits` as `labels`, (rows, tokens, vocabulary), or of the scored positions alone, (scored, vocabulary). With
+    `end` the tokens of this id are counted apart, in columns 4 to 6.
+    """
     import torch
 
-    nll = torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
     scored = labels != IGNORED
-    right = (logits.argmax(-1) == labels) & scored
-    return torch.stack([nll.double().sum(1), scored.sum(1).double(), right.sum(1).double()], dim=1)
+    targets = labels[scored]
+    logits = (logits if logits.dim() == 2 else logits[scored]).float()
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+    right = (logits.argmax(-1) == targets).double()
+    values = torch.stack([nll, torch.ones_like(nll), right], dim=1)
+    if end is not None:
+        ends = (targets == end).unsqueeze(1)
+        values = torch.cat([values * ~ends, values * ends], dim=1)
+    sums = torch.zeros(len(labels), values.shape[1], dtype=torch.double, device=labels.device)
+    return sums.index_add_(0, scored.nonzero()[:, 0], values)
 
 
 def nll_scores(reduced: np.ndarray, recipe: Recipe, how: str) -> dict[str, Score]:

@@ -15,6 +15,7 @@ from hfkit.tasks.language_modeling import (
     pad_blocks,
     token_statistics,
 )
+from hfkit.tasks.masked_head import add_positions, flat_labels, narrow_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +49,17 @@ class MaskedLM(Task):
             )
         start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
         stop = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
-        size, end = recipe.data.block_size, tokenizer.sep_token_id
-        blocks = pack(dataset, tokenizer, model, block_size=size, prefix=start, suffix=stop, end=end)
+        blocks = pack(
+            dataset,
+            tokenizer,
+            model,
+            block_size=recipe.data.block_size,
+            prefix=start,
+            suffix=stop,
+            end=tokenizer.sep_token_id if recipe.data.packing else None,
+            packed=recipe.data.packing,
+            words=recipe.data.masking != "token",
+        )
         return _MaskableRows(blocks, tokenizer, recipe.data.mask_probability)
 
     def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
@@ -70,12 +80,20 @@ class MaskedLM(Task):
         return {"input_ids": inputs, "labels": labels}
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        return pad_blocks(examples, tokenizer)
+        return add_positions(pad_blocks(examples, tokenizer))
 
-    def reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return token_statistics(logits, labels)
+    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:
+        narrow_head(model, batch)
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, model_config: Any, recipe: Recipe) -> dict[str, Score]:
+    def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return logits, flat_labels(logits, labels)
+
+    def reduce(
+        self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> torch.Tensor:
+        return token_statistics(outputs[0], labels)
+
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
         return nll_scores(reduced, recipe, f"masked tokens only, masks drawn once from seed {recipe.evaluation.seed}")
 
 

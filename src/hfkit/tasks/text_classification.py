@@ -92,10 +92,12 @@ class TextClassification(Task):
         batch: Batch = dict(tokenizer.pad(list(examples), padding_side="right", return_tensors="pt"))
         return batch
 
-    def reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return logits.float()
+    def reduce(
+        self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> torch.Tensor:
+        return outputs[0].float()
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, model_config: Any, recipe: Recipe) -> dict[str, Score]:
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
         from hfkit.inference import probabilities
         from hfkit.metrics import compute
 
