@@ -63,10 +63,10 @@ print({"torch", "transformers", "datasets", "accelerate", "evaluate", "numpy"} &
 def test_a_recipe_comes_from_a_file_a_mapping_and_settings(folder: Path) -> None:
     path = folder / "r.yaml"
     path.write_text("train: {seed: 3, max_steps: 2}\n")
-    recipe = hfkit.load_recipe("finetune", path, **{"train.max_steps": 5, "train.extra.adam_beta2": 0.9})
-    assert (recipe.train.seed, recipe.train.max_steps, recipe.train.extra) == (3, 5, {"adam_beta2": 0.9})
-    nested = {"train": {"seed": 3, "max_steps": 5, "extra": {"adam_beta2": 0.9}}}
-    assert hfkit.load_recipe("finetune", str(path), **{"train": {"max_steps": 5, "extra.adam_beta2": 0.9}}) == recipe
+    recipe = hfkit.load_recipe("finetune", path, **{"train.max_steps": 5, "train.extra.adam_beta1": 0.9})
+    assert (recipe.train.seed, recipe.train.max_steps, recipe.train.extra) == (3, 5, {"adam_beta1": 0.9})
+    nested = {"train": {"seed": 3, "max_steps": 5, "extra": {"adam_beta1": 0.9}}}
+    assert hfkit.load_recipe("finetune", str(path), **{"train": {"max_steps": 5, "extra.adam_beta1": 0.9}}) == recipe
     assert hfkit.load_recipe("finetune", nested) == recipe
 
 

@@ -263,7 +263,7 @@ def test_dry_run_prints_a_recipe_that_gives_itself_and_writes_nothing(
     for line in (
         "pretrain",
         "pretrain --objective mlm --size mini",
-        "finetune --model x --set train.extra.adam_beta2=0.9",
+        "finetune --model x --set train.extra.adam_beta1=0.9",
     ):
         said = Said(f"{line} --dry-run", capsys)
         assert (said.code, said.err, list(empty.iterdir())) == (0, "", [])

@@ -200,8 +200,8 @@ WRONG = [
     ("0.txt", "", "no rows, the file is empty (fix: give a file with text)"),
     ("blank.txt", "\n \n\t\r\n", "no rows, only blank lines (fix: give a file with text)"),
     # F27
-    ("latin.csv", b"text,label\na,1\nab\xe9,0\n", "line 3, byte 3: 0xe9 is not UTF-8 (fix: iconv -f latin1 -t utf-8 latin.csv > latin.utf8.csv)"),
-    ("latin.txt", b"a\n\xe9", "line 2, byte 1: 0xe9 is not UTF-8 (fix: iconv -f latin1 -t utf-8 latin.txt > latin.utf8.txt)"),
+    ("latin.csv", b"text,label\na,1\nab\xe9,0\n", "line 3, byte 3: 0xe9 is not UTF-8 (fix: --encoding latin-1 if it is that, or iconv -f latin1 -t utf-8 latin.csv > latin.utf8.csv)"),
+    ("latin.txt", b"a\n\xe9", "line 2, byte 1: 0xe9 is not UTF-8 (fix: --encoding latin-1 if it is that, or iconv -f latin1 -t utf-8 latin.txt > latin.utf8.txt)"),
     ("nul.txt", b"ok\na\0b\n", "line 2, byte 2: a NUL byte, so probably not a text file (fix: tr -d '\\0' < nul.txt > NEW)"),
     ("utf16.txt", "hello".encode("utf-16"), "UTF-16, not UTF-8 (fix: iconv -f utf-16 -t utf-8 utf16.txt > utf16.utf8.txt)"),
     ("half.jsonl", '{"text": "a"}\n{"text": "é\\uD800"}\n', "line 2, byte 13: \\ud800 is half a character, not UTF-8 (fix: delete it, or write both halves)"),
@@ -213,11 +213,11 @@ WRONG = [
     ("list.jsonl", '{"t": [1]}\n{"t": ["x"]}\n', "line 1 or later: column 't': Could not convert 'x' with type str: tried to convert to int64"),
     ("text.jsonl", '"a"\n', 'line 1: text instead of an object (fix: write {"text": "..."} on each line)'),
     # layouts
-    ("semicolon.csv", "text;label\na;1\n", "line 1: one column 'text;label', no comma but ';' between names (fix: save it with commas, or as .tsv with tabs)"),
-    ("tab.csv", "text\tlabel\na\t1\n", "line 1: one column 'text\tlabel', no comma but '\t' between names (fix: rename it to .tsv)"),
-    ("comma.tsv", "text,label\na,1\n", "line 1: one column 'text,label', no tab but ',' between names (fix: rename it to .csv)"),
-    ("twice.csv", "text,text\na,1\n", "line 1: column 'text' comes twice (fix: rename one of them)"),
-    ("open.csv", 'text,label\na,1\n"open,2\nc,3\n', "line 3: a double quote opens here and never closes (fix: write a quote inside quotes twice, or rename to .tsv if fields are divided by tabs)"),
+    ("semicolon.csv", "text;label\na;1\n", "line 1: one column 'text;label', no comma but ';' between names (fix: --separator ';')"),
+    ("tab.csv", "text\tlabel\na\t1\n", "line 1: one column 'text\tlabel', no comma but '\t' between names (fix: --separator tab)"),
+    ("comma.tsv", "text,label\na,1\n", "line 1: one column 'text,label', no tab but ',' between names (fix: --separator ,)"),
+    ("twice.csv", "text,text\na,1\n", "line 1: column 'text' comes twice (fix: rename one of them, or --no-header if the first line is a row)"),
+    ("open.csv", 'text,label\na,1\n"open,2\nc,3\n', "line 3: a double quote opens here and never closes (fix: write a quote inside quotes twice, or --no-quoting if a quote is a character like any other)"),
     ("after.csv", 'text,label\n"a" said,1\n', "line 2: text after a closing double quote (fix: write a quote inside quotes twice)"),
     ("return.csv", "text,label\ra,1\r", "line 1: a carriage return inside a field (fix: end lines with a line feed)"),
     # binary
@@ -241,7 +241,7 @@ def test_error_after_many_rows_names_its_line() -> None:
 
 def test_latin1_in_a_compressed_file() -> None:
     write("a b.txt.gz", gzip.compress(b"\xe9\n"))
-    fix = "decompress it, then iconv -f latin1 -t utf-8 'a b.txt.gz' > 'a b.txt.utf8.gz'"
+    fix = "--encoding latin-1 if it is that, or decompress it, then iconv -f latin1 -t utf-8 'a b.txt.gz' > 'a b.txt.utf8.gz'"
     assert problem("a b.txt.gz") == f"a b.txt.gz: line 1, byte 1: 0xe9 is not UTF-8 (fix: {fix})"
 
 
@@ -631,7 +631,7 @@ def test_a_guess_is_said_once_where_splits_are_asked_one_by_one(capsys: pytest.C
 
 
 UNCLEAR = [
-    ("foo,bar", {}, "a.csv: no column is clearly the text, found: foo, bar (fix: --text-column foo)"),
+    ("foo,bar", {}, "a.csv: no column is clearly the text, found: foo, bar (fix: --text-column foo, or --no-header if these are values of a first row)"),
     ("text,foo,bar", {}, "a.csv: no column is clearly the label, found: text, foo, bar (fix: --label-column foo)"),
     ("text,topic,intent", {}, "a.csv: no column is clearly the label, found: text, topic, intent (fix: --label-column topic)"),
     ("text", {}, "a.csv: no column is clearly the label, found: text (fix: --label-column NAME)"),

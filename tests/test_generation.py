@@ -19,7 +19,7 @@ from transformers import (
 import hfkit
 from hfkit.__main__ import main
 from hfkit.errors import UsageError
-from hfkit.models import train_tokenizer
+from hfkit.tokenization import train_tokenizer
 from tiny_models import TEXT, make_bert, make_gpt2, spread
 
 PROMPTS = [

@@ -443,7 +443,13 @@ def test_metric_that_compares_needs_references() -> None:
         compute(["bleu"], ["a"], None)
 
 
-KINDS = [(PREDICTIONS, REFERENCES), (["a", "b"], ["a", "a"]), ([0.25, 1.5], [1.0, 2.0]), ([[0.5, 0.5]] * 2, [0, 1])]
+KINDS = [
+    (PREDICTIONS, REFERENCES),
+    (["a", "b"], ["a", "a"]),
+    ([0.25, 1.5], [1.0, 2.0]),
+    ([[0.5, 0.5]] * 2, [0, 1]),
+    ([[1, 0], [0, 1]], [[1, 1], [0, 1]]),
+]
 
 
 @pytest.mark.parametrize("name", METRICS)

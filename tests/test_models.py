@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     GPT2Config,
@@ -17,8 +18,9 @@ from transformers import (
 from hfkit import recipe as settings
 from hfkit.__main__ import main
 from hfkit.errors import ModelError, UsageError
-from hfkit.models import describe, load_config, load_tokenizer, max_tokens, new_or_pretrained, train_tokenizer
+from hfkit.models import describe, load_config, load_tokenizer, max_tokens, new_or_pretrained
 from hfkit.tasks import TASKS
+from hfkit.tokenization import train_tokenizer
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
 CORPUS = ["The quick brown fox jumps over the lazy dog, again and again. " * 20, "你好，世界！ Two\n lines 😀 " * 20]
@@ -92,10 +94,14 @@ def test_a_type_without_such_a_size_keeps_its_own():
     assert (config.hidden_size, config.num_hidden_layers) == (128, 2)
 
 
-def test_gpt2_computes_the_same_function_faster():
-    assert load_config(recipe_for(type="gpt2")).activation_function == "gelu_pytorch_tanh"
-    own = load_config(recipe_for(type="gpt2", config={"activation_function": "gelu_new"}))
-    assert own.activation_function == "gelu_new"
+def test_gpt2_computes_the_same_function_faster(gpt2):
+    fast = [load_config(recipe_for(type="gpt2")), load_config(recipe_for(name=gpt2))]
+    assert [config.activation_function for config in fast] == ["gelu_pytorch_tanh"] * 2
+    ids = torch.arange(20)[None]
+    stock = AutoModelForCausalLM.from_pretrained(gpt2)
+    assert stock.config.activation_function == "gelu_new"
+    own = AutoModelForCausalLM.from_pretrained(gpt2, config=fast[1])
+    torch.testing.assert_close(own(ids).logits, stock(ids).logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ def test_gradient_does_not_depend_on_accumulation(command, task, kind, rows_file
             "train.warmup_steps": 0.0,
             "train.weight_decay": 0.0,
             "train.max_grad_norm": 1e9,
-            "train.extra.optim": "sgd",
+            "train.optimizer": "sgd",
+            "train.momentum": 0.0,
             "train.per_device_train_batch_size": rows,
             "train.gradient_accumulation_steps": passes,
         }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -14,12 +16,28 @@ from hfkit.console import is_main_process, say
 from hfkit.errors import DivergedError, StoppedError
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from rich.progress import Progress
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
+    from hfkit.best import Best
     from hfkit.runs import Run
     from hfkit.signals import StopSignal
     from hfkit.stream import StreamedExamples, TrainingStream
     from hfkit.tasks.base import Loss
+
+
+TIMINGS = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}  # what the Trainer adds to scores
+
+
+class NothingLeft(Exception):
+    """Raised where a resumed run has nothing left to train."""
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
@@ -36,20 +54,30 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         signals: StopSignal,
         eval_steps: int,
         save_steps: int,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        best: Best | None,
+        budget: float | None,
+        show: Callable[[PreTrainedModel], list[str]] | None,
     ) -> None:
+        """`eval_steps` 0: no evaluation; `budget`: seconds to train for; `show`: lines to print at an evaluation."""
         self.run, self.stream, self.signals = run, stream, signals
-        self.eval_steps, self.save_steps = eval_steps, save_steps  # eval_steps 0: no evaluation
+        self.eval_steps, self.save_steps = eval_steps, save_steps
+        self.tokenizer, self.best, self.budget, self.show = tokenizer, best, budget, show
         self._logged = self._started = (0, 0.0)  # step and time of the last progress line and of the start
         self._loss: Any = None  # of the last pass, shape ()
+        self._bar: Progress | None = None
 
-    def take(self, trainer: Trainer) -> None:
-        """Becomes the one that reports for `trainer`; the library hands a callback everything but the trainer."""
+    def take(self, trainer: Trainer, seconds: float) -> None:
+        """Becomes the one that reports for `trainer` (the library hands a callback everything but the trainer), of a
+        run that has trained for `seconds` already."""
         self.trainer = trainer
+        self._seconds_before = seconds
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
 
     def watched(self, training_loss: Loss, loss: Loss) -> Loss:
-        """`training_loss` where gradients are taken, its last value looked at before it changes a weight, else `loss`."""
+        """`training_loss` where gradients are taken, its value looked at before it changes a weight, else `loss`."""
         import torch
 
         def watched_loss(*values: Any, **options: Any) -> Any:
@@ -76,6 +104,12 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._started = self._logged = (state.global_step, time.monotonic())
         self.signals.immediate = False
+        if self.best is not None:
+            self.best.take_all(self.run.logged())
+            if state.global_step > self.best.last_step and self._evaluates(state):  # it was killed before it could
+                self.evaluate()
+        if state.global_step >= state.max_steps or self._is_over():
+            raise NothingLeft
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,7 +128,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         rows = self.stream.num_rows or len(self.stream)
         state.epoch = step * self.stream.step_rows / rows  # the library sees the whole stream as one epoch
         self.signals.caught = stop = distributed.largest(self.signals.caught, args.device)
-        last = step >= state.max_steps
+        last = step >= state.max_steps or self._is_over()
         control.should_save = bool(stop) or last or step % self.save_steps == 0 or self._evaluates(state)
         control.should_training_stop = bool(stop) or last
         if control.should_save:
@@ -102,21 +136,59 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if not all_finite([*kwargs["model"].state_dict().values(), *optimizer]):
                 raise self._diverged("a weight or optimizer state is not finite", step, args)
             distributed.on_main(lambda: self.run.prepare_save(step))
+        if self._bar is not None:
+            left = f"{duration(self._seconds_left(state))} left"
+            self._bar.update(self._bar.task_ids[0], completed=step, total=state.max_steps, description=left)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         distributed.barrier()
-        distributed.on_main(lambda: self.run.commit(state.global_step))
+        distributed.on_main(lambda: self._commit(state.global_step))
         if distributed.largest(self.signals.caught, args.device):
             control.should_training_stop = True
         elif self._evaluates(state):
             self.evaluate()
+            control.should_training_stop = control.should_training_stop or self._is_over()
+
+    def _commit(self, step: int) -> None:
+        self.tokenizer.save_pretrained(self.run.checkpoint(step))  # so that a checkpoint is a model that opens
+        self.run.commit(step, self._seconds(), None if self.best is None else self.best.step)
 
     def evaluate(self) -> None:
         """Metrics of the validation data, logged; random states are left as they were."""
         import torch
 
         with torch.random.fork_rng():
-            self.trainer.evaluate()
+            metrics = self.trainer.evaluate()
+            if self.best is not None:
+                self.best.take(self.trainer.state.global_step, metrics)
+                if self.best.over:
+                    say(f"  no better for {self.best.waited} evaluations: {self.best} stays the best, training ends")
+            if self.show is not None and is_main_process():
+                for line in self.show(self.trainer.model):
+                    say(f"    {line}")
+
+    def _is_over(self) -> bool:
+        """Whether patience or time has run out."""
+        late = self.budget is not None and self._seconds() >= self.budget
+        if self.budget is not None and distributed.largest(int(late), self.trainer.args.device):
+            return True
+        return self.best is not None and self.best.over
+
+    def _seconds(self) -> float:
+        """For how long the run has trained, over all its starts."""
+        return self._seconds_before + time.monotonic() - self._started[1]
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Training inside shows a bar where a person is looking at stderr, and may end before its first step."""
+        from rich.console import Console
+        from rich.progress import Progress
+
+        if is_main_process() and sys.stderr.isatty():
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.add_task("", total=None)
+        with self._bar or nullcontext(), suppress(NothingLeft):
+            yield
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,7 +206,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             self._progress(state, logs)
         elif "eval_loss" in logs:
-            names = [key for key in logs if key.startswith("eval_") and "_per_" not in key and key != "eval_runtime"]
+            names = [key for key in logs if key.startswith("eval_") and key not in TIMINGS]
             shown = "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4g}" for name in names)
             say(f"  validation at step {state.global_step}: {shown}")
         if is_main_process():
@@ -151,18 +223,23 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         rows = self.stream.step_rows
         tokens = self.stream.tokens(before * rows, step * rows)
         done, unit = (tokens, "tokens") if tokens else ((step - before) * rows, "rows")
-        first, start = self._started
-        left = (now - start) / max(step - first, 1) * (state.max_steps - step)
+        norm = f"grad {logs['grad_norm']:.3g}  " if "grad_norm" in logs else ""
         say(
-            f"step {step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
-            f"{done / max(now - then, 1e-9):,.0f} {unit}/s  {duration(left)} left"
+            f"step {step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {norm}"
+            f"{done / max(now - then, 1e-9):,.0f} {unit}/s  {duration(self._seconds_left(state))} left"
         )
         self._logged = (step, now)
 
+    def _seconds_left(self, state: TrainerState) -> float:
+        """At the mean pace since this start."""
+        first, start = self._started
+        pace: float = (time.monotonic() - start) / max(state.global_step - first, 1)
+        return pace * int(state.max_steps - state.global_step)
+
     def _evaluates(self, state: TrainerState) -> bool:
-        """Every eval_steps; not after the last step, where the final scores follow anyway."""
-        step = state.global_step
-        return self.eval_steps > 0 and step % self.eval_steps == 0 and step < state.max_steps
+        """Every eval_steps; after the last step only where the best is looked for: the final scores follow anyway."""
+        step, last = state.global_step, state.global_step >= state.max_steps
+        return self.eval_steps > 0 and (self.best is not None if last else step % self.eval_steps == 0)
 
 
 def clipped_in_order(gradients: Sequence[Any]) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hfkit import console
 from hfkit.errors import DataError, UsageError
-from hfkit.readers import SOURCES, format_of
+from hfkit.readers import SOURCES, Layout, first_line, format_of, settled, short
 from hfkit.sources import (
     SPLITS,
     digest_file,
@@ -48,6 +50,8 @@ LABEL_NAMES = (
     "score",
 )  # fmt: skip
 ID_NAMES = ("id", "idx", "index", "guid", "uid", "unnamed: 0")
+GUESSED_ROWS = 1000  # that a guess by content looks at
+STREAM_SAMPLE = 1000  # first rows of a stream, from which its text column is found
 FLAGS = {"text": "--text-column", "text_pair": "--text-pair-column", "label": "--label-column"}
 
 
@@ -62,28 +66,124 @@ def load_data(recipe: Recipe) -> DatasetDict:
     named = {split: sources for split in SPLITS if (sources := getattr(recipe.data, split))}
     if not named:
         raise UsageError("no data given", "--data FILE")
-    documents = recipe.data.documents or "row"
-    opened = {split: open_sources(sources, documents, split) for split, sources in named.items()}
+    layout = layout_of(recipe)
+    opened = {split: open_sources(sources, layout, split) for split, sources in named.items()}
     train = opened.get("train", [])
     if train and "validation" not in opened and all(own_split(part, "validation") for _, part in train):
         opened["validation"] = train
     return DatasetDict({split: join(parts, split) for split, parts in opened.items()})
 
 
-def load_source(sources: Sequence[str], documents: str = "row", split: str = "train") -> Dataset:
+def layout_of(recipe: Recipe) -> Layout:
+    """How the files of the recipe are to be read; UsageError for what can't be, or would have no effect."""
+    import codecs
+
+    data = recipe.data
+    named = [*data.train, *data.validation, *data.test]
+    kinds = {format_of(Path(source))[0] for source in named}
+    given = [name for name, value in (("header", data.header), ("csv.separator", data.csv.separator),
+                                      ("csv.quoting", data.csv.quoting)) if value is not None]  # fmt: skip
+    if given and kinds and kinds <= SOURCES.keys() - {".csv", ".tsv"}:
+        raise UsageError(f"data.{given[0]} has no effect: no source is a .csv or .tsv file", "leave it out")
+    separator = {"tab": "\t", "\\t": "\t"}.get(data.csv.separator or "", data.csv.separator)
+    if separator is not None and len(separator) != 1:
+        raise UsageError(f"data.csv.separator '{separator}': must be one character", "--separator tab")
+    for name in data.encoding.split(","):
+        try:
+            plain = "\n".encode(codecs.lookup(name).name) == b"\n"
+        except (LookupError, TypeError):
+            raise UsageError(f"data.encoding '{name}' is unknown", "utf-8, latin-1, cp1252, gb18030, ...") from None
+        if not plain:
+            raise UsageError(f"data.encoding '{name}' is not read line by line", f"iconv -f {name} -t utf-8 FILE > NEW")
+    return Layout(data.documents or "row", data.header, separator, data.csv.quoting, data.encoding)
+
+
+def load_source(
+    sources: Sequence[str], documents: str = "row", split: str = "train", *, layout: Layout | None = None
+) -> Dataset:
     """All `sources` as one data set, in their order.
 
     `documents` says what a row of a .txt file is: the "file", a paragraph ("blank-line") or a line ("row"). `split` is
-    taken from sources that have several (the Hub, builtin:NAME, a saved DatasetDict).
+    taken from sources that have several (the Hub, builtin:NAME, a saved DatasetDict). `layout`: other than usual.
     """
-    return join(open_sources(sources, documents, split), split)
+    return join(open_sources(sources, replace(layout or Layout(), documents=documents), split), split)
 
 
-def stream_source(sources: Sequence[str], documents: str = "row") -> IterableDataset:
+def load_parts(recipe: Recipe) -> list[Dataset]:
+    """The training rows of each entry of data.train, for `mix`; a folder or a pattern is one entry."""
+    layout = layout_of(recipe)
+    return [load_source([source], layout.documents, layout=layout) for source in recipe.data.train]
+
+
+def mix(parts: Sequence[Dataset], weights: Sequence[float], seed: int, names: Sequence[str] = ()) -> Dataset:
+    """Rows drawn from `parts` in the shares of `weights`, until each row was drawn once; says what repeats how often.
+
+    Each part is read in its order, again and again; `seed` decides from which part the next row comes. `names` are
+    those of the parts in messages.
+    """
+    import numpy as np
+    from datasets import Dataset, concatenate_datasets, interleave_datasets
+
+    if len(weights) != len(parts) or min(weights) <= 0:
+        problem = f"{len(weights)} for {len(parts)} sources" if len(weights) != len(parts) else "all must be above 0"
+        fix = f"--set 'data.mixture=[{', '.join(['1'] * len(parts))}]'"
+        raise UsageError(f"data.mixture {', '.join(f'{weight:g}' for weight in weights)}: {problem}", fix)
+    starts = np.cumsum([0, *map(len, parts)])
+    numbered = [Dataset.from_dict({"row": np.arange(start, stop)}) for start, stop in itertools.pairwise(starts)]
+    shares = [weight / sum(weights) for weight in weights]
+    drawn = interleave_datasets(numbered, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+    rows = np.asarray(drawn["row"][:])
+    counts = np.histogram(rows, bins=starts)[0]
+    for name, part, share, count in zip(names or _numbered(parts), parts, shares, counts, strict=True):
+        times = f"{len(part):,} rows, each {count / len(part):.2f} times"
+        console.say(f"mixture: {name}: {share:.1%} wanted, {count:,} of {len(rows):,} rows drawn from {times}")
+    return concatenate_datasets(list(parts)).select(rows)
+
+
+def _numbered(parts: Sequence[Dataset]) -> list[str]:
+    return [f"source {number}" for number in range(1, len(parts) + 1)]
+
+
+def stream_documents(recipe: Recipe) -> IterableDataset:
+    """The texts of data.train in one column `text`, read when they are asked for; nothing is loaded or cached.
+
+    The column is found and checked on the first rows as `text_column` does; a later row without text is an error, too.
+    """
+    import pyarrow as pa
+    from datasets import Dataset, IterableDataset
+
+    layout, sources = layout_of(recipe), list(recipe.data.train)
+    rows = [row for _, row in itertools.islice(stream_rows(sources, layout), STREAM_SAMPLE)]
+    if not rows:
+        raise DataError(f"{', '.join(sources)}: no rows", "give text with --data")
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    try:
+        sample = Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, split="train")
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(f"{', '.join(sources)}: {first_line(error)}", "write one kind of value in a column") from None
+    options = {"sources": sources, "layout": layout, "column": text_column(sample, recipe)}
+    return IterableDataset.from_generator(_stream_texts, gen_kwargs=options)
+
+
+def _stream_texts(sources: list[str], layout: Layout, column: str) -> Iterator[dict[str, str]]:
+    for place, row in stream_rows(sources, layout):
+        if column not in row:
+            raise DataError(f"{place}: no column '{column}', found: {listed(row)}", "give all rows the same columns")
+        if not isinstance(row[column], str):
+            raise DataError(f"{place}: column '{column}' is empty", "fill it in, or delete the row")
+        yield {"text": row[column]}
+
+
+def stream_source(sources: Sequence[str], documents: str = "row", *, layout: Layout | None = None) -> IterableDataset:
     """The rows of all `sources` read when they are asked for; nothing is loaded or cached."""
     from datasets import IterableDataset
 
-    return IterableDataset.from_generator(stream_rows, gen_kwargs={"sources": list(sources), "documents": documents})
+    options = {"sources": list(sources), "layout": replace(layout or Layout(), documents=documents)}
+    return IterableDataset.from_generator(_stream_rows, gen_kwargs=options)
+
+
+def _stream_rows(sources: list[str], layout: Layout) -> Iterator[dict[str, Any]]:
+    yield from (row for _, row in stream_rows(sources, layout))
 
 
 def fingerprint(sources: Sequence[str]) -> str:
@@ -132,35 +232,57 @@ def hold_out_end(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Da
 
 def text_column(dataset: Dataset | DatasetDict, recipe: Recipe) -> str:
     """The column with the text, named or guessed (and said aloud); its rows are checked for missing values."""
-    splits = _as_splits(dataset)
-    columns = _shared_columns(splits)
-    text = _named(splits, recipe, "text")
-    if text is None:
-        free = [column for column in columns if column.lower() not in (*ID_NAMES, *LABEL_NAMES)]
-        text = _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
-        if text is None:
-            raise _unclear(splits, recipe, "text", columns, _of_text(splits, free))
-        if len(columns) > 1 and _is_first(splits, recipe):
-            console.say(f"text column: {text} (change with --text-column)")
+    splits = as_splits(dataset)
+    text = find_text(splits, recipe)
+    if recipe.data.columns.text is None and len(shared_columns(splits)) > 1 and _is_first(splits, recipe):
+        console.say(f"text column: {text} (change with --text-column)")
     _check_rows(splits, recipe, [text])
+    return text
+
+
+def find_text(splits: dict[str, Dataset], recipe: Recipe) -> str:
+    """The column with the text, named or guessed; DataError where none is clearly it."""
+    columns = shared_columns(splits)
+    free = [column for column in columns if column.lower() not in (*ID_NAMES, *LABEL_NAMES)]
+    text = _named(splits, recipe, "text") or _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
+    text = text or only(_by_content(splits, free)[0])
+    if text is None:
+        raise _unclear(splits, recipe, "text", columns, _of_text(splits, free))
     return text
 
 
 def classification_columns(dataset: Dataset | DatasetDict, recipe: Recipe) -> tuple[str, str | None, str]:
     """(text, second text of a pair or None, label), each named or guessed (and said aloud); their rows are checked.
 
-    Issue D adds what else a label can be (lists, 0/1 columns, numbers) and files without a header (`data.csv`).
+    Where each label has a column of its own, `label` is their names with commas (see `label_columns`).
     """
-    splits = _as_splits(dataset)
-    columns = _shared_columns(splits)
+    splits = as_splits(dataset)
+    text, pair, label = find_classification(splits, recipe)
+    guessed = recipe.data.columns.text is None or recipe.data.columns.label is None
+    if guessed and _is_first(splits, recipe):
+        texts = f"text columns: {text} + {pair}" if pair else f"text column: {text}"
+        flags = ", ".join(FLAGS[role] for role in FLAGS if role != "text_pair" or pair)
+        idle = [column for column in shared_columns(splits) if column.isdecimal() and column not in (text, pair, label)]
+        unused = f", not used: {', '.join(idle)}" if idle else ""
+        console.say(f"{texts}, label column: {label}{unused} (change with {flags})")
+    _check_rows(splits, recipe, [text, *([pair] if pair else [])], label)
+    return text, pair, label
+
+
+def find_classification(splits: dict[str, Dataset], recipe: Recipe) -> tuple[str, str | None, str]:
+    """(text, second text of a pair or None, label), each named or guessed; DataError where one is not clear."""
+    columns = shared_columns(splits)
     text, pair, label = (_named(splits, recipe, role) for role in ("text", "text_pair", "label"))
-    guessed = text is None or label is None
 
     def free(*names: Sequence[str]) -> list[str]:
         taken = {text, pair, label, *itertools.chain(*names)}
         return [column for column in columns if column not in taken and column.lower() not in ID_NAMES]
 
     label = label or _well_known(free(TEXT_NAMES), LABEL_NAMES)
+    texts, labels = _by_content(splits, free())
+    if text is None and pair is None and len(texts) < 3:
+        text, pair = (*texts, None, None)[:2]
+    label = label or only(labels)
     if text is None and pair is None:
         lower = {column.lower(): column for column in free()}
         text, pair = next(
@@ -172,16 +294,29 @@ def classification_columns(dataset: Dataset | DatasetDict, recipe: Recipe) -> tu
         raise _unclear(splits, recipe, "text", columns, _of_text(splits, free()))
     label = label or only(free())
     if label is None:
-        raise _unclear(splits, recipe, "label", columns, free())
-    if guessed and _is_first(splits, recipe):
-        texts = f"text columns: {text} + {pair}" if pair else f"text column: {text}"
-        flags = ", ".join(FLAGS[role] for role in FLAGS if role != "text_pair" or pair)
-        console.say(f"{texts}, label column: {label} (change with {flags})")
-    _check_rows(splits, recipe, [text, *([pair] if pair else [])], label)
+        raise _unclear(splits, recipe, "label", columns, labels or free())
     return text, pair, label
 
 
-def _as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
+def label_columns(dataset: Dataset, label: str) -> list[str]:
+    """The columns that `label` names: itself, or several names with commas between."""
+    return [label] if label in dataset.column_names else [name.strip() for name in label.split(",")]
+
+
+def _by_content(splits: dict[str, Dataset], columns: list[str]) -> tuple[list[str], list[str]]:
+    """Of columns named by position: those with the long texts, and those whose values repeat, the fewest first."""
+    if not columns or not all(map(str.isdecimal, columns)):
+        return [], []
+    rows = next(iter(splits.values()))[:GUESSED_ROWS]
+    lengths = {column: sum(len(str(value)) for value in rows[column]) / len(rows[column]) for column in columns}
+    distinct = {column: len(set(map(str, rows[column]))) for column in columns if "" not in rows[column]}
+    texts = [column for column in columns if lengths[column] > max(lengths.values()) / 2]
+    repeating = [column for column in distinct if distinct[column] <= len(rows[column]) / 2 and column not in texts]
+    return texts, sorted(repeating, key=lambda column: distinct[column])
+
+
+def as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
+    """The splits by name; one data set is its own split, or train."""
     return dict(dataset) if isinstance(dataset, dict) else {str(dataset.split or "train"): dataset}
 
 
@@ -190,7 +325,8 @@ def _is_first(splits: dict[str, Dataset], recipe: Recipe) -> bool:
     return "train" in splits or not recipe.data.train
 
 
-def _shared_columns(splits: dict[str, Dataset]) -> list[str]:
+def shared_columns(splits: dict[str, Dataset]) -> list[str]:
+    """The columns that all splits have."""
     first, *others = splits.values()
     return [column for column in first.column_names if all(column in other.column_names for other in others)]
 
@@ -204,6 +340,8 @@ def _named(splits: dict[str, Dataset], recipe: Recipe, role: str) -> str | None:
     """The column that the recipe names for `role`, which every split must have."""
     column: str | None = getattr(recipe.data.columns, role)
     for split, dataset in splits.items():
+        if column is not None and role == "label" and set(label_columns(dataset, column)) <= set(dataset.column_names):
+            continue
         if column is not None and column not in dataset.column_names:
             free = [name for name in dataset.column_names if name not in vars(recipe.data.columns).values()]
             near = difflib.get_close_matches(column, dataset.column_names, n=1, cutoff=0.6)
@@ -232,8 +370,21 @@ def _unclear(
     if any(set(dataset.column_names) != set(columns) for dataset in splits.values()) and not candidates:
         found = ", ".join(f"{listed(dataset.column_names)} ({split})" for split, dataset in splits.items())
         fix = "give all the same columns"
+    elif all(map(str.isdecimal, columns)):
+        first = next(iter(splits.values()))[0]
+        found = ", ".join(f"{column} ({short(str(first[column]))})" for column in columns)
+    elif (
+        recipe.data.header is None
+        and _has_table(recipe)
+        and not {*TEXT_NAMES, *LABEL_NAMES} & {*map(str.lower, columns)}
+    ):
+        fix += ", or --no-header if these are values of a first row"
     name = ", ".join(_sources_of(recipe, "train"))
     return DataError(f"{name}: no column is clearly the {role}, found: {found}", fix)
+
+
+def _has_table(recipe: Recipe) -> bool:
+    return any(format_of(Path(source))[0] in (".csv", ".tsv") for source in _sources_of(recipe, "train"))
 
 
 def _check_rows(splits: dict[str, Dataset], recipe: Recipe, texts: list[str], label: str | None = None) -> None:
@@ -243,29 +394,31 @@ def _check_rows(splits: dict[str, Dataset], recipe: Recipe, texts: list[str], la
 
     for split, dataset in splits.items():
         name = ", ".join(_sources_of(recipe, split))
-        for column in [*texts, *([label] if label else [])]:
+        labels = label_columns(dataset, label) if label else []
+        several = len(labels) > 1 or recipe.data.problem_type == "multi_label_classification"
+        for column in [*texts, *labels]:
             values = dataset.select_columns([column]).with_format("arrow")[:][column]
-            missing = pc.is_null(values)
+            missing = pc.is_null(values, nan_is_null=True)
             is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-            if is_text and column == label:
+            if is_text and column in labels and not several:
                 missing = pc.or_kleene(missing, pc.equal(pc.utf8_trim_whitespace(values), ""))
             row = pc.index(missing, True).as_py()
             if row >= 0:
-                place = _place(recipe, split, row)
+                place = place_of(recipe, split, row)
                 raise DataError(f"{place}: column '{column}' is empty", "fill it in, or delete the row")
-            if column != label and not is_text:
+            if column not in labels and not is_text:
                 raise DataError(f"{name}: column '{column}' holds {type_name(dataset, column)}, not text")
-            if column != label and (empty := pc.sum(pc.equal(pc.utf8_trim_whitespace(values), "")).as_py()):
+            if column not in labels and (empty := pc.sum(pc.equal(pc.utf8_trim_whitespace(values), "")).as_py()):
                 console.warn(f"{name}: {empty:,} of {len(values):,} rows have an empty {column}", "delete them")
 
 
-def _place(recipe: Recipe, split: str, row: int) -> str:
+def place_of(recipe: Recipe, split: str, row: int) -> str:
     """File and line of a row of `load_data`'s result, found by reading again; the row's number where that can't be."""
     sources, skip = getattr(recipe.data, split, []), row
     in_files = [not source.startswith("builtin:") and not is_saved(source) and is_local(source) for source in sources]
     if sources and all(in_files):
         for path in itertools.chain.from_iterable(map(local_files, sources)):
-            for place, _ in SOURCES[format_of(path)[0]](path, recipe.data.documents or "row")[1]:
+            for place, _ in SOURCES[format_of(path)[0]](path, settled(path, layout_of(recipe)))[1]:
                 if skip == 0:
                     return f"{path}: {place}"
                 skip -= 1

@@ -116,7 +116,7 @@ def _check_directory(path: Path, name: str, weights: bool) -> None:
 def _problem(files: Collection[str], weights: bool) -> str:
     """What these top-level files lack to be a model, "no ..."; empty where they are one."""
     others = ", ".join(sorted(file for file in files if file.endswith(OTHER_WEIGHTS))[:5])
-    if "config.json" not in files:
+    if "config.json" not in files and (weights or "tokenizer_config.json" not in files):  # a tokenizer needs no model
         return "no config.json" + (f" (found: {others}; GGUF isn't supported yet)" if ".gguf" in others else "")
     if not weights or {"model.safetensors", "model.safetensors.index.json"} & set(files):
         return ""

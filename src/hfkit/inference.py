@@ -36,13 +36,14 @@ def predict_rows(
     batch_size: int,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`task.reduce` of every row, shape (rows, k), and its label, shape (rows,), -1 where there is none or many.
+    """`task.reduce` of every row, shape (rows, k), and its label: shape (rows,), -1 where there is none or one for each
+    token, or (rows, labels) where it is a row of numbers.
 
     Batches hold rows of like length, so almost nothing is padded, and the numbers do not depend on `batch_size`
     beyond rounding.
     """
     ordered = EvaluationRows(rows, task, seed)
-    labels = np.full(len(rows), -1, dtype=np.int64)
+    labels: np.ndarray = np.full(len(rows), -1)
     reduced: np.ndarray | None = None
     was_training = model.training
     model.eval()
@@ -57,8 +58,11 @@ def predict_rows(
             if reduced is None:
                 reduced = np.empty((len(rows), part.shape[1]), dtype=part.dtype)
             reduced[ordered.order[start : start + batch_size]] = part
-            if target.dim() == 1 and len(target):
-                labels[ordered.order[start : start + batch_size]] = target.cpu().numpy()
+            if len(target) and (target.dim() == 1 or target.is_floating_point()):
+                given = target.cpu().numpy()
+                if start == 0:
+                    labels = np.empty((len(rows), *given.shape[1:]), dtype=given.dtype)
+                labels[ordered.order[start : start + batch_size]] = given
     model.train(was_training)
     assert reduced is not None
     return reduced, labels

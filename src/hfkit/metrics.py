@@ -46,6 +46,12 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
+# Of these the smallest value is the best, of all others the largest.
+LOWER_IS_BETTER = {
+    "nll", "perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "eos_nll", "nsp_loss",
+    "log_loss", "brier", "ece", "mse", "rmse", "mae", "ter", "hamming_loss",
+}  # fmt: skip
+
 METRICS: dict[str, Callable[[Inputs], Sample]] = {
     # Text against one or several references.
     "bleu": lambda d: sacrebleu_sample(d, "BLEU", force=True),
@@ -71,14 +77,30 @@ METRICS: dict[str, Callable[[Inputs], Sample]] = {
     "precision": lambda d: binary_sample(d, precision, "precision"),
     "recall": lambda d: binary_sample(d, recall, "recall"),
     "f1": lambda d: binary_sample(d, f1, "F1"),
-    "precision_macro": lambda d: label_sample(d, macro(precision), "mean precision of the classes that occur"),
-    "recall_macro": lambda d: label_sample(d, macro(recall), "mean recall of the classes that occur"),
-    "f1_macro": lambda d: label_sample(d, macro(f1), "mean F1 of the classes that occur"),
-    "f1_micro": lambda d: label_sample(d, accuracy, "F1 over all classes: accuracy, as each row has one label"),
-    "f1_weighted": lambda d: label_sample(d, f1_weighted, "mean F1 of the classes, weighted by rows of the class"),
+    "precision_macro": lambda d: class_or_tag_sample(d, precision, "precision"),
+    "recall_macro": lambda d: class_or_tag_sample(d, recall, "recall"),
+    "f1_macro": lambda d: class_or_tag_sample(d, f1, "F1"),
+    "f1_micro": lambda d: (
+        tag_sample(d, f1_pooled, "F1 over all pairs of a row and a label")
+        if d.tagged
+        else label_sample(d, accuracy, "F1 over all classes: accuracy, as each row has one label")
+    ),
+    "f1_weighted": lambda d: (tag_sample if d.tagged else label_sample)(
+        d, f1_weighted, "mean F1 of the classes, weighted by rows of the class"
+    ),
     "mcc": lambda d: label_sample(d, mcc, "Matthews correlation, 0 where undefined"),
-    # Probabilities (rows, classes) against labels.
+    # Tables (rows, labels) of 0 and 1: any number of labels a row. So can those above be whose names end in _macro,
+    # _micro and _weighted.
+    "f1_samples": lambda d: mean_sample(d, f1_of_rows(d), "F1 of each row's labels, mean over rows, 0 where undefined"),
+    "subset_accuracy": lambda d: mean_sample(
+        d, (d.tags[0] == d.tags[1]).all(axis=1), "share of rows with exactly the labels of the reference"
+    ),
+    "hamming_loss": lambda d: mean_sample(
+        d, (d.tags[0] != d.tags[1]).mean(axis=1), "share of wrong answers among all pairs of a row and a label"
+    ),
+    # Probabilities (rows, classes) against labels, or against such a table.
     "log_loss": lambda d: mean_sample(d, log_loss(d), "mean -ln(probability of the reference), nats"),
+    "mean_average_precision": lambda d: mean_average_precision(d),
     "brier": lambda d: brier(d),
     "ece": lambda d: ece(d),
     "roc_auc": lambda d: ranking_sample(d, roc_auc, "area under the ROC curve"),
@@ -261,6 +283,32 @@ class Inputs:
                 raise row_error("references", row, "empty", "fill it in, or remove the row from both sides")
         return list(zip(self.generated, references, strict=True))
 
+    @property
+    def tagged(self) -> bool:
+        """Whether the references are a table of 0 and 1, one column a label."""
+        return is_table(self.references) and np.asarray(self.references[0]).dtype.kind in "biuf"
+
+    @cached_property
+    def tags(self) -> tuple[Array, Array]:
+        """Predicted and reference table (rows, labels) of 0 and 1."""
+        if not self.tagged or not is_table(self.predictions):
+            raise DataError("no tables of 0 and 1, a column for each label", "give them, or a metric of classes")
+        tables = np.asarray(self.predictions, float), np.asarray(self.references, float)
+        for side, table in zip(("predictions", "references"), tables, strict=True):
+            if table.shape != tables[1].shape or table.ndim != 2 or not np.isin(table, (0, 1)).all():
+                raise DataError(f"{side}: no table of 0 and 1, a column for each label", "apply a threshold")
+        return tables
+
+    @cached_property
+    def tag_probabilities(self) -> Array:
+        """Probabilities (rows, labels), each between 0 and 1 for itself."""
+        if not self.tagged or not is_table(self.predictions):
+            raise DataError("references are no table of 0 and 1, a column for each label", "give one")
+        table = np.asarray(self.predictions, float)
+        if table.shape != np.shape(self.references) or not ((table >= 0) & (table <= 1)).all():
+            raise DataError("predictions are no probabilities, one for each label in every row", "apply sigmoid")
+        return table
+
     @cached_property
     def classes(self) -> list[Label]:
         """All labels: the given ones in their order, the columns of a table, or those found, sorted."""
@@ -291,6 +339,8 @@ class Inputs:
 
     def codes(self, given: Any, side: str) -> Codes:
         """The position of each row's label in `classes`."""
+        if is_table(given):
+            raise DataError(f"{side} have several values a row", "f1_macro, f1_micro, f1_samples or subset_accuracy")
         position = {label: code for code, label in enumerate(self.classes)}
         labels = plain(given)
         for row, label in enumerate(labels, 1):
@@ -509,6 +559,33 @@ def label_sample(data: Inputs, choose: Callable[[Confusion], Array], definition:
     return Sample(counts, values, definition)
 
 
+def tag_sample(data: Inputs, choose: Callable[[Confusion], Array], definition: str) -> Sample:
+    """As `label_sample`, with the rows of each label for itself."""
+    predicted, actual = data.tags
+    rows = np.stack([predicted * actual, predicted, actual])
+
+    def aggregate(sums: Array) -> Array:
+        return choose(Confusion(*np.split(sums, 3, axis=1)))[:, np.newaxis]
+
+    return additive(data.rows, np.concatenate(list(rows), axis=1), aggregate, definition)
+
+
+def class_or_tag_sample(data: Inputs, choose: Callable[[Confusion], Array], name: str) -> Sample:
+    """The mean of `choose` over classes: those that occur, or, of tables, all columns, as scikit-learn has it."""
+    if data.tagged:
+        return tag_sample(data, lambda c: choose(c).mean(axis=-1), f"mean {name} of all labels, 0 where undefined")
+    return label_sample(data, macro(choose), f"mean {name} of the classes that occur")
+
+
+def f1_pooled(c: Confusion) -> Array:
+    return share(2 * total(c.hits), total(c.predicted) + total(c.actual))
+
+
+def f1_of_rows(data: Inputs) -> Array:
+    predicted, actual = data.tags
+    return share(2 * total(predicted * actual), total(predicted) + total(actual))
+
+
 def by_code(weights: Array, codes: Codes, size: int) -> Array:
     """Weights (resamples, lines) summed by the code of their line: (resamples, size)."""
     return np.stack([np.bincount(codes, row, size) for row in weights])
@@ -572,8 +649,12 @@ def binary_sample(data: Inputs, choose: Callable[[Confusion], Array], name: str)
 
 
 def log_loss(data: Inputs) -> Array:
-    """-ln p of each row; p = 0 counts as the smallest float64 step, as in scikit-learn."""
+    """-ln p of each row (of tables: mean over its labels); p = 0 is the smallest float64 step, as in scikit-learn."""
     epsilon = np.finfo(float).eps
+    if data.tagged:
+        right = np.where(np.asarray(data.references, bool), data.tag_probabilities, 1 - data.tag_probabilities)
+        means: Array = -np.log(np.clip(right, epsilon, 1 - epsilon)).mean(axis=1)
+        return means
     losses: Array = -np.log(np.clip(data.probabilities[np.arange(data.n), data.actual], epsilon, 1 - epsilon))
     return losses
 
@@ -629,6 +710,25 @@ def ranking_sample(data: Inputs, area: Callable[[Array, Array], Array], definiti
 
     of = f"of the class {classes[1]!r}" if len(classes) == 2 else "of each class against the rest, mean over classes"
     return Sample(data.rows, values, f"{definition} {of}")
+
+
+def mean_average_precision(data: Inputs) -> Sample:
+    probabilities, actual = data.tag_probabilities, np.asarray(data.references, bool)
+    columns = np.flatnonzero(actual.any(axis=0))
+    coded = [np.unique(probabilities[:, column], return_inverse=True) for column in columns]
+
+    def values(weights: Array) -> Array:
+        areas = [
+            average_precision(
+                by_code(weights * actual[:, column], codes, len(found)),
+                by_code(weights * ~actual[:, column], codes, len(found)),
+            )
+            for column, (found, codes) in zip(columns, coded, strict=True)
+        ]
+        means: Array = np.nanmean(areas, axis=0)
+        return means[:, np.newaxis]
+
+    return Sample(data.rows, values, "average precision of each label, mean over those that the references have")
 
 
 def roc_auc(positives: Array, negatives: Array) -> Array:

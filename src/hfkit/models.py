@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit import hub
@@ -25,16 +28,11 @@ SIZES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 
-# The tokenizer class that is trained for a new model: byte-level BPE but for BERT's WordPiece and T5's Unigram.
-NEW_TOKENIZERS = {
-    "bert": "BertTokenizer",
-    "t5": "T5Tokenizer",
-    "roberta": "RobertaTokenizer",
-    "modernbert": "RobertaTokenizer",
-    "distilbert": "BertTokenizer",
-    "electra": "BertTokenizer",
-}
-BYTE_LEVEL_BPE = "GPT2Tokenizer"
+# A file of a tokenizer that was saved without tokenizer.json, and the class that it most likely is of.
+VOCABULARIES = {"merges.txt": "GPT2Tokenizer", "vocab.txt": "BertTokenizer", "spiece.model": "T5Tokenizer"}
+
+# What a head is called in messages where its Auto class does not say it.
+HEADS = {"AutoModelForPreTraining": "NextSentencePrediction"}
 
 VOCABULARY_MULTIPLE = 64  # matrix kernels are fastest on multiples of 64 (nanoGPT pads 50,257 to 50,304)
 
@@ -57,9 +55,12 @@ def quiet_libraries() -> None:
 def load_config(recipe: Recipe) -> PreTrainedConfig:
     """The architecture: that of model.name, or a new one of model.type and model.size; model.config on top.
 
-    Raises UsageError for an unknown type or config key, ModelError for a model that can't be read.
+    Raises UsageError for an unknown type or config key, or one that can't learn the task, ModelError for a model that
+    can't be read.
     """
     from transformers import AutoConfig
+
+    from hfkit.tasks import TASKS
 
     model = recipe.model
     if model.name is None:
@@ -71,6 +72,11 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
         _check_keys(config, model.config)
         for key, value in model.config.items():
             setattr(config, key, value)
+    if recipe.task is not None:
+        _require_head(config, TASKS[recipe.task].auto_model)
+    for key in ("activation_function", "hidden_act"):
+        if getattr(config, key, None) in FAST_ACTIVATIONS:
+            setattr(config, key, FAST_ACTIVATIONS[getattr(config, key)])
     if recipe.train.dropout is not None:
         for key, value in vars(config).items():
             # layerdrop leaves out whole layers; a classifier_dropout of None follows the others
@@ -90,44 +96,60 @@ def _new_config(recipe: Recipe) -> PreTrainedConfig:
     if model_type not in CONFIG_MAPPING:
         known = [name for name in CONFIG_MAPPING if _has_head(name, auto_model)]
         raise UsageError(f"model.type '{model_type}' is unknown", did_you_mean(model_type, known))
-    _require_head(model_type, auto_model)
     with _buildable(model_type):
         blank = CONFIG_MAPPING[model_type]()
+    _require_head(blank, auto_model)
     _check_keys(blank, model.config)
     own = {blank.attribute_map.get(key, key): value for key, value in model.config.items()}
     sizes: dict[str, Any] = {blank.attribute_map.get(key, key): n for key, n in SIZES[model.size or "tiny"].items()}
     if recipe.data.block_size:  # positions beyond would stay untrained
         positions = recipe.data.block_size + POSITION_OFFSETS.get(model_type, 0)
         sizes[blank.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = positions
-    for key in ("activation_function", "hidden_act"):
-        if getattr(blank, key, None) in FAST_ACTIVATIONS:
-            sizes[key] = FAST_ACTIVATIONS[getattr(blank, key)]
     changes = {key: value for key, value in sizes.items() if key in vars(blank)} | own
     for key, source, factor in (
         ("intermediate_size", "hidden_size", 4),
+        ("d_ff", "hidden_size", 4),  # T5's own name
         ("num_key_value_heads", "num_attention_heads", 1),
     ):
         if key in vars(blank) and key not in changes:
             changes[key] = factor * changes[blank.attribute_map.get(source, source)]
+    if "d_kv" in vars(blank) and "d_kv" not in changes:  # the width of one of T5's heads
+        width, heads = (changes[blank.attribute_map.get(key, key)] for key in ("hidden_size", "num_attention_heads"))
+        changes["d_kv"] = max(1, width // heads)
     with _buildable(model_type):
         return CONFIG_MAPPING[model_type](**changes)
 
 
 def load_tokenizer(
-    recipe: Recipe, config: PreTrainedConfig, corpus: Iterable[str] | None = None
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    corpus: Iterable[str] | None = None,
+    begun_with: Path | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of tokenizer.name or model.name, else a new one trained on `corpus`; always with a pad token."""
-    from transformers import AutoTokenizer
+    """The tokenizer of tokenizer.name or model.name, else a new one trained on `corpus`; always with a pad token.
 
+    `begun_with`: the new one of a run to be resumed, rather than one trained again.
+    """
     name = recipe.tokenizer.name or recipe.model.name
+    if name is None and begun_with is not None:
+        return open_tokenizer(str(begun_with))
     if name is None:
         if corpus is None:
             raise UsageError("no model is named", "--model NAME")
-        return train_tokenizer(corpus, config.model_type, recipe.tokenizer.vocab_size)
+        from hfkit.tokenization import train_tokenizer
+
+        return train_tokenizer(corpus, config.model_type, recipe.tokenizer.vocab_size, recipe.tokenizer.algorithm)
     own = name == recipe.model.name
-    directory = hub.locate_model(
-        name, recipe.model.revision if own else None, weights=own and not recipe.model.from_scratch
-    )
+    return open_tokenizer(name, recipe.model.revision if own else None, own and not recipe.model.from_scratch)
+
+
+def open_tokenizer(name: str, revision: str | None = None, weights: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory or on the Hub, always with a pad token; `weights`: of a model that is used, too."""
+    from transformers import AutoTokenizer
+
+    if hub.is_local(name):
+        _require_class(name)
+    directory = hub.locate_model(name, revision, weights)
     with _readable(name):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
@@ -139,18 +161,24 @@ def load_tokenizer(
     return tokenizer
 
 
-def train_tokenizer(corpus: Iterable[str], model_type: str, vocab_size: int) -> PreTrainedTokenizerBase:
-    """A new tokenizer of the kind that `model_type` uses, with its special tokens and a pad token."""
-    import transformers
+def _require_class(name: str) -> None:
+    """ModelError where a directory has the vocabulary of a known class of tokenizers, and nothing that names the class.
 
-    name = NEW_TOKENIZERS.get(model_type, BYTE_LEVEL_BPE)
-    special = {"pad_token": "<|pad|>"} if name == BYTE_LEVEL_BPE else {}
-    blank = getattr(transformers, name)(**special)
-    tokenizer = blank.train_new_from_iterator(_chunks(corpus), vocab_size=vocab_size, show_progress=False)
-    say(
-        f"tokenizer: new {name.removesuffix('Tokenizer')} tokenizer, {len(tokenizer):,} entries, from the training text"
-    )
-    return tokenizer
+    Also where the package that reads it is missing.
+    """
+    path = Path(name).expanduser()
+    if any((path / file).exists() for file in ("tokenizer.json", "config.json")):
+        return
+    for file, class_name in VOCABULARIES.items():
+        if not (path / file).exists():
+            continue
+        if not (path / "tokenizer_config.json").exists():
+            target = shlex.quote(str(path / "tokenizer_config.json"))
+            fix = f"""echo '{{"tokenizer_class": "{class_name}"}}' > {target}"""
+            raise ModelError(f"{name}: {file} alone does not say what tokenizer it is of", fix)
+        if file.endswith(".model") and find_spec("sentencepiece") is None:
+            fix = "pip install sentencepiece protobuf"
+            raise ModelError(f"{name}: reading {file} needs the package sentencepiece", fix)
 
 
 def new_or_pretrained(
@@ -171,10 +199,9 @@ def new_or_pretrained(
 
     auto_class = getattr(transformers, auto_model)
     dtype = getattr(torch, recipe.model.dtype)
-    _require_head(config.model_type, auto_model)
-    two_ways = auto_model == "AutoModelForCausalLM" and _has_head(config.model_type, "AutoModelForMaskedLM")
-    if two_ways and not getattr(config, "is_decoder", False):
-        raise UsageError(f"{config.model_type} reads in both directions, it can't learn clm", "--objective mlm")
+    _require_head(config, auto_model)
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = tokenizer.pad_token_id  # as T5's checkpoints have it; its config class has none
     if recipe.model.from_scratch:
         config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         for role in ("bos", "eos", "pad"):
@@ -200,7 +227,7 @@ def was_saved_with(auto_model: str, config: PreTrainedConfig) -> bool:
     import transformers
 
     heads = getattr(transformers, auto_model)._model_mapping._model_mapping.get(config.model_type, ())
-    names = {heads} if isinstance(heads, str) else set(heads)
+    names = ({heads} if isinstance(heads, str) else set(heads)) if _has_head(config.model_type, auto_model) else set()
     return bool(names & set(config.architectures)) if config.architectures else bool(names)
 
 
@@ -272,17 +299,24 @@ def _load_weights(
 
 
 def _has_head(model_type: str, auto_model: str) -> bool:
+    """Whether models of this type have the head of `auto_model`; AutoModelForPreTraining stands for BERT's two heads,
+    though it takes any type with whatever that was pretrained with."""
     import transformers
 
+    auto_model = "AutoModelForNextSentencePrediction" if auto_model == "AutoModelForPreTraining" else auto_model
     return model_type in getattr(transformers, auto_model)._model_mapping._model_mapping
 
 
-def _require_head(model_type: str, auto_model: str) -> None:
+def _require_head(config: PreTrainedConfig, auto_model: str) -> None:
+    model_type = config.model_type
     if not _has_head(model_type, auto_model):
         raise UsageError(
-            f"{model_type} models have no {auto_model.removeprefix('AutoModelFor')} head",
+            f"{model_type} models have no {HEADS.get(auto_model, auto_model.removeprefix('AutoModelFor'))} head",
             "choose another --model or --task",
         )
+    two_ways = auto_model == "AutoModelForCausalLM" and _has_head(model_type, "AutoModelForMaskedLM")
+    if two_ways and not getattr(config, "is_decoder", False):
+        raise UsageError(f"{model_type} reads in both directions, it can't learn clm", "--objective mlm")
 
 
 def _check_keys(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
@@ -295,12 +329,6 @@ def _check_keys(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise UsageError.of(problems)
-
-
-def _chunks(corpus: Iterable[str], characters: int = 10_000) -> Iterable[list[str]]:
-    """Lists of short pieces: the trainer counts words, so one huge document only costs memory."""
-    for text in corpus:
-        yield [text[start : start + characters] for start in range(0, len(text), characters)]
 
 
 @contextmanager

@@ -93,20 +93,28 @@ def pack(
     Raises UsageError where the model has fewer positions, DataError where there is too little text.
     """
     from hfkit.errors import DataError, UsageError
-    from hfkit.models import max_tokens
 
-    limit = max_tokens(model)
-    size = block_size or min(DEFAULT_BLOCK, limit or DEFAULT_BLOCK)
-    if limit is not None and size > limit:
-        raise UsageError(
-            f"data.block_size {size} is longer than the model's {limit} positions", f"--block-size {limit}"
-        )
+    size = block_size_for(model, block_size)
     if size <= len(prefix) + len(suffix):
         raise UsageError(f"data.block_size {size} has no room for text", "--block-size 128")
     store = token_store(dataset, tokenizer, end=end, words=words)
     if len(store.tokens) < 2:
         raise DataError("the text holds fewer than two tokens", "give more text with --data")
     return Blocks(store, size, prefix, suffix, packed)
+
+
+def block_size_for(model: PreTrainedModel, wanted: int | None) -> int:
+    """`wanted` tokens, or the default where nobody says; UsageError where the model has fewer positions."""
+    from hfkit.errors import UsageError
+    from hfkit.models import max_tokens
+
+    limit = max_tokens(model)
+    size = wanted or min(DEFAULT_BLOCK, limit or DEFAULT_BLOCK)
+    if limit is not None and size > limit:
+        raise UsageError(
+            f"data.block_size {size} is longer than the model's {limit} positions", f"--block-size {limit}"
+        )
+    return size
 
 
 def token_store(
@@ -164,9 +172,7 @@ def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | Non
             lengths.append(len(ids) + len(closing))
             num_bytes += len(text.encode())
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(lengths)]
-    return TokenStore(
-        np.concatenate(tokens), starts, np.concatenate(first_of_word) if words else None, num_bytes
-    )
+    return TokenStore(np.concatenate(tokens), starts, np.concatenate(first_of_word) if words else None, num_bytes)
 
 
 def begins_word(word_ids: Sequence[int | None]) -> np.ndarray:

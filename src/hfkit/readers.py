@@ -17,6 +17,7 @@ import lzma
 import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +26,7 @@ from hfkit.errors import DataError
 
 # What a reader gives: the arrow schema, and for each row where it is ("line 3") and its values.
 Rows = Iterator[tuple[str, dict[str, Any]]]
-Reader = Callable[[Path, str], tuple[Any, Rows]]
+Reader = Callable[[Path, "Layout"], tuple[Any, Rows]]
 
 VERSION = 1  # part of every cache key: raise it when a reader gives other rows for the same bytes
 ROWS_PER_BATCH = 1000
@@ -34,7 +35,7 @@ KINDS = {str: "text", bool: "true/false", int: "number", float: "number", list: 
 CSV_ERRORS = {
     "unexpected end of data": (
         "a double quote opens here and never closes",
-        "write a quote inside quotes twice, or rename to .tsv if fields are divided by tabs",
+        "write a quote inside quotes twice, or --no-quoting if a quote is a character like any other",
     ),
     "',' expected after '\"'": ("text after a closing double quote", "write a quote inside quotes twice"),
     "new-line character seen in unquoted field": (
@@ -43,34 +44,69 @@ CSV_ERRORS = {
 }  # fmt: skip
 
 
-def read_csv(path: Path, documents: str) -> tuple[Any, Rows]:
-    """Comma-separated, quoted, with a header line; every value stays text. (Issue D: `data.csv`, no header, others.)"""
-    return _read_table(path, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+@dataclass(frozen=True)
+class Layout:
+    """What files don't say of themselves; None is the habit of the kind of file, for `header` a guess."""
+
+    documents: str = "row"  # of .txt: what one row is
+    header: bool | None = None  # of .csv and .tsv: whether the first line holds names
+    separator: str | None = None
+    quoting: bool | None = None
+    encoding: str = "utf-8"  # of text; several with commas: each line in the first one that fits
 
 
-def read_tsv(path: Path, documents: str) -> tuple[Any, Rows]:
-    """Tab-separated with a header line; a quote is a character like any other, as in GLUE's files."""
-    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+def settled(path: Path, layout: Layout) -> Layout:
+    """The layout with `header` decided, and said aloud where that was a guess that there is none.
+
+    Without a header line the first row is one of many: where one of its fields comes again below it, it is no name.
+    """
+    if layout.header is not None or format_of(path)[0] not in (".csv", ".tsv"):
+        return layout
+    from hfkit.data import ID_NAMES, LABEL_NAMES, TEXT_NAMES
+
+    rows = [fields for _, fields in itertools.islice(_split_fields(path, layout), ROWS_PER_BATCH)]
+    first, others = (rows[0], rows[1:]) if rows else ([], [])
+    usual = {*TEXT_NAMES, *LABEL_NAMES, *ID_NAMES} & {name.strip().lower() for name in first}
+    again = [] if usual or first in others else [
+        name for place, name in enumerate(first) if name and any(row[place : place + 1] == [name] for row in others)
+    ]  # fmt: skip
+    if again:
+        console.say(
+            f"{path}: no header line, as '{short(again[0])}' comes again below; columns are named 0, 1, ... "
+            "(change with --header)"
+        )
+    return replace(layout, header=not again)
 
 
-def _read_table(path: Path, **dialect: Any) -> tuple[Any, Rows]:
+def read_csv(path: Path, layout: Layout) -> tuple[Any, Rows]:
+    """Comma-separated, quoted, with a header line, but where `layout` says otherwise; every value stays text."""
+    return _read_table(path, layout)
+
+
+def read_tsv(path: Path, layout: Layout) -> tuple[Any, Rows]:
+    """Tab-separated, and a quote is a character like any other, as in GLUE's files, else as `read_csv`."""
+    return _read_table(path, layout)
+
+
+def _read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     import pyarrow as pa
 
-    wanted = "tab" if dialect["delimiter"] == "\t" else "comma"
-    lines = _split_fields(path, **dialect)
+    separator = _separator(path, layout)
+    wanted = {"\t": "tab", ",": "comma"}.get(separator, f"'{separator}'")
+    lines = _split_fields(path, layout)
     place, header = next(lines, ("", []))
     if not header:
         raise DataError(f"{path}: no rows", "give a file with a header line and at least one row")
+    if len(header) == 1 and (found := [other for other in ",;\t|" if other in header[0]]):
+        message = f"{path}: {place}: one column '{short(header[0])}', no {wanted} but '{found[0]}' between names"
+        raise DataError(message, f"--separator {'tab' if found[0] == chr(9) else shlex.quote(found[0])}")
+    if layout.header is False:
+        lines = itertools.chain([(place, header)], lines)
+        header = [str(number) for number in range(len(header))]
     header = [name or f"Unnamed: {number}" for number, name in enumerate(header)]
     if twice := [name for number, name in enumerate(header) if name in header[:number]]:
-        raise DataError(f"{path}: {place}: column '{twice[0]}' comes twice", "rename one of them")
-    if len(header) == 1 and (found := [sep for sep in ",;\t|" if sep in header[0]]):
-        fix = {",": "rename it to .csv", "\t": "rename it to .tsv"}.get(
-            found[0], "save it with commas, or as .tsv with tabs"
-        )
-        raise DataError(
-            f"{path}: {place}: one column '{short(header[0])}', no {wanted} but '{found[0]}' between names", fix
-        )
+        fix = "rename one of them, or --no-header if the first line is a row"
+        raise DataError(f"{path}: {place}: column '{twice[0]}' comes twice", fix)
 
     def rows() -> Rows:
         place = ""
@@ -81,7 +117,11 @@ def _read_table(path: Path, **dialect: Any) -> tuple[Any, Rows]:
                     raise DataError(
                         f"{problem}, '{short(header[len(fields)])}' is missing", "add it, or delete the row"
                     )
-                fix = "put double quotes around a field with a comma" if wanted == "comma" else "remove a tab"
+                fix = (
+                    f"put double quotes around a field with a {wanted}"
+                    if _quoted(path, layout)
+                    else f"remove a {wanted}"
+                )
                 raise DataError(problem, fix)
             yield place, dict(zip(header, fields, strict=True))
         if not place:
@@ -90,10 +130,20 @@ def _read_table(path: Path, **dialect: Any) -> tuple[Any, Rows]:
     return pa.schema([(name, pa.string()) for name in header]), rows()
 
 
-def _split_fields(path: Path, **dialect: Any) -> Iterator[tuple[str, list[str]]]:
+def _separator(path: Path, layout: Layout) -> str:
+    return layout.separator or ("\t" if format_of(path)[0] == ".tsv" else ",")
+
+
+def _quoted(path: Path, layout: Layout) -> bool:
+    return format_of(path)[0] != ".tsv" if layout.quoting is None else layout.quoting
+
+
+def _split_fields(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     """The fields of each row that is not blank, with its first line."""
     csv.field_size_limit(2**31 - 1)  # 131,072 characters otherwise
-    reader = csv.reader((line for _, line in read_lines(path)), strict=True, **dialect)
+    quoting = csv.QUOTE_MINIMAL if _quoted(path, layout) else csv.QUOTE_NONE
+    lines = (line for _, line in read_lines(path, layout.encoding))
+    reader = csv.reader(lines, strict=True, delimiter=_separator(path, layout), quoting=quoting)
     while True:
         place = f"line {reader.line_num + 1}"
         try:
@@ -108,7 +158,7 @@ def _split_fields(path: Path, **dialect: Any) -> Iterator[tuple[str, list[str]]]
             yield place, fields
 
 
-def read_json(path: Path, documents: str) -> tuple[Any, Rows]:
+def read_json(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """One JSON object a line, or one list of objects; types are kept, a missing key is None."""
     return _infer_schema(path, _json_rows(path)), _json_rows(path)
 
@@ -175,18 +225,19 @@ def _infer_schema(path: Path, rows: Rows) -> Any:
     return schema
 
 
-def read_text(path: Path, documents: str) -> tuple[Any, Rows]:
+def read_text(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """Plain text: the file as it is, its paragraphs, or its lines without their ends; blank lines only divide."""
     import pyarrow as pa
 
-    return pa.schema([("text", pa.string())]), _text_rows(path, documents)
+    return pa.schema([("text", pa.string())]), _text_rows(path, layout)
 
 
-def _text_rows(path: Path, documents: str) -> Rows:
+def _text_rows(path: Path, layout: Layout) -> Rows:
+    documents = layout.documents
     num_rows = num_blank = 0
     paragraph: list[str] = []
     start = 1
-    for number, line in itertools.chain(read_lines(path), [(0, "")]):
+    for number, line in itertools.chain(read_lines(path, layout.encoding), [(0, "")]):
         is_blank = documents != "file" and not line.strip(BLANK)
         num_blank += is_blank and number > 0
         if paragraph and (is_blank or documents == "row" or number == 0):
@@ -207,7 +258,7 @@ def _text_rows(path: Path, documents: str) -> Rows:
         console.say(f"{path}: {num_blank:,} blank lines skipped")
 
 
-def read_parquet(path: Path, documents: str) -> tuple[Any, Rows]:
+def read_parquet(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """A parquet file, types and class names kept."""
     import pyarrow.parquet
 
@@ -216,7 +267,7 @@ def read_parquet(path: Path, documents: str) -> tuple[Any, Rows]:
         return _plain_strings(file.schema_arrow), _table_rows(path, file.iter_batches(ROWS_PER_BATCH))
 
 
-def read_arrow(path: Path, documents: str) -> tuple[Any, Rows]:
+def read_arrow(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """An arrow file, streaming or random-access format, types and class names kept."""
     import pyarrow as pa
 
@@ -306,13 +357,20 @@ def format_of(path: Path) -> tuple[str, str]:
     return suffix, compression
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, with its end; a byte order mark is dropped, all else must be UTF-8 without NUL."""
-    compression, number = format_of(path)[1], 0
+def is_table(source: str) -> bool:
+    """True for the name of a file whose rows are documents whatever data.documents says."""
+    return format_of(Path(source))[0] in SOURCES.keys() - {".txt"}
+
+
+def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """Number and text of each line, with its end; a byte order mark is dropped, all else must be as `encoding` says
+    and without NUL."""
+    compression, number, beyond_ascii = format_of(path)[1], 0, 0
     try:
         with OPENERS[compression](path) as file:
             for number, raw in enumerate(file, 1):
-                yield number, _decode(path, number, raw)
+                yield number, _decode(path, number, raw, beyond_ascii, encoding)
+                beyond_ascii = beyond_ascii or (0 if raw.isascii() else number)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if compression and not (isinstance(error, OSError) and error.errno):
             raise DataError(
@@ -321,18 +379,37 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _decode(path: Path, number: int, raw: bytes) -> str:
+def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, encoding: str) -> str:
+    """`raw` as text; `beyond_ascii` is the first line before it that UTF-8 and no other encoding explains, or 0."""
     if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path}: UTF-16, not UTF-8", _iconv(path, "utf-16"))
     if b"\0" in raw:
         place = f"line {number}, byte {raw.index(0) + 1}"
         fix = f"tr -d '\\0' < {shlex.quote(str(path))} > NEW"
         raise DataError(f"{path}: {place}: a NUL byte, so probably not a text file", fix)
+    *others, last = encoding.split(",")
+    for other in others:
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode(other).removeprefix("\ufeff" if number == 1 else "")
     try:
-        text = raw.decode()
+        text = raw.decode(last)
     except UnicodeDecodeError as error:
-        place = f"line {number}, byte {error.start + 1}"
-        raise DataError(f"{path}: {place}: {raw[error.start]:#04x} is not UTF-8", _iconv(path, "latin1")) from None
+        name = "UTF-8" if encoding == "utf-8" else encoding
+        problem = f"{path}: line {number}, byte {error.start + 1}: {raw[error.start]:#04x} is not {name}"
+        if encoding != "utf-8":
+            raise DataError(problem, "name another --encoding") from None
+        if beyond_ascii:  # converting the whole file would spoil that line
+            grep = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep"}[
+                format_of(path)[1]
+            ]
+            fix = f"correct the lines that this lists: {grep} -naxv '.*' {shlex.quote(str(path))}"
+            if format_of(path)[0] not in (".json", ".jsonl"):
+                fix = f"--encoding utf-8,latin-1 if the others are that, or {fix}"
+            raise DataError(f"{problem}, but line {beyond_ascii} is", fix) from None
+        fix = _iconv(path, "latin1")
+        if format_of(path)[0] not in (".json", ".jsonl"):
+            fix = f"--encoding latin-1 if it is that, or {fix}"
+        raise DataError(problem, fix) from None
     return text.removeprefix("\ufeff") if number == 1 else text
 
 

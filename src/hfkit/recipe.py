@@ -100,8 +100,39 @@ class Columns(Section):
         None, "Column with the second text of a pair.", "--text-pair-column", only=("finetune", "predict", "evaluate")
     )
     label: str | None = setting(
-        None, "Column with the label.", "--label-column", "--label-column-name", only=("finetune", "evaluate")
+        None,
+        "Column with the label; several 0/1 columns with commas between.",
+        "--label-column",
+        "--label-column-name",
+        only=("finetune", "evaluate"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Csv(Section):
+    """How .csv and .tsv files are written, where it is not as usual."""
+
+    separator: str | None = setting(
+        None, "What stands between fields: one character, or tab (default: the comma in .csv).", "--separator"
+    )
+    quoting: bool | None = setting(
+        None,
+        "Double quotes go around fields, or are characters like any other (default: they do in .csv alone).",
+        "--quoting/--no-quoting",
+        rare=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Section):
+    """Steps that change or leave out documents before training, all off; each says how much it removed."""
+
+    unicode_nfc: bool = setting(False, "Unicode normal form C: one code for what looks the same.")
+    control_characters: bool = setting(False, "Leave out control characters but tab and line end.")
+    white_space: bool = setting(False, "One blank for several, no blanks at line ends, at most one empty line.")
+    min_characters: int | None = setting(None, "Leave out shorter documents.", ge=1)
+    max_characters: int | None = setting(None, "Leave out longer documents.", ge=1)
+    deduplicate: bool = setting(False, "Keep the first of documents that are equal byte for byte.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +170,25 @@ class Data(Section):
         lt=1,
     )
     columns: Columns = field(default_factory=Columns)
+    header: bool | None = setting(
+        None,
+        "The first line of .csv and .tsv files holds names; without, columns are named 0, 1, ... (default: a guess).",
+        "--header/--no-header",
+    )
+    csv: Csv = field(default_factory=Csv)
+    encoding: str = setting(
+        "utf-8",
+        "Of text files: utf-8, latin-1, ...; after commas further ones, each line in the first that fits it.",
+        "--encoding",
+        rare=True,
+    )
+    clean: Clean = field(default_factory=Clean)
+    mixture: list[float] = setting(
+        [],
+        "Weights of the sources in data.train, in their order; small ones repeat until all were read once.",
+        only=("pretrain",),
+        unless=("data.streaming",),
+    )
     documents: Literal["file", "blank-line", "row"] | None = setting(
         None,
         "What one document is in a .txt file: file, blank-line (a paragraph) or row (a line).",
@@ -146,6 +196,71 @@ class Data(Section):
         only=("pretrain", "evaluate"),
     )
     block_size: int | None = setting(None, "Tokens in a training block.", "--block-size", only=("pretrain",), ge=2)
+    document_masking: bool = setting(
+        True,
+        "Documents in one block don't see each other.",
+        "--document-masking/--no-document-masking",
+        only=("pretrain",),
+        tasks=("clm",),
+    )
+    packing: bool = setting(
+        True,
+        "Fill blocks with several documents, or give each rows of its own, padded and ordered by length.",
+        "--packing/--no-packing",
+        only=("pretrain", "evaluate"),
+        tasks=("mlm",),
+        rare=True,
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = setting(
+        None,
+        "What a label is: single_label_classification, multi_label_classification (any number of labels a row) or "
+        "regression (a number) (default: a guess).",
+        "--problem-type",
+        only=("finetune", "evaluate"),
+        tasks=("text-classification",),
+    )
+    label_separator: str | None = setting(
+        None,
+        "What stands between the labels of a row.",
+        "--label-separator",
+        only=("finetune", "evaluate"),
+        tasks=("text-classification",),
+        rare=True,
+    )
+    long_documents: Literal["truncate", "window"] = setting(
+        "truncate",
+        "Rows beyond --max-length are cut, or read in windows whose logits are pooled; each trains as a row.",
+        "--long-documents",
+        only=("finetune", "predict", "evaluate"),
+        tasks=("text-classification",),
+    )
+    window_overlap: int | None = setting(
+        None,
+        "Tokens that neighbouring windows share (default: an eighth of a window).",
+        "--window-overlap",
+        "--doc-stride",
+        only=("finetune", "predict", "evaluate"),
+        tasks=("text-classification",),
+        needs="data.long_documents=window",
+        rare=True,
+        ge=0,
+    )
+    window_pooling: Literal["mean", "max"] = setting(
+        "mean",
+        "How the logits of a row's windows become one: their mean or, label by label, the largest.",
+        "--window-pooling",
+        only=("finetune", "predict", "evaluate"),
+        tasks=("text-classification",),
+        needs="data.long_documents=window",
+        rare=True,
+    )
+    allow_truncation: bool = setting(
+        False,
+        "Go on although more than 5% of the rows are cut.",
+        "--allow-truncation",
+        only=("finetune", "evaluate"),
+        tasks=("text-classification",),
+    )
     max_length: int | None = setting(
         None,
         "Longest row in tokens; longer ones are cut and counted (default: the model's limit, at most 512).",
@@ -169,15 +284,32 @@ class Data(Section):
         rare=True,
         ge=1,
     )
+    masking: Literal["token", "whole-word", "span"] = setting(
+        "token",
+        "What mlm hides: single tokens, whole words, or spans of several words.",
+        "--masking",
+        only=("pretrain", "evaluate"),
+        tasks=("mlm", "mlm-nsp"),
+    )
     mask_probability: float = setting(
         0.15,
-        "Share of the tokens that mlm hides and predicts (0.15 as in BERT).",
+        "Share of the tokens that are hidden and predicted (0.15 as in BERT and T5).",
         "--mask-probability",
         "--mlm-probability",
+        "--noise-density",
         only=("pretrain", "evaluate"),
-        tasks=("mlm",),
+        tasks=("mlm", "mlm-nsp", "denoising"),
         gt=0,
         lt=1,
+    )
+    mean_span_length: float = setting(
+        3.0,
+        "Mean tokens of a span that denoising hides (3 as in T5).",
+        "--mean-span-length",
+        only=("pretrain", "evaluate"),
+        tasks=("denoising",),
+        rare=True,
+        ge=1,
     )
 
 
@@ -200,6 +332,13 @@ class Tokenizer(Section):
         unless=("tokenizer.name", "model.name"),
         ge=300,
     )
+    algorithm: Literal["bpe", "wordpiece", "unigram", "char"] | None = setting(
+        None,
+        "How a new tokenizer divides text: bpe (of bytes), wordpiece, unigram or char (default: as the model type's).",
+        "--tokenizer-algorithm",
+        only=("pretrain",),
+        unless=("tokenizer.name", "model.name"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +353,21 @@ class Train(Section):
         None, "Passes over the training data; fractions count.", "--epochs", "--num-train-epochs", gt=0
     )
     max_steps: int | None = setting(None, "Steps of the optimizer; goes before --epochs.", "--max-steps", ge=1)
+    max_tokens: int | None = setting(
+        None,
+        "Tokens to train on, padding not counted; goes before --epochs.",
+        "--max-tokens",
+        only=("pretrain",),
+        unless=("train.max_steps", "data.streaming"),
+        ge=1,
+    )
+    max_time: str | None = setting(
+        None,
+        "Time to train for, such as 30m or 1h30m: the steps that fit are measured first; goes before --epochs.",
+        "--max-time",
+        unless=("train.max_steps", "train.max_tokens"),
+        pattern=r"^(?:\d+(?:\.\d+)?[hms])+$",
+    )
     per_device_train_batch_size: int | None = setting(
         None, "Rows in one pass on one device.", "--batch-size", "--per-device-train-batch-size", ge=1
     )
@@ -230,6 +384,43 @@ class Train(Section):
         "Passes per step: more rows a step in the same memory.",
         "--gradient-accumulation-steps",
         ge=1,
+    )
+    optimizer: str = setting(
+        "adamw", "Optimizer: adamw, adafactor, sgd, or any other name that transformers knows.", "--optimizer", "--optim"
+    )
+    momentum: float = setting(0.9, "Momentum of sgd.", "--momentum", needs="train.optimizer=sgd", rare=True, ge=0, lt=1)
+    adam_beta2: float | None = setting(
+        None,
+        "AdamW's memory of squared gradients; shorter for few, small steps.",
+        needs="train.optimizer=adamw",
+        rare=True,
+        gt=0,
+        lt=1,
+    )
+    class_weights: str | None = setting(
+        None,
+        "Weight of each class in the loss: balanced (rows / (classes * rows of the class)) or a mapping, e.g. "
+        "'{spam: 3, ham: 1}'.",
+        "--class-weights",
+        only=("finetune",),
+        tasks=("text-classification",),
+    )
+    label_smoothing: float = setting(
+        0.0, "Share of each training label that is spread over all others.", "--label-smoothing", rare=True, ge=0, lt=1
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Compute activations again instead of keeping them: less memory, a third slower.",
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        rare=True,
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto",
+        "Number type of the arithmetic; auto takes bfloat16 where this machine is fast at it, else float32.",
+        "--precision",
+    )
+    compile: bool = setting(
+        False, "Compile the model (torch.compile): slow first steps, then often faster on GPUs.", "--compile/--no-compile", rare=True
     )
     learning_rate: float | None = setting(None, "Peak learning rate.", "--learning-rate", "--lr", gt=0)
     lr_scheduler_type: Schedule | None = setting(
@@ -253,6 +444,26 @@ class Train(Section):
     eval_steps: int | None = setting(None, "Steps between evaluations (default: five in a run).", "--eval-steps", ge=1)
     save_steps: int | None = setting(
         None, "Steps between checkpoints (default: as --eval-steps).", "--save-steps", ge=1
+    )
+    best: str | None = setting(
+        None,
+        "Keep the model that was best on the validation data by this metric, not the last one.",
+        "--best",
+        "--metric-for-best-model",
+    )
+    early_stopping: int | None = setting(
+        None,
+        "Stop after this many evaluations without a better one; keeps the best model.",
+        "--early-stopping",
+        "--early-stopping-patience",
+        ge=1,
+    )
+    samples: bool = setting(
+        True,
+        "Show what the model writes or fills in at each evaluation.",
+        "--samples/--no-samples",
+        only=("pretrain",),
+        rare=True,
     )
     save_total_limit: int = setting(2, "Checkpoints kept; the newest always is.", "--save-total-limit", rare=True, ge=1)
     logging_steps: int | None = setting(
@@ -311,6 +522,30 @@ class Evaluation(Section):
         tasks=("clm",),
         ge=1,
     )
+    threshold: float | None = setting(
+        None,
+        "Probability from which a label of several is given (default: the model's own, 0.5 where it has none).",
+        "--threshold",
+        only=("finetune", "predict", "evaluate"),
+        tasks=("text-classification",),
+        ge=0,
+        le=1,
+    )
+    tune_threshold: bool = setting(
+        False,
+        "Choose the threshold that is best for macro-F1 on the validation data, and keep it in the model.",
+        "--tune-threshold",
+        only=("finetune",),
+        tasks=("text-classification",),
+        unless=("evaluation.threshold",),
+    )
+    temperature_scaling: bool = setting(
+        False,
+        "Divide the logits by the number that suits the validation data best, and keep it in the model.",
+        "--temperature-scaling",
+        only=("finetune",),
+        tasks=("text-classification",),
+    )
     batch_size: int = setting(16, "Rows in one pass; never changes a number.", "--batch-size", ge=1)
     seed: int = setting(
         0,
@@ -334,7 +569,11 @@ class Recipe(Section):
     """All settings of one run."""
 
     task: str | None = setting(
-        None, "What is learned: clm (next word), mlm (hidden words), text-classification.", "--task", "--objective"
+        None,
+        "What is learned: clm (next word), mlm (hidden words), mlm-nsp (BERT's pairs), denoising (T5's spans), "
+        "text-classification.",
+        "--task",
+        "--objective",
     )
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hfkit.console import say
+from hfkit.console import say, warn
 from hfkit.errors import UsageError, did_you_mean
+from hfkit.readers import is_table
 from hfkit.recipe import SECTIONS, SETTINGS, Recipe, acts, is_list, is_mapping, setting_of
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
@@ -54,19 +55,24 @@ _DECIDED = {
     "ignore_data_skip": "leave it out: a resume is always exact",
     "include_for_metrics": "set evaluation.metrics",
     "label_names": "set data.columns.label",
-    "label_smoothing_factor": "leave it out: it is not offered yet",
+    "bf16": "set train.precision: bfloat16",
+    "fp16": "set train.precision: float16",
+    "label_smoothing_factor": "set train.label_smoothing",
     "length_column_name": "leave it out",
-    "load_best_model_at_end": "leave it out: it is not offered yet",
+    "load_best_model_at_end": "set train.best",
     "local_rank": "leave it out",
     "logging_nan_inf_filter": "leave it out: a loss that is not a number stops the run",
     "logging_strategy": "set train.logging_steps",
-    "metric_for_best_model": "leave it out",
+    "metric_for_best_model": "set train.best",
+    "optim": "set train.optimizer",
     "prediction_loss_only": "leave it out",
     "push_to_hub": "leave it out: it is not offered yet",
     "remove_unused_columns": "leave it out: hfkit chooses the columns",
     "resume_from_checkpoint": "use --resume",
     "save_only_model": "leave it out: a checkpoint is always complete",
     "save_strategy": "set train.save_steps",
+    "activation_checkpointing": "set train.gradient_checkpointing",
+    "torch_compile": "set train.compile",
     "train_sampling_strategy": "leave it out: rows are shuffled, and ordered by length where that saves padding",
 }
 
@@ -78,7 +84,7 @@ _SUCCESSORS = {
     "warmup_ratio": "train.warmup_steps",
 }
 _FORMER = {
-    "adafactor": "set train.extra.optim: adafactor",
+    "adafactor": "set train.optimizer: adafactor",
     "evaluation_strategy": "set train.eval_steps",
     "fp16_backend": "leave it out",
     "group_by_length": "leave it out: rows are ordered by length where that saves padding",
@@ -104,6 +110,7 @@ _MUST_BE = {
     "literal_error": "one of {expected}",
     "str": "text",
     "string": "text",
+    "string_pattern_mismatch": "a time such as 90s, 30m or 1h30m",
 }
 
 
@@ -158,6 +165,14 @@ def resolve(
     measuring = TASKS.get(str(task or values.get("task")))
     if measuring is not None and isinstance(values.get("evaluation.metrics"), list):
         problems += measuring.unknown_metrics(values["evaluation.metrics"])
+    if measuring is not None and (best := given.values.get("train.best")) is not None:
+        watched = measuring.watched or measuring.metrics
+        if best not in watched:
+            problems.append((f"train.best: no evaluation while training has '{best}': {', '.join(watched)}", ""))
+    named_optimizer = given.values.get("train.optimizer")
+    if isinstance(named_optimizer, str) and named_optimizer not in (optimizers := _optimizers()):
+        fix = did_you_mean(named_optimizer, optimizers) or f"one of {', '.join(sorted(optimizers))}"
+        problems.append((f"{given.where['train.optimizer']}: unknown optimizer '{named_optimizer}'", fix))
     try:
         resolved = _validate(values)
         if task is not None:
@@ -169,6 +184,10 @@ def resolve(
         problems += [_invalid(detail, given.where) for detail in error.errors()]
     if problems:
         raise UsageError.of(problems)
+    sources = [*resolved.data.train, *resolved.data.validation, *resolved.data.test]
+    typed = given.where.get("data.documents", "")
+    if typed.startswith("--") and sources and all(map(is_table, sources)):  # a recipe file may be for any data
+        warn(f"{typed} has no effect: no source is a .txt file, and a row of a table is one document", "leave it out")
     return resolved
 
 
@@ -270,6 +289,8 @@ def _as_meant(key: str, value: Any) -> Any:
         value = [value]
     if key == "evaluation.metrics" and isinstance(value, list):
         value = [name.strip() for names in value for name in str(names).split(",")]  # bleu,rouge
+    if key == "train.class_weights" and isinstance(value, Mapping):
+        value = yaml.safe_dump(dict(value), default_flow_style=True).strip()
     if kind.startswith(("int", "float")) and isinstance(value, bool):
         value = str(value).lower()  # for pydantic, true is the number 1
     return value
@@ -431,11 +452,11 @@ def _idle_beside(name: str, values: Mapping[str, Any]) -> Problem | None:
     """Where another setting decides what `name` would."""
     metadata = SETTINGS[name].metadata if name in SETTINGS else {}
     for other in metadata.get("unless", ()):
-        if values.get(other) not in (None, []):
+        if values.get(other) not in (None, [], False):
             return f"has no effect beside {other}", "leave one of them out"
-    needed = metadata.get("needs")
-    if needed and not values.get(needed):
-        return f"has no effect without {needed}", f"--set {needed}=true, or leave it out"
+    needed, _, wanted = metadata.get("needs", "").partition("=")
+    if needed and (values.get(needed, SETTINGS[needed].default) != wanted if wanted else not values.get(needed)):
+        return f"has no effect without {needed}{wanted and f'={wanted}'}", f"--set {needed}={wanted or 'true'}"
     return None
 
 
@@ -460,19 +481,33 @@ def _wrong_extra(key: str, value: Any) -> Problem | None:
     return None
 
 
-@functools.cache
 def _training_arguments() -> dict[str, str]:
-    """Names and types of the fields of TrainingArguments, from its source: importing it costs seconds."""
+    """Names and types of the fields of TrainingArguments."""
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in _source_of_arguments().get("TrainingArguments", ())
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def _optimizers() -> list[str]:
+    """What train.optimizer may be: hfkit's short name and the values of OptimizerNames."""
+    names = [
+        node.value.value
+        for node in _source_of_arguments().get("OptimizerNames", ())
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    ]
+    return ["adamw", *map(str, names)]
+
+
+@functools.cache
+def _source_of_arguments() -> dict[str, list[ast.stmt]]:
+    """The classes of transformers.training_args by name, from its source: importing it costs seconds."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         return {}
     tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
-    (arguments,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return {
-        node.target.id: ast.unparse(node.annotation)
-        for node in arguments.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _invalid(detail: Any, where: Mapping[str, str]) -> Problem:

@@ -61,6 +61,9 @@ _FREE_TO_CHANGE = {
     "train.per_device_eval_batch_size",
     "train.num_train_epochs",
     "train.max_steps",
+    "train.max_tokens",
+    "train.max_time",
+    "train.samples",
     "data.train",
     "data.validation",
     "data.test",
@@ -324,6 +327,22 @@ class Run:
         if self._saving is not None and not self._saving[1] and is_main_process():
             shutil.rmtree(self._saving[0], ignore_errors=True)
 
+    def steps_of_time(self) -> int | None:
+        """The steps that a run to be resumed took for its time when it began; None where no time decides."""
+        timed = bool(self.resume) and self.recipe.train.max_time is not None
+        return self.manifest.get("identity", {}).get("train.max_steps") if timed else None
+
+    def saved_tokenizer(self) -> Path | None:
+        """The tokenizer that a run to be resumed was begun with, None where it has no checkpoint that holds one."""
+        found = checkpoints.all_checkpoints(self.directory) if self.resume else []
+        whole = (path for path in found if (path / checkpoints.MARKER).exists() and (path / "tokenizer.json").exists())
+        return next(whole, None)
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
+        path = self.directory / METRICS_LOG
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
     def log(self, entry: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`."""
         with (self.directory / METRICS_LOG).open("a", encoding="utf-8") as file:
@@ -331,7 +350,7 @@ class Run:
 
     def prepare_save(self, step: int) -> None:
         """Before a checkpoint is written: StorageError where it has no room or something else has its name."""
-        checkpoint = self.directory / f"checkpoint-{step}"
+        checkpoint = self.checkpoint(step)
         if checkpoint.is_symlink() or (checkpoint.exists() and not checkpoint.is_dir()):
             raise StorageError(f"{checkpoint}: is not a folder of this run; {self.safe()}", f"rm {checkpoint}")
         checkpoints.require_space(self.directory, self._checkpoint_bytes, f"step {step}", self.safe())
@@ -339,16 +358,25 @@ class Run:
         (checkpoint / checkpoints.MARKER).unlink(missing_ok=True)  # from here on it is not whole
         self._saving = (checkpoint, before)
 
-    def commit(self, step: int) -> None:
-        """Commits the checkpoint that was just written, then removes older ones of this run."""
+    def commit(self, step: int, seconds: float, best: int | None = None) -> None:
+        """Commits the checkpoint that was just written, then removes older ones of this run, but that of step `best`.
+
+        `seconds`: how long the run has trained until here, over all its starts.
+        """
         assert self._saving is not None
         checkpoint, before = self._saving
-        checkpoints.commit(
-            checkpoint, before, step=step, run_id=self.id, identity=self.identity, versions=self._versions
-        )
+        if (self.directory / METRICS_LOG).exists():
+            checkpoints.sync(self.directory / METRICS_LOG)  # it tells which checkpoint was the best
+        facts = {"run_id": self.id, "identity": self.identity, "versions": self._versions}
+        checkpoints.commit(checkpoint, before, step=step, seconds=round(seconds, 3), **facts)
         self._saving, self.saved, self._checkpoint_bytes = None, step, checkpoints.size(checkpoint)
         self.set_status("running", step=step)
-        checkpoints.rotate(self.directory, self.recipe.train.save_total_limit, self.id, protect=[checkpoint])
+        protected = [checkpoint, self.checkpoint(best)] if best is not None else [checkpoint]
+        checkpoints.rotate(self.directory, self.recipe.train.save_total_limit, self.id, protect=protected)
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of `step` is, or will be."""
+        return self.directory / f"checkpoint-{step}"
 
     def export(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """The model in the run directory: staged, read back, and only then moved over what was there."""

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hfkit import console, hub
 from hfkit.errors import DataError, StorageError, UsageError
-from hfkit.readers import ROWS_PER_BATCH, SOURCES, VERSION, Rows, first_line, format_of, short
+from hfkit.readers import ROWS_PER_BATCH, SOURCES, VERSION, Layout, Rows, first_line, format_of, settled, short
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -43,7 +43,7 @@ def stay_local(recipe: Recipe) -> None:
         hub.no_telemetry()
 
 
-def open_sources(sources: Sequence[str], documents: str, split: str) -> list[tuple[str, Dataset | DatasetDict]]:
+def open_sources(sources: Sequence[str], layout: Layout, split: str) -> list[tuple[str, Dataset | DatasetDict]]:
     """Each file, saved data set, Hub or built-in data set behind `sources`, with its name for messages."""
     import datasets
 
@@ -60,26 +60,29 @@ def open_sources(sources: Sequence[str], documents: str, split: str) -> list[tup
         else:
             if os.path.isdir(source) and HUB_NAME.fullmatch(source):
                 console.say(f"using local directory ./{source}, not the Hub's {source} (fix: hf:{source} is the Hub's)")
-            parts += [(str(file), _open_file(file, documents, split)) for file in files]
+            parts += [(str(file), _open_file(file, layout, split)) for file in files]
     return parts
 
 
-def stream_rows(sources: Sequence[str], documents: str) -> Iterator[dict[str, Any]]:
-    """Row by row what `open_sources` would load of training data, without loading it."""
+def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
+    """Row by row what `open_sources` would load of training data, without loading it, and where each row is."""
     import datasets
 
     for source in sources:
         refuse_url(source)
         if source.startswith("builtin:"):
             columns = load_builtin(source)["train"]
-            yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+            rows: Iterable[Any] = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         elif not (files := local_files(source)):
-            yield from datasets.load_dataset(source.removeprefix("hf:"), split="train", streaming=True)
+            rows = datasets.load_dataset(source.removeprefix("hf:"), split="train", streaming=True)
         elif is_saved(source):
-            yield from join([(source, _load_saved(source))], "train")
+            rows = join([(source, _load_saved(source))], "train")
         else:
             for file in files:
-                yield from (row for _, row in SOURCES[format_of(file)[0]](file, documents)[1])
+                suffix, _ = _kind_of(file)
+                yield from ((f"{file}: {place}", row) for place, row in SOURCES[suffix](file, settled(file, layout))[1])
+            continue
+        yield from ((f"{source}: row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def refuse_url(source: str) -> None:
@@ -242,7 +245,8 @@ def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
     return concatenate_datasets([part for _, part in chosen], split=first.split) if len(chosen) > 1 else first
 
 
-def _open_file(path: Path, documents: str, split: str) -> Dataset:
+def _kind_of(path: Path) -> tuple[str, str]:
+    """`format_of` a file that can be read."""
     suffix, compression = format_of(path)
     if suffix not in SOURCES:
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(SOURCES)}")
@@ -250,8 +254,16 @@ def _open_file(path: Path, documents: str, split: str) -> Dataset:
         raise DataError(f"{path}: {suffix} files are not read compressed", "decompress it first")
     if not path.is_file():
         raise DataError(f"{path}: not a regular file", "write it to a file first")
-    key = digest_json([VERSION, suffix, compression, documents if suffix == ".txt" else "row", digest_file(path)])
-    return _cached(key, str(path), split, lambda: SOURCES[suffix](path, documents))
+    return suffix, compression
+
+
+def _open_file(path: Path, layout: Layout, split: str) -> Dataset:
+    suffix, compression = _kind_of(path)
+    layout = settled(path, layout)
+    table = [layout.header, layout.separator, layout.quoting, layout.encoding]
+    acting = {".txt": [layout.documents, layout.encoding], ".csv": table, ".tsv": table}.get(suffix, [])
+    key = digest_json([VERSION, suffix, compression, acting, digest_file(path)])
+    return _cached(key, str(path), split, lambda: SOURCES[suffix](path, layout))
 
 
 def _cached(key: str, name: str, split: str, read: Callable[[], tuple[Any, Rows]]) -> Dataset:

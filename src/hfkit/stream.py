@@ -152,6 +152,12 @@ class EvaluationRows(TorchDataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.order)
 
+    def in_row_order(self, values: np.ndarray) -> np.ndarray:
+        """What was found at each place, brought into the order of the rows."""
+        ordered = np.empty_like(values)
+        ordered[self.order] = values
+        return ordered
+
     def __getitem__(self, place: int) -> dict[str, Any]:
         row = int(self.order[place])
         return self.task.example(self.rows[row], np.random.default_rng((self.seed, row)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -11,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.checkpoints import step_of
+from hfkit.best import Best
+from hfkit.checkpoints import read_marker, step_of
 from hfkit.console import is_main_process, say
 from hfkit.distributed import on_main
 from hfkit.errors import DataError, UsageError
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from hfkit.tasks.base import Batch, Rows, Task
 
 TOKENIZER_ROWS = 100_000  # of a stream, for a new tokenizer
+OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # short names beside those of transformers.OptimizerNames
+STEP_OVERHEAD = 0.003  # seconds of a step beside its passes, measured on small models
+MEASURED_SHARE = 0.85  # of train.max_time that is planned for steps; the rest is for optimizer, evaluations and saves
+DECAY_SHARE = 0.2  # of the steps, at the end of warmup_stable_decay (Haegele et al. 2024, arXiv 2405.18392)
 EVALUATIONS = 5  # in a run, where train.eval_steps is not given
 LOG_LINES = 20  # in a run, where train.logging_steps is not given
 
@@ -63,18 +70,19 @@ def fit(
     """What `train` returns, after the work itself."""
     stay_local(recipe)
 
+    from hfkit.models import describe, load_config, load_tokenizer, new_or_pretrained, quiet_libraries
+
+    quiet_libraries()
+    config = load_config(recipe)  # before the data, which can take long: does the model fit the task at all?
     splits = load_splits(task, recipe)
 
     from transformers import Trainer, set_seed
 
     from hfkit.callbacks import RunCallback, duration
-    from hfkit.models import describe, load_config, load_tokenizer, new_or_pretrained, quiet_libraries
     from hfkit.stream import EvaluationRows, StreamedExamples, TrainingStream
 
-    quiet_libraries()
     set_seed(recipe.train.seed)
-    config = load_config(recipe)
-    tokenizer = load_tokenizer(recipe, config, corpus(splits["train"]))
+    tokenizer = load_tokenizer(recipe, config, corpus(splits["train"]), begun_with=run.saved_tokenizer())
     for key, value in task.model_settings(splits, config).items():
         setattr(config, key, value)
     model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
@@ -86,22 +94,28 @@ def fit(
 
     rows = None if recipe.data.streaming else encode(splits["train"])
     held_out = encode(splits["validation"]) if "validation" in splits else None
-    args = training_arguments(recipe, run.directory, None if rows is None else len(rows))
+    args = training_arguments(recipe, run.directory)
     step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    stream: TrainingStream | StreamedExamples
-    if rows is not None:
-        stream = TrainingStream(rows, task, steps=args.max_steps, step_rows=step_rows, seed=recipe.train.seed)
-    else:
-        stream = StreamedExamples(
+
+    def stream_of(steps: int) -> TrainingStream | StreamedExamples:
+        if rows is not None:
+            return TrainingStream(rows, task, steps=steps, step_rows=step_rows, seed=recipe.train.seed)
+        return StreamedExamples(
             splits["train"],
             encode,
             task,
-            steps=args.max_steps,
+            steps=steps,
             step_rows=step_rows,
             device_rows=args.train_batch_size,
             seed=recipe.train.seed,
             buffer=recipe.data.shuffle_buffer,
         )
+
+    step_seconds = seconds_per_step(task, model, tokenizer, stream_of(1), args)
+    begun = None if extend else run.steps_of_time()
+    args.max_steps = begun or on_main(lambda: number_of_steps(recipe, rows, step_rows, step_seconds))
+    set_schedule(args, recipe)
+    stream = stream_of(args.max_steps)
     facts = {
         "training data": data_hash(recipe),
         "architecture": text_hash(config.to_json_string()),
@@ -118,8 +132,7 @@ def fit(
         lambda: run.start(identity(recipe, **facts), model.num_parameters(), allow_changed=allow_changed, extend=extend)
     )
     say(plan(args, stream, held_out, run.directory))
-    seconds = expected_seconds(task, model, tokenizer, stream, args)
-    say(f"expected time: {duration(seconds)} for training on this machine")
+    say(f"expected time: {duration(step_seconds * args.max_steps)} for training on this machine")
     if checkpoint is not None:
         say(f"resuming from step {step_of(checkpoint)} ({checkpoint})")
     quick = replace(recipe, evaluation=replace(recipe.evaluation, interval=False))
@@ -130,46 +143,66 @@ def fit(
         say(f"validation before training: {shown}")
         run.keep_scores_before(before)
     start = time.monotonic()
-    callback = RunCallback(run, stream, signals, *schedule(recipe, args.max_steps, held_out is not None))
+    best = Best.of(recipe, task)
+    callback = RunCallback(
+        run,
+        stream,
+        signals,
+        *schedule(recipe, args.max_steps, held_out is not None),
+        tokenizer=tokenizer,
+        best=best,
+        budget=None if recipe.train.max_time is None else seconds_of(recipe.train.max_time),
+        show=(lambda model: task.samples(model, tokenizer, held_out, recipe))
+        if held_out is not None and recipe.train.samples
+        else None,
+    )
+    in_order = None if held_out is None else EvaluationRows(held_out, task, recipe.evaluation.seed)
     trainer = Trainer(
         model=model,
         args=args,
         data_collator=partial(collate, task, tokenizer),
         train_dataset=stream,
-        eval_dataset=EvaluationRows(held_out, task, recipe.evaluation.seed) if held_out else None,
+        eval_dataset=in_order,
         compute_loss_func=callback.watched(task.training_loss(recipe, rows, step_rows), task.loss),
         preprocess_logits_for_metrics=lambda outputs, labels: task.reduce(
             outputs if isinstance(outputs, tuple) else (outputs,), labels, tokenizer
         ),
         compute_metrics=lambda output: {
             name: score.value
-            for name, score in task.scores(output.predictions, output.label_ids, held_out, quick).items()
+            for name, score in task.scores(
+                in_order.in_row_order(output.predictions), in_order.in_row_order(output.label_ids), held_out, quick
+            ).items()  # type: ignore[arg-type]
         },
         callbacks=[callback],
+        optimizer_cls_and_kwargs=optimizer(recipe),
     )
-    callback.take(trainer)
-    done = checkpoint is not None and step_of(checkpoint) >= args.max_steps
-    if done:  # all steps were made, only the end is missing; the Trainer would make one more
-        model = type(model).from_pretrained(checkpoint, local_files_only=True)
-    else:
+    callback.take(trainer, 0.0 if checkpoint is None else read_marker(checkpoint).get("seconds", 0.0))
+    with callback.progress():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     callback.raise_if_stopped()
+    steps = trainer.state.global_step
+    if best is not None and best.step not in (None, steps):
+        say(f"the best model is that of step {best.step}, not the last: {best}")
+        model = type(model).from_pretrained(run.checkpoint(best.step), dtype=model.dtype, local_files_only=True)
     if not is_main_process():
         return {"run": str(run.directory)}
     model.config.use_cache = use_cache  # the Trainer turns it off, and generation without it is slow
+    if held_out is not None:
+        task.calibrate(model, tokenizer, held_out, recipe)
     run.export(model, tokenizer)
     scores: dict[str, Any] = {"before training": before} if before else {}
     for split in ("validation", "test"):
         if split in splits:
             say(f"scoring the {split} data")
-            scores[split] = task.evaluate(model, tokenizer, splits[split], recipe)
+            scores[split] = task.evaluate(model, tokenizer, splits[split], recipe, beside=run.directory / split)
     signals.ignore()
     run.finish(
         scores,
-        steps=args.max_steps,
+        steps=steps,
         world_size=args.world_size,
         wall_seconds=round(time.monotonic() - start, 1),
-        tokens_seen=stream.tokens(0, len(stream)) or None,
+        tokens_seen=stream.tokens(0, steps * step_rows) or None,
+        best=None if best is None else {"step": best.step, best.metric: best.value},
         peak_memory_mib=peak_memory_mib(),
     )
     return {"run": str(run.directory), **run.results()}
@@ -204,13 +237,13 @@ def corpus(dataset: Dataset | IterableDataset) -> Iterable[str]:
     return (row["text"] for row in dataset.take(TOKENIZER_ROWS))
 
 
-def training_arguments(recipe: Recipe, directory: Path, num_rows: int | None) -> TrainingArguments:
-    """The one place that knows the field names of TrainingArguments. `num_rows`: of the training data, if known."""
+def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
+    """The one place that knows the field names of TrainingArguments; how many steps there are is set later."""
     import transformers
 
     settings = recipe.train
-    if num_rows is None and settings.max_steps is None:
-        raise UsageError("the length of a stream is not known", "--max-steps N")
+    precision = probed_precision() if settings.precision == "auto" else settings.precision
+    mixed = recipe.model.dtype == "float32"  # weights of half the size need no conversion
     options: dict[str, Any] = {
         "output_dir": str(directory),
         "seed": settings.seed,
@@ -223,9 +256,16 @@ def training_arguments(recipe: Recipe, directory: Path, num_rows: int | None) ->
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "dataloader_num_workers": settings.dataloader_num_workers,
+        "optim": OPTIMIZERS.get(settings.optimizer, settings.optimizer),
+        "adam_beta2": settings.adam_beta2 or 0.999,
+        "activation_checkpointing": settings.gradient_checkpointing,
+        "bf16": mixed and precision == "bfloat16",
+        "fp16": mixed and precision == "float16",
+        "torch_compile": settings.compile,
         "max_steps": 1,
         "train_sampling_strategy": "sequential",  # the stream is shuffled already
         "remove_unused_columns": False,
+        "label_names": ["labels"],  # BertForPreTraining has a second kind, without which nothing would be scored
         "logging_nan_inf_filter": False,
         "eval_strategy": "no",  # RunCallback saves, then evaluates
         "save_strategy": "no",
@@ -235,15 +275,58 @@ def training_arguments(recipe: Recipe, directory: Path, num_rows: int | None) ->
         **settings.extra,
     }
     try:
-        args = transformers.TrainingArguments(**options)
-        step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.max_steps = settings.max_steps or math.ceil(
-            (num_rows or 0) * (settings.num_train_epochs or 1.0) / step_rows
-        )
-        args.logging_steps = settings.logging_steps or max(1, args.max_steps // LOG_LINES)
+        return transformers.TrainingArguments(**options)
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"train: {str(error).strip().splitlines()[0]}", "hfkit recipes schema") from error
-    return args
+
+
+def probed_precision() -> str:
+    """The number type of the arithmetic that this machine is fast at: bfloat16 on GPUs and CPUs with matrix units for
+    it, else float32 (a CPU without them is five times slower in bfloat16, also where it has instructions for it)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
+
+
+def optimizer(recipe: Recipe) -> tuple[Any, dict[str, Any]] | None:
+    """The optimizer with its settings where the Trainer has no field for them."""
+    import torch
+
+    if recipe.train.optimizer == "sgd":
+        return torch.optim.SGD, {"lr": recipe.train.learning_rate, "momentum": recipe.train.momentum}
+    return None
+
+
+def number_of_steps(recipe: Recipe, rows: Rows | None, step_rows: int, step_seconds: float) -> int:
+    """Optimizer steps of the run, by the first budget that is given: steps, tokens, time or epochs."""
+    settings = recipe.train
+    if settings.max_steps is not None:
+        return settings.max_steps
+    if settings.max_time is not None:
+        steps = max(1, int(MEASURED_SHARE * seconds_of(settings.max_time) / step_seconds))
+        say(f"{settings.max_time} is time for about {steps:,} steps of {step_seconds:.3g} s, evaluations included")
+        return steps
+    if rows is None:
+        raise UsageError("the length of a stream is not known", "--max-steps N, or --max-time 30m")
+    if settings.max_tokens is not None:
+        return math.ceil(settings.max_tokens / (float(rows.lengths.mean()) * step_rows))
+    return math.ceil(len(rows) * (settings.num_train_epochs or 1.0) / step_rows)
+
+
+def set_schedule(args: TrainingArguments, recipe: Recipe) -> None:
+    """What follows from the number of steps."""
+    args.logging_steps = recipe.train.logging_steps or max(1, args.max_steps // LOG_LINES)
+    options = args.lr_scheduler_kwargs or {}
+    if recipe.train.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in options:
+        args.lr_scheduler_kwargs = {**options, "num_decay_steps": math.ceil(DECAY_SHARE * args.max_steps)}
+
+
+def seconds_of(time_given: str) -> float:
+    """Seconds of a time such as 90s, 30m or 1h30m."""
+    parts = re.findall(r"([0-9.]+)([hms])", time_given)
+    return sum(float(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
 
 
 def schedule(recipe: Recipe, max_steps: int, evaluates: bool) -> tuple[int, int]:
@@ -264,29 +347,35 @@ def plan(
     return f"training: {', '.join(parts)}, into {directory}"
 
 
-def expected_seconds(
+def seconds_per_step(
     task: Task,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     stream: TrainingStream | StreamedExamples,
     args: TrainingArguments,
 ) -> float:
-    """Seconds of training, from a timed pass over the first batch; random states and weights stay as they are."""
+    """Seconds of one optimizer step, from timed passes over a first batch, on which the model is prepared, too.
+
+    Random states and weights stay as they are.
+    """
     import torch
 
     model.to(args.device).train()
     examples = stream.sample(args.train_batch_size)
+    task.prepare(model, task.collate(examples, tokenizer))
     tokens = sum(len(example["input_ids"]) for example in examples)
+    seconds: list[float] = []
     with torch.random.fork_rng():
-        for _ in range(2):  # the first pass warms up
+        while len(seconds) < 3 or (sum(seconds) < 1 and len(seconds) < 20):  # the first pass warms up
+            start = time.monotonic()
             batch = {name: tensor.to(args.device) for name, tensor in task.collate(examples, tokenizer).items()}
             labels = batch.pop("labels")
-            start = time.monotonic()
             task.loss(model(**batch), labels).backward()  # type: ignore[no-untyped-call]
-            seconds = time.monotonic() - start
+            seconds.append(time.monotonic() - start)
     model.zero_grad()
     mean = stream.mean_length or tokens / len(examples)
-    return float(seconds / tokens * mean * len(stream) / args.world_size)
+    rows = stream.step_rows / int(args.world_size)
+    return statistics.median(seconds[1:]) / tokens * mean * rows + STEP_OVERHEAD
 
 
 def data_hash(recipe: Recipe) -> str:

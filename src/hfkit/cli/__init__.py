@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hfkit import __version__, console
+from hfkit.cli.data import data
 from hfkit.cli.doctor import doctor
 from hfkit.cli.evaluate import evaluate
 from hfkit.cli.finetune import finetune
@@ -14,6 +15,7 @@ from hfkit.cli.generate import generate
 from hfkit.cli.predict import predict
 from hfkit.cli.pretrain import pretrain
 from hfkit.cli.recipes import recipes
+from hfkit.cli.tokenizer import tokenizer
 
 # In options, `_` and `-` are alike.
 _CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]}
@@ -48,4 +50,6 @@ def hfkit(
 
 for command in (pretrain, finetune, predict, generate, evaluate, doctor):
     app.command(context_settings=_CONTEXT)(command)
+app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
+app.add_typer(tokenizer, name="tokenizer")

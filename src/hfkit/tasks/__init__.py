@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from hfkit.tasks.base import Task
 from hfkit.tasks.clm import CausalLM
+from hfkit.tasks.denoising import Denoising
 from hfkit.tasks.mlm import MaskedLM
+from hfkit.tasks.mlm_nsp import MaskedLMWithPairs
 from hfkit.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task] = {
     "clm": CausalLM(),
     "mlm": MaskedLM(),
+    "mlm-nsp": MaskedLMWithPairs(),
+    "denoising": Denoising(),
     "text-classification": TextClassification(),
 }
 

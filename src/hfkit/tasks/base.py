@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hfkit.errors import did_you_mean
+from hfkit.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,7 @@ class Task(ABC):
     command: str  # the command that trains it
     auto_model: str  # the Auto class of transformers that has its head
     best_metric: str  # the name in `scores` that says how good a model is
+    watched: tuple[str, ...] = ()  # the names that train.best may hold where they are not those of `metrics`
     metrics: tuple[str, ...]  # the names that evaluation.metrics may hold
 
     @abstractmethod
@@ -134,10 +136,25 @@ class Task(ABC):
         """Lines that show what the model makes of some of the validation `rows` now; none where numbers say it all."""
         return []
 
+    def calibrate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe) -> None:
+        """Puts into the trained model's config what the validation `rows` decide; nothing for most tasks."""
+
+    def answers(self, reduced: np.ndarray, rows: Rows, recipe: Recipe) -> Iterator[dict[str, Any]]:
+        """What `hfkit predict` says of each text or pair, in order: flat objects, the main answer first."""
+        raise UsageError("this task has no answers to predict", "hfkit generate")
+
     def evaluate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        recipe: Recipe,
+        beside: Path | None = None,
     ) -> dict[str, Score]:
-        """The final metrics on one split: those of `scores` over one pass, unless the task measures in another way."""
+        """The final metrics on one split: those of `scores` over one pass, unless the task measures in another way.
+
+        `beside`: where a task writes files about single rows, their names begin with this path.
+        """
         from hfkit.inference import predict_rows
 
         rows = self.encode(dataset, tokenizer, model, recipe)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError
-from hfkit.packing import pack
+from hfkit.packing import Blocks, pack
 from hfkit.tasks.base import IGNORED, Batch, Rows, Task
 from hfkit.tasks.language_modeling import (
     language_model_defaults,
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
     from hfkit.recipe import Recipe
 
 
+SAMPLE_TOKENS = 24  # of the prompt and of the continuation that `samples` shows
+
+
 class CausalLM(Task):
     command = "pretrain"
     auto_model = "AutoModelForCausalLM"
     best_metric = "nll"
+    watched = ("nll", "perplexity", "bits_per_byte", "token_accuracy")
     metrics = ("perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "nll")
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +106,7 @@ class CausalLM(Task):
         """As seen while training, block by block; the number at the end, `evaluate`, gives every token its context."""
         from hfkit.metrics import Score
 
+        assert isinstance(rows, Blocks)
         how = "blocks of the training length, no overlap"
         text, ends = reduced[:, :3], reduced[:, 3:]
         scores = nll_scores(text, recipe, f"{how}, without the EOS that closes each document")
@@ -108,11 +115,42 @@ class CausalLM(Task):
         bits = nll / math.log(2) / (rows.num_bytes * share)
         scores["bits_per_byte"] = Score(bits, None, None, int(scored), f"bits per UTF-8 byte of the text; {how}")
         if closing:
-            scores["eos_nll"] = Score(float(ends[:, 0].sum()) / closing, None, None, int(closing), f"nats per EOS; {how}")
+            scores["eos_nll"] = Score(
+                float(ends[:, 0].sum()) / closing, None, None, int(closing), f"nats per EOS; {how}"
+            )
         return scores
 
+    def samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe
+    ) -> list[str]:
+        """How the model goes on, greedily, from the beginning of the first block."""
+        import torch
+
+        block = rows[0]["input_ids"]
+        half = min(len(block), 2 * SAMPLE_TOKENS) // 2
+        prompt = torch.from_numpy(block[:half])[None].to(model.device)
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode():
+            ids = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=max(half, 1),
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=tokenizer.pad_token_id,
+            )[0]
+        model.train(was_training)
+        shown = (json.dumps(tokenizer.decode(part), ensure_ascii=False) for part in (ids[:half], ids[half:]))
+        return [" -> ".join(shown)]
+
     def evaluate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        recipe: Recipe,
+        beside: Path | None = None,
     ) -> dict[str, Score]:
         from hfkit.perplexity import perplexity
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,9 @@ BUILTIN_TEXT = "builtin:python-docs"
 
 
 def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str, Any]:
-    """Defaults of pretraining. New models: learning rate, decay and warmup of nanoGPT scaled to small models
-    (github.com/karpathy/nanoGPT, config/train_shakespeare_char.py: 1e-3, cosine, short warmup). Continued ones: the
-    5e-5 of the example scripts, so that little is forgotten."""
+    """Defaults of pretraining. New models: learning rate, decay, warmup and beta2 of nanoGPT scaled to small models
+    (github.com/karpathy/nanoGPT, config/train_shakespeare_char.py: 1e-3, cosine, short warmup, 0.99 as a step holds few
+    tokens). Continued ones: the 5e-5 and 0.999 of the example scripts, so that little is forgotten."""
     new = bool(given.get("model.from_scratch") or given.get("model.type") or not given.get("model.name"))
     defaults = {
         "data.train": [BUILTIN_TEXT],
@@ -36,6 +37,7 @@ def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str
         "train.lr_scheduler_type": "cosine",
         "train.warmup_steps": 0.05,
         "train.weight_decay": 0.1 if new else 0.01,
+        "train.adam_beta2": 0.99 if new else 0.999,
     }
     if new:
         defaults["train.dropout"] = 0.0
@@ -47,16 +49,33 @@ def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str
 
 
 def load_documents(recipe: Recipe) -> dict[str, Dataset]:
-    """The splits as documents in one column `text`; validation is held out from train where it is not given."""
-    from hfkit.data import hold_out, hold_out_end, load_data
+    """The splits as documents in one column `text`; validation is held out from train where it is not given.
+
+    Training documents are cleaned first, then a share of each source is held out, then what is left is mixed: so no
+    document that a mixture repeats is in both.
+    """
+    from datasets import concatenate_datasets
+
+    from hfkit.cleaning import clean
+    from hfkit.data import hold_out, hold_out_end, load_data, load_parts, mix
+    from hfkit.recipe import Clean
 
     if recipe.data.streaming and recipe.data.train:
         return _stream_documents(recipe)
     splits = _documents(load_data(recipe), recipe)
-    share = recipe.data.validation_split
-    if "train" in splits and "validation" not in splits and share > 0:
-        divide = hold_out_end if len(splits["train"]) == 1 else hold_out
-        splits["train"], splits["validation"] = divide(splits["train"], share, recipe.train.seed)
+    if "train" not in splits:
+        return splits
+    parts, seed, share = [splits["train"]], recipe.train.seed, recipe.data.validation_split
+    if recipe.data.mixture:  # the sources one by one, in their order
+        ends = itertools.accumulate(map(len, load_parts(recipe)), initial=0)
+        parts = [splits["train"].select(range(*pair)) for pair in itertools.pairwise(ends)]
+    if recipe.data.clean != Clean():
+        parts = [clean(part, recipe.data.clean) for part in parts]
+    if "validation" not in splits and share > 0:
+        halves = [(hold_out_end if len(part) == 1 else hold_out)(part, share, seed) for part in parts]
+        parts, held_out = [list(half) for half in zip(*halves, strict=True)]
+        splits["validation"] = concatenate_datasets(held_out)
+    splits["train"] = mix(parts, recipe.data.mixture, seed, recipe.data.train) if recipe.data.mixture else parts[0]
     return splits
 
 
@@ -64,13 +83,15 @@ def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
     """As `load_documents`, the training split an IterableDataset; rows can't be held out of what isn't loaded."""
     import dataclasses
 
-    from hfkit.data import load_data, stream_source
+    from hfkit.cleaning import clean_stream
+    from hfkit.data import layout_of, load_data, stream_source
+    from hfkit.recipe import Clean
 
     if not recipe.data.validation and recipe.data.validation_split > 0:
         raise UsageError(
             "no share can be held out of a stream", "--validation FILE, or --validation-split 0 to do without"
         )
-    stream = stream_source(recipe.data.train, recipe.data.documents or "row")
+    stream = stream_source(recipe.data.train, recipe.data.documents or "row", layout=layout_of(recipe))
     first = next(iter(stream), None)
     if first is None:
         raise DataError(f"{', '.join(recipe.data.train)}: no rows", "give text with --data")
@@ -80,6 +101,8 @@ def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
             f"the stream has no column '{column or 'text'}', found: {', '.join(first)}", "--text-column NAME"
         )
     splits = {"train": stream.map(lambda row: {"text": row[column]}, remove_columns=list(first))}
+    if recipe.data.clean != Clean():
+        splits["train"] = clean_stream(splits["train"], recipe.data.clean)
     if recipe.data.validation or recipe.data.test:
         others = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[]))
         splits |= _documents(load_data(others), others)

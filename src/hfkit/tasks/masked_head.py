@@ -12,7 +12,7 @@ from hfkit.tasks.base import IGNORED, Batch
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 POSITIONS = "masked_positions"  # key of a batch: bool, shape (rows, tokens)
 
@@ -60,7 +60,8 @@ class _Narrowing:
         return tuple(self._narrowed(value) for value in values)
 
     def narrow_output(self, module: Any, values: tuple[Any, ...], outputs: Any) -> Any:
-        outputs["logits"] = self._narrowed(outputs["logits"])
+        name = next(iter(outputs))  # "logits", or "prediction_logits" of a model with two heads
+        outputs[name] = self._narrowed(outputs[name])
         return outputs
 
     def _narrowed(self, value: Any) -> Any:
@@ -80,3 +81,26 @@ def add_positions(batch: Batch) -> Batch:
 def flat_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The labels of `logits`: of the masked positions alone where these are, shape (masked,), else all."""
     return labels[labels != IGNORED] if logits.dim() == 2 else labels
+
+
+def filled_masks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[str]:
+    """What the model puts in the first hidden places of the one row in `batch`, each with the words around it."""
+    import torch
+
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        guesses = model(**inputs)[0].argmax(-1)
+    model.train(was_training)
+    places = batch[POSITIONS][0].nonzero()[:, 0].tolist()
+    text = torch.where(batch[POSITIONS], batch["labels"], batch["input_ids"])[0]
+
+    def shown(ids: torch.Tensor) -> str:
+        return " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+
+    return [
+        f"{shown(text[max(place - 8, 0) : place])} [{shown(guess)}] {shown(text[place + 1 : place + 9])}"
+        f"   (hidden: {shown(text[place])})"
+        for place, guess in list(zip(places, guesses, strict=True))[:3]
+    ]

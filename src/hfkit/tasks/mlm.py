@@ -1,13 +1,12 @@
-"""Masked language modelling as in BERT (arXiv 1810.04805, section 3.1)."""
+"""Masked language modelling as in BERT (arXiv 1810.04805, section 3.1): tokens, whole words or spans are hidden."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfkit.errors import ModelError
 from hfkit.packing import pack
-from hfkit.tasks.base import IGNORED, Batch, Rows, Task
+from hfkit.tasks.base import Batch, Rows, Task
 from hfkit.tasks.language_modeling import (
     language_model_defaults,
     load_documents,
@@ -15,7 +14,8 @@ from hfkit.tasks.language_modeling import (
     pad_blocks,
     token_statistics,
 )
-from hfkit.tasks.masked_head import add_positions, flat_labels, narrow_head
+from hfkit.tasks.masked_head import add_positions, filled_masks, flat_labels, narrow_head
+from hfkit.tasks.masking import Masking, hide, masked_definition
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,11 +42,7 @@ class MaskedLM(Task):
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
     ) -> Rows:
-        if tokenizer.mask_token_id is None:
-            raise ModelError(
-                f"the tokenizer of {tokenizer.name_or_path} has no mask token, so it can't learn mlm",
-                "--objective clm, or a model of BERT's kind",
-            )
+        masking = Masking(tokenizer, model, recipe)
         start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
         stop = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
         blocks = pack(
@@ -60,23 +56,10 @@ class MaskedLM(Task):
             packed=recipe.data.packing,
             words=recipe.data.masking != "token",
         )
-        return _MaskableRows(blocks, tokenizer, recipe.data.mask_probability)
+        return _MaskableRows(blocks, masking)
 
     def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        """Of the chosen tokens 80% become the mask, 10% a random token, 10% stay; at least one is always chosen."""
-        import numpy as np
-
-        tokens, maskable = row["input_ids"], row["maskable"]
-        inputs, labels = tokens.copy(), np.full_like(tokens, IGNORED)
-        candidates = np.flatnonzero(maskable)
-        chosen = candidates[random.random(len(candidates)) < row["probability"]]
-        if len(chosen) == 0 and len(candidates) > 0:
-            chosen = random.choice(candidates, size=1)
-        labels[chosen] = tokens[chosen]
-        kind = random.random(len(chosen))
-        inputs[chosen[kind < 0.8]] = row["mask_id"]
-        replaced = chosen[kind >= 0.9]
-        inputs[replaced] = random.choice(row["ordinary_ids"], size=len(replaced))
+        inputs, labels = hide(row, random)
         return {"input_ids": inputs, "labels": labels}
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -84,6 +67,14 @@ class MaskedLM(Task):
 
     def prepare(self, model: PreTrainedModel, batch: Batch) -> None:
         narrow_head(model, batch)
+
+    def samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe
+    ) -> list[str]:
+        from hfkit.stream import EvaluationRows
+
+        example = EvaluationRows(rows, self, recipe.evaluation.seed)[0]
+        return filled_masks(model, tokenizer, self.collate([example], tokenizer))
 
     def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return logits, flat_labels(logits, labels)
@@ -94,28 +85,18 @@ class MaskedLM(Task):
         return token_statistics(outputs[0], labels)
 
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
-        return nll_scores(reduced, recipe, f"masked tokens only, masks drawn once from seed {recipe.evaluation.seed}")
+        return nll_scores(reduced, recipe, masked_definition(recipe))
 
 
 class _MaskableRows:
-    """Blocks with what masking needs: which tokens are ordinary ones, and which ids may replace them."""
+    """Blocks with what masking needs."""
 
-    def __init__(self, blocks: Rows, tokenizer: PreTrainedTokenizerBase, probability: float) -> None:
-        import numpy as np
-
-        special = np.zeros(len(tokenizer), dtype=bool)
-        special[tokenizer.all_special_ids] = True
-        self.blocks, self.lengths = blocks, blocks.lengths
-        self.special = special
-        self.shared = {
-            "probability": probability,
-            "mask_id": tokenizer.mask_token_id,
-            "ordinary_ids": np.flatnonzero(~special),
-        }
+    def __init__(self, blocks: Rows, masking: Masking) -> None:
+        self.blocks, self.lengths, self.masking = blocks, blocks.lengths, masking
+        self.shared = masking.shared
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tokens = self.blocks[index]["input_ids"]
-        return {"input_ids": tokens, "maskable": ~self.special[tokens], **self.shared}
+        return self.masking.row(self.blocks[index])

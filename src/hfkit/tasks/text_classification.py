@@ -1,16 +1,33 @@
-"""Text classification: one label for a text or a pair of texts."""
+"""Text classification: one class, several labels or a number for a text or a pair of texts."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.console import say, warn
-from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.tasks.base import Batch, Rows, Task
+from hfkit.errors import DataError, UsageError
+from hfkit.tasks.base import Batch, Loss, Rows, Task
+from hfkit.tasks.labels import (
+    COLUMNS,
+    MULTIPLE,
+    REGRESSION,
+    SINGLE,
+    check_known,
+    flat,
+    kind_of,
+    label_names,
+    labels_of,
+    problem_type_of,
+    with_labels,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,20 +37,36 @@ if TYPE_CHECKING:
 
     from hfkit.metrics import Score
     from hfkit.recipe import Recipe
+    from hfkit.tasks.encoded_texts import EncodedTexts
 
 BUILTIN_LABELLED = "builtin:python-docstrings"
-MAX_LENGTH = 512  # where nobody says: BERT's limit, and attention costs the square of it
-METRICS = ("accuracy", "f1_macro", "log_loss")
+MAX_CUT = 0.05  # share of labelled rows that may be cut before it takes a decision
+WORST = 100  # rows in the file of worst errors
+THRESHOLD = 0.5  # of a label among several, where nothing else was chosen
+DEFAULT_METRICS = {
+    SINGLE: ("accuracy", "f1_macro", "log_loss"),
+    MULTIPLE: ("f1_macro", "f1_micro", "subset_accuracy", "log_loss"),
+    REGRESSION: ("pearson", "spearman", "rmse", "mae"),
+}
+OF_PROBABILITIES = ("log_loss", "mean_average_precision")  # of several labels; the others compare decisions
+METRICS = {
+    SINGLE: (
+        "accuracy", "balanced_accuracy", "precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro",
+        "f1_micro", "f1_weighted", "mcc", "log_loss", "brier", "ece", "roc_auc", "average_precision",
+    ),
+    MULTIPLE: (
+        "f1_macro", "f1_micro", "f1_weighted", "f1_samples", "precision_macro", "recall_macro", "subset_accuracy",
+        "hamming_loss", "mean_average_precision", "log_loss",
+    ),
+    REGRESSION: ("pearson", "spearman", "rmse", "mae"),
+}  # fmt: skip
 
 
 class TextClassification(Task):
     command = "finetune"
     auto_model = "AutoModelForSequenceClassification"
     best_metric = "accuracy"
-    metrics = (
-        "accuracy", "balanced_accuracy", "precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro",
-        "f1_micro", "f1_weighted", "mcc", "log_loss", "brier", "ece",
-    )  # fmt: skip
+    metrics = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3: batch 16-32, 2e-5 to 5e-5, 2-4 epochs)."""
@@ -49,48 +82,94 @@ class TextClassification(Task):
         }
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        from hfkit.data import classification_columns, hold_out, load_data
+        from hfkit.data import classification_columns, label_columns, load_data
+        from hfkit.models import load_config
 
         loaded = load_data(recipe)
-        columns = zip(("text", "text_pair", "label"), classification_columns(loaded, recipe), strict=True)
-        roles = {column: role for role, column in columns if column is not None}
-        renamed = {column: role for column, role in roles.items() if column != role}
-        splits = {name: part.select_columns(list(roles)).rename_columns(renamed) for name, part in loaded.items()}
+        text, pair, label = classification_columns(loaded, recipe)
+        texts = {text: "text"} | ({} if pair is None else {pair: "text_pair"})
+        kept = [*texts, *label_columns(next(iter(loaded.values())), label)]
+        splits = {name: part.select_columns(kept) for name, part in loaded.items()}
+        config = None if "train" in splits or recipe.model.name is None else load_config(recipe)
+        splits = with_labels(splits, label, recipe, config)
+        renamed = {column: role for column, role in texts.items() if column != role}
+        splits = {name: part.rename_columns(renamed) for name, part in splits.items()}
+        _require_sense(recipe, kind_of(next(iter(splits.values()))) or SINGLE)
         if "train" in splits and "validation" not in splits and recipe.data.validation_split > 0:
-            share = recipe.data.validation_split
-            splits["train"], splits["validation"] = hold_out(splits["train"], share, recipe.train.seed)
-            say(f"validation: {len(splits['validation']):,} rows held out of the training data")
+            splits |= _held_out(splits["train"], recipe)
         return splits
 
     def model_settings(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
-        if "train" not in splits:
+        kind = next(filter(None, map(kind_of, splits.values())), SINGLE)
+        if "train" not in splits or kind == REGRESSION:
             names = [config.id2label[index] for index in range(config.num_labels)]
         else:
-            names = _label_names(splits["train"], config)
-        known = set(names)
-        for split, dataset in splits.items():
-            for row, label in enumerate(_labels(dataset), start=1):
-                if label not in known:
-                    raise DataError(
-                        f"{split} data, row {row}: label '{label}' is none of the training data's: "
-                        f"{', '.join(names[:20])}",
-                        "correct the label or add training rows that have it",
-                    )
+            names = label_names(splits["train"], config)
+        if kind == REGRESSION:
+            names = [COLUMNS[REGRESSION]] if "train" in splits else names[:1]
+        else:
+            check_known(splits, names)
         return {
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
-            "problem_type": "single_label_classification",
+            "problem_type": kind,
         }
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
     ) -> Rows:
-        return EncodedTexts(dataset, tokenizer, model, recipe.data.max_length)
+        from hfkit.tasks.encoded_texts import EncodedTexts
+
+        rows = EncodedTexts(dataset, tokenizer, model, recipe)
+        if rows.labels is not None:  # `predict` counts over all its rows
+            say_long(len(dataset), rows, recipe)
+        return rows
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         # on the right whatever the tokenizer prefers: a classifier's positions count from the first column
         batch: Batch = dict(tokenizer.pad(list(examples), padding_side="right", return_tensors="pt"))
         return batch
+
+    def training_loss(self, recipe: Recipe, rows: Rows | None, step_rows: int) -> Loss:
+        import torch
+
+        weights = None if rows is None else rows.weights  # type: ignore[attr-defined]
+        return partial(
+            self.loss,
+            smoothing=recipe.train.label_smoothing,
+            step_rows=step_rows,
+            weights=None if weights is None else torch.tensor(weights),
+        )
+
+    def loss(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        num_items_in_batch: Any = None,
+        *,
+        smoothing: float = 0.0,
+        step_rows: int | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The sum over rows divided by the rows of the whole optimizer step, so that any split of a step has the same
+        gradient. The kind of label says which: cross-entropy for classes, binary cross-entropy for a table of 0 and 1
+        (divided by its labels, too), the squared error for numbers.
+
+        `weights` of classes multiply a row's loss; it is not divided by them as torch does it, where a row would count
+        more in a batch of rare classes than in another.
+        """
+        from torch.nn import functional
+
+        logits = outputs["logits"].float()
+        if labels.dim() == 2:
+            total = functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum")
+        elif labels.is_floating_point():
+            total = functional.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+        else:
+            weights = None if weights is None else weights.to(logits.device)
+            total = functional.cross_entropy(logits, labels, weight=weights, reduction="sum", label_smoothing=smoothing)
+        rows = len(labels) if step_rows is None else step_rows  # the labels of a row are all scored or none is
+        return total / (rows * labels[0].numel())
 
     def reduce(
         self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
@@ -98,103 +177,227 @@ class TextClassification(Task):
         return outputs[0].float()
 
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
-        from hfkit.inference import probabilities
-        from hfkit.metrics import compute
-
-        names = recipe.evaluation.metrics or METRICS
-        return compute(
-            names,
-            probabilities(reduced),
-            labels.tolist(),
-            interval=recipe.evaluation.interval,
-            seed=recipe.evaluation.seed,
-        )
-
-    def evaluate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
-    ) -> dict[str, Score]:
-        """The scores, and beside them what saying the most frequent label every time would reach."""
-        from hfkit.metrics import Score
-
-        label, count = Counter(_labels(dataset)).most_common(1)[0]
-        majority = Score(count / len(dataset), None, None, len(dataset), f"accuracy of always saying '{label}'")
-        return {**super().evaluate(model, tokenizer, dataset, recipe), "majority_baseline": majority}
-
-
-class EncodedTexts:
-    """Texts or pairs, tokenized once, cut at `max_length` with the number of cut rows said aloud."""
-
-    def __init__(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int | None
-    ) -> None:
         import numpy as np
 
-        from hfkit.models import max_tokens
+        from hfkit.metrics import compute
 
-        pairs = dataset["text_pair"][:] if "text_pair" in dataset.column_names else None
-        texts = dataset["text"][:]
-        if tokenizer.pad_token is None:
-            raise ModelError(
-                f"the tokenizer of {tokenizer.name_or_path} has no token to pad with", "choose another --model"
-            )
-        longest = min(tokenizer.model_max_length, max_tokens(model) or tokenizer.model_max_length)
-        limit = max_length or min(MAX_LENGTH, longest)
-        if limit > longest:
-            raise UsageError(
-                f"data.max_length {limit} is longer than the model's {longest} tokens", f"--max-length {longest}"
-            )
-        whole = tokenizer(texts, pairs, truncation=False, return_attention_mask=False, verbose=False)
-        cut = sum(len(ids) > limit for ids in whole["input_ids"])
-        self.columns = (
-            whole
-            if cut == 0
-            else tokenizer(texts, pairs, truncation=True, max_length=limit, return_attention_mask=False)
-        )
-        if cut:
-            warn(
-                f"{cut:,} of {len(texts):,} rows ({cut / len(texts):.1%}) are longer than {limit} tokens and were cut",
-                f"--max-length {needed}" if (needed := max(map(len, whole["input_ids"]))) <= longest else "",
-            )
-        self.lengths = np.array([len(ids) for ids in self.columns["input_ids"]])
-        label2id = model.config.label2id
-        self.labels = [label2id[label] for label in _labels(dataset)] if "label" in dataset.column_names else None
+        kind = SINGLE if rows is None else rows.kind  # type: ignore[attr-defined]
+        answers, labels = answered(reduced, rows), labels if rows is None else labels[rows.starts]  # type: ignore[attr-defined]
+        wanted = recipe.evaluation
+        names = list(wanted.metrics or DEFAULT_METRICS[kind])
+        if kind == REGRESSION and not wanted.metrics and min(np.ptp(answers), np.ptp(labels)) == 0:
+            warn("all answers are the same, or all labels: they have no correlation")
+            names = [name for name in names if name not in ("pearson", "spearman")]
+        references = labels if labels.ndim == 2 else labels.tolist()
+        measured = partial(compute, references=references, interval=wanted.interval, seed=wanted.seed)
+        if kind != MULTIPLE:
+            return measured(names, answers)
+        decisions = (answers >= threshold_of(rows, recipe)).astype(float)
+        found = measured([name for name in names if name in OF_PROBABILITIES], answers)
+        found |= measured([name for name in names if name not in OF_PROBABILITIES], decisions)
+        return {name: found[name] for name in names}
 
-    def __len__(self) -> int:
-        return len(self.lengths)
+    def calibrate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe) -> None:
+        """Puts what the validation `rows` decide into the model's config: a temperature, a threshold."""
+        from hfkit.inference import predict_rows
+        from hfkit.tasks import calibration
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = {name: column[index] for name, column in self.columns.items()}
-        if self.labels is not None:
-            row["labels"] = self.labels[index]
-        return row
+        wanted = recipe.evaluation
+        if not wanted.tune_threshold and not wanted.temperature_scaling:
+            if wanted.threshold is not None:
+                model.config.classifier_threshold = wanted.threshold
+            return
+        reduced, labels = predict_rows(self, model, tokenizer, rows, batch_size=wanted.batch_size, seed=wanted.seed)
+        logits, labels = rows.pooled(reduced), labels[rows.starts]  # type: ignore[attr-defined]
+        if wanted.temperature_scaling:
+            model.config.classifier_temperature = calibration.temperature(logits, labels)
+        if wanted.tune_threshold:
+            model.config.classifier_threshold = calibration.threshold(answered(reduced, rows), labels)
+
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        recipe: Recipe,
+        beside: Path | None = None,
+    ) -> dict[str, Score]:
+        """The scores, and beside them what always giving the same answer would reach.
+
+        `beside`: files of single rows go to names that begin with this path.
+        """
+        from hfkit.inference import predict_rows
+
+        rows = self.encode(dataset, tokenizer, model, recipe)
+        wanted = recipe.evaluation
+        reduced, labels = predict_rows(self, model, tokenizer, rows, batch_size=wanted.batch_size, seed=wanted.seed)
+        if beside is not None:
+            _write_rows(beside, dataset, answered(reduced, rows), rows, recipe)  # type: ignore[arg-type]
+        return {**self.scores(reduced, labels, rows, recipe), **_baseline(dataset)}
+
+    def answers(self, reduced: np.ndarray, rows: Rows, recipe: Recipe) -> Iterator[dict[str, Any]]:
+        """One per text: label, score and probabilities; labels and probabilities; or the number."""
+        names, kind = rows.names, rows.kind  # type: ignore[attr-defined]
+        for row, is_cut in zip(answered(reduced, rows).tolist(), rows.was_cut.tolist(), strict=True):  # type: ignore[attr-defined]
+            if kind == REGRESSION:
+                answer: dict[str, Any] = {"value": row}
+            else:
+                shares = dict(zip(names, row, strict=True))
+                best = max(shares, key=shares.__getitem__)
+                if kind == MULTIPLE:
+                    answer = {"labels": [name for name, p in shares.items() if p >= threshold_of(rows, recipe)]}
+                else:
+                    answer = {"label": best, "score": shares[best]}
+                answer["probabilities"] = shares
+            yield answer | ({"truncated": True} if is_cut else {})
 
 
-def _labels(dataset: Dataset) -> list[str]:
-    """The labels as strings; a ClassLabel column gives its names."""
-    feature = dataset.features["label"]
-    values = dataset["label"][:]
-    return [feature.int2str(value) for value in values] if hasattr(feature, "int2str") else [str(v) for v in values]
+def answered(reduced: np.ndarray, rows: Rows | None) -> np.ndarray:
+    """What the model says of each text: probabilities (texts, labels), or numbers (texts,) of a regression."""
+    import numpy as np
+
+    from hfkit.inference import probabilities
+
+    if rows is None:
+        return probabilities(reduced)
+    logits = rows.pooled(reduced)  # type: ignore[attr-defined]
+    if rows.kind == REGRESSION:  # type: ignore[attr-defined]
+        return logits[:, 0]
+    logits = logits / getattr(rows.config, "classifier_temperature", 1.0)  # type: ignore[attr-defined]
+    # exp of a negative number alone, which can't run over
+    shares: np.ndarray = np.where(logits >= 0, 1.0, np.exp(-np.abs(logits))) / (1 + np.exp(-np.abs(logits)))
+    return shares if rows.kind == MULTIPLE else probabilities(logits)  # type: ignore[attr-defined]
 
 
-def _label_names(dataset: Dataset, config: Any) -> list[str]:
-    """ClassLabel order, else the model's own where the names are the same, else natural order (10 after 9)."""
-    feature = dataset.features["label"]
-    found = set(_labels(dataset))
-    if len(found) < 2:
-        raise DataError(
-            f"the training data has one label only: '{next(iter(found))}'",
-            "name the right column with --label-column, or add rows of another class",
-        )
-    if hasattr(feature, "int2str"):
-        return list(feature.names)
-    own = [config.id2label[index] for index in sorted(config.id2label)]
-    return own if set(own) == found else sorted(found, key=_natural)
+def threshold_of(rows: Any, recipe: Recipe) -> float:
+    """The probability from which a label is given: as typed, else the model's own."""
+    if recipe.evaluation.threshold is not None:
+        return recipe.evaluation.threshold
+    return float(getattr(rows.config, "classifier_threshold", THRESHOLD))
 
 
-def _natural(name: str) -> tuple[float, list[tuple[int, str]]]:
-    """Sort key: numbers by size (-1, 0, 1.5, 10) and before all else, runs of digits inside names likewise."""
-    try:
-        return float(name), []
-    except ValueError:
-        parts = re.split(r"(\d+)", name)
-        return math.inf, [(len(part), part) if part.isdigit() else (0, part) for part in parts]
+def say_long(num_texts: int, rows: EncodedTexts, recipe: Recipe) -> None:
+    """Says how many texts are longer than a row; DataError where so many are cut that somebody has to decide."""
+    num_long = int(rows.is_long.sum())
+    if num_long == 0:
+        return
+    share = num_long / num_texts
+    found = f"{num_long:,} of {num_texts:,} rows ({share:.1%}) are longer than {rows.limit} tokens"
+    if not rows.was_cut.any():
+        say(f"{found} and make {len(rows):,} windows together with the others")
+        return
+    longer = f"--max-length {rows.longest}" if rows.longest <= rows.most else ""
+    if share > MAX_CUT and rows.labels is not None and not recipe.data.allow_truncation:
+        ways = [longer, "--long-documents window", "--allow-truncation"]
+        raise DataError(f"{found} and would be cut", ", or ".join(filter(None, ways)))
+    warn(f"{found} and were cut", longer)
+
+
+def _require_sense(recipe: Recipe, kind: str) -> None:
+    """UsageError naming every setting that has no effect on labels of this kind."""
+    problems = [
+        (f"unknown metric '{name}' for {kind}, which has: {', '.join(METRICS[kind])}", "name one of them")
+        for name in recipe.evaluation.metrics
+        if name not in METRICS[kind]
+    ]
+    idle = {
+        "train.class_weights": kind != SINGLE and recipe.train.class_weights is not None,
+        "train.label_smoothing": kind != SINGLE and recipe.train.label_smoothing > 0,
+        "evaluation.threshold": kind != MULTIPLE and recipe.evaluation.threshold is not None,
+        "evaluation.tune_threshold": kind != MULTIPLE and recipe.evaluation.tune_threshold,
+        "evaluation.temperature_scaling": kind == REGRESSION and recipe.evaluation.temperature_scaling,
+    }
+    problems += [(f"{key} has no effect for {kind}", "leave it out") for key, is_idle in idle.items() if is_idle]
+    if problems:
+        raise UsageError.of(problems)
+
+
+def _held_out(dataset: Dataset, recipe: Recipe) -> dict[str, Dataset]:
+    """Training and validation rows, with at least one training row of every label."""
+    from datasets import concatenate_datasets
+
+    from hfkit.data import hold_out
+
+    train, validation = hold_out(dataset, recipe.data.validation_split, recipe.train.seed)
+    if kind_of(dataset) != REGRESSION:
+        known = set(flat(labels_of(train)))
+        is_known = [known.issuperset(flat([label])) for label in labels_of(validation)]
+        back = [row for row, fine in enumerate(is_known) if not fine]
+        if back:
+            say(f"validation: {len(back):,} rows stay in the training data, which has no other of their label")
+            train = concatenate_datasets([train, validation.select(back)])
+            validation = validation.select([row for row, fine in enumerate(is_known) if fine])
+    if len(validation) == 0:
+        warn("no row can be held out: each would take the only one of its label", "--validation FILE")
+        return {"train": train}
+    say(f"validation: {len(validation):,} rows held out of the training data")
+    return {"train": train, "validation": validation}
+
+
+def _baseline(dataset: Dataset) -> dict[str, Score]:
+    """The score of the best answer that never changes."""
+    from hfkit.metrics import Score
+
+    labels, n = labels_of(dataset), len(dataset)
+    if kind_of(dataset) == REGRESSION:
+        mean = sum(labels) / n
+        spread = math.sqrt(sum((label - mean) ** 2 for label in labels) / n)
+        return {"mean_baseline": Score(spread, None, None, n, f"rmse of always saying {mean:.4g}, the mean")}
+    counts = Counter(flat(labels)).most_common(1)
+    if kind_of(dataset) == MULTIPLE or not counts:
+        return {}
+    label, count = counts[0]
+    return {"majority_baseline": Score(count / n, None, None, n, f"accuracy of always saying '{label}'")}
+
+
+def _write_rows(beside: Path, dataset: Dataset, answers: np.ndarray, rows: EncodedTexts, recipe: Recipe) -> None:
+    """BESIDE_confusion.csv, rows by label and answer, and BESIDE_worst_errors.jsonl, the wrong answers of largest loss."""
+    import numpy as np
+
+    from hfkit.checkpoints import write_atomically
+
+    actual = np.array([rows.labels[start] for start in rows.starts])  # type: ignore[index]
+    names = rows.names
+    if rows.kind == REGRESSION:
+        losses, wrong = (answers - actual) ** 2, answers != actual
+        told = [(float(actual[row]), float(answers[row]), None) for row in range(len(actual))]
+    elif rows.kind == MULTIPLE:
+        given = answers >= threshold_of(rows, recipe)
+        right = np.where(actual == 1, answers, 1 - answers)
+        losses, wrong = -np.log(np.clip(right, 1e-12, 1)).mean(axis=1), (given != actual).any(axis=1)
+        told = [
+            (_chosen(names, actual[row]), _chosen(names, given[row]), _chosen(answers[row].tolist(), given[row]))
+            for row in range(len(actual))
+        ]
+        table = [["label", "true_positive", "false_positive", "false_negative", "true_negative"]]
+        for index, name in enumerate(names):
+            is_given, is_actual = given[:, index], actual[:, index] == 1
+            cells = (is_given & is_actual, is_given & ~is_actual, ~is_given & is_actual, ~is_given & ~is_actual)
+            table.append([name, *(str(int(cell.sum())) for cell in cells)])
+    else:
+        predicted = answers.argmax(axis=1)
+        losses, wrong = -np.log(np.clip(answers[np.arange(len(actual)), actual], 1e-12, 1)), predicted != actual
+        told = [
+            (names[label], names[answer], float(answers[row, answer]))
+            for row, (label, answer) in enumerate(zip(actual, predicted, strict=True))
+        ]
+        counts = Counter(zip(actual.tolist(), predicted.tolist(), strict=True))
+        table = [["label \\ predicted", *names]]
+        table += [[name, *(str(counts[one, other]) for other in range(len(names)))] for one, name in enumerate(names)]
+    if rows.kind != REGRESSION:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(table)
+        write_atomically(Path(f"{beside}_confusion.csv"), text.getvalue())
+    worst = [int(row) for row in np.argsort(-losses, kind="stable") if wrong[row]][:WORST]
+    lines = []
+    for row in worst:
+        label, answer, probability = told[row]
+        texts = {name: dataset[row][name] for name in ("text", "text_pair") if name in dataset.column_names}
+        of_answer = {} if probability is None else {"probability": probability}
+        line = {"row": row + 1, **texts, "label": label, "predicted": answer, **of_answer, "loss": float(losses[row])}
+        lines.append(json.dumps(line, ensure_ascii=False))
+    write_atomically(Path(f"{beside}_worst_errors.jsonl"), "".join(f"{line}\n" for line in lines))
+
+
+def _chosen(values: Sequence[Any], flags: Any) -> list[Any]:
+    return [value for value, flag in zip(values, flags, strict=True) if flag]

@@ -1,0 +1,255 @@
+"""BERT's own pretraining: hidden words, and whether a second text follows the first (arXiv 1810.04805, appendix A.2).
+
+A segment is a line of a document; a pair is made of whole segments. As in BERT's data half of the second texts are the
+true continuation, half come from another document. Unlike there, these choices are drawn anew whenever a row comes,
+and lines are divided where they are too long instead of being cut off.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hfkit.console import say
+from hfkit.errors import DataError, ModelError, UsageError
+from hfkit.packing import block_size_for, token_store
+from hfkit.tasks.base import IGNORED, Batch, Rows
+from hfkit.tasks.language_modeling import nll_scores, pad_blocks, token_statistics
+from hfkit.tasks.masked_head import add_positions
+from hfkit.tasks.masking import Masking, hide, masked_definition
+from hfkit.tasks.mlm import MaskedLM
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfkit.metrics import Score
+    from hfkit.packing import TokenStore
+    from hfkit.recipe import Recipe
+
+FOLLOWS, RANDOM = 0, 1  # BertForPreTraining's classes
+
+
+class MaskedLMWithPairs(MaskedLM):
+    """The label of a pair stands in column 0 of `labels`, where [CLS] has none of its own."""
+
+    auto_model = "AutoModelForPreTraining"
+    metrics = ("perplexity", "token_accuracy", "nll", "nsp_accuracy", "nsp_loss")
+
+    def load(self, recipe: Recipe) -> dict[str, Dataset]:
+        if recipe.data.streaming:
+            raise UsageError("mlm-nsp takes its pairs from all documents, a stream has one at a time", "no --streaming")
+        return super().load(recipe)
+
+    def encode(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
+    ) -> Rows:
+        masking = Masking(tokenizer, model, recipe)
+        if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+            raise ModelError(
+                f"the tokenizer of {tokenizer.name_or_path} has no [CLS] and [SEP], so it can't learn mlm-nsp",
+                "--objective mlm",
+            )
+        size = block_size_for(model, recipe.data.block_size)
+        if size < 5:
+            raise UsageError(f"data.block_size {size} has no room for a pair", "--block-size 128")
+        lines = dataset.map(_lines, batched=True, with_indices=True, remove_columns=dataset.column_names)
+        store = token_store(lines, tokenizer, words=recipe.data.masking != "token")
+        return _Pairs(store, lines["document"][:], size - 3, masking, tokenizer)
+
+    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
+        """A pair, with a true continuation in half of the draws; its tokens hidden as in mlm."""
+        pair = row["pairs"].draw(row["index"], random)
+        inputs, labels = hide(pair, random)
+        labels[0] = pair["next"]
+        return {"input_ids": inputs, "labels": labels, "token_type_ids": pair["token_type_ids"]}
+
+    def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        batch = pad_blocks(examples, tokenizer)
+        _, tokens = _apart(batch["labels"])
+        return {**add_positions({**batch, "labels": tokens}), "labels": batch["labels"]}
+
+    def loss(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        num_items_in_batch: Any = None,
+        *,
+        smoothing: float = 0.0,
+        step_rows: int | None = None,
+    ) -> torch.Tensor:
+        """The mean over the hidden tokens plus the mean over the pairs, each over the whole optimizer step.
+
+        `num_items_in_batch` counts labels, so a row's hidden tokens and its pair.
+        """
+        import torch
+
+        follows, tokens = _apart(labels)
+        count = labels.ne(IGNORED).sum()
+        items = count if num_items_in_batch is None else num_items_in_batch
+        rows = step_rows or len(labels) * items / count  # in evaluation those of all ranks, taken to be like this one's
+        of_tokens = super().loss({"logits": outputs["prediction_logits"]}, tokens, items - rows, smoothing=smoothing)
+        of_pairs = torch.nn.functional.cross_entropy(
+            outputs["seq_relationship_logits"].float(), follows, reduction="sum", label_smoothing=smoothing
+        )
+        return of_tokens + of_pairs / rows
+
+    def reduce(
+        self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> torch.Tensor:
+        import torch
+
+        follows, tokens = _apart(labels)
+        nll = torch.nn.functional.cross_entropy(outputs[1].float(), follows, reduction="none").double()
+        right = (outputs[1].argmax(-1) == follows).double()
+        return torch.cat([token_statistics(outputs[0], tokens), nll[:, None], right[:, None]], dim=1)
+
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
+        import numpy as np
+
+        from hfkit.metrics import Score, ratio_interval
+
+        how = f"pairs drawn once from seed {recipe.evaluation.seed}, resampled by pair"
+
+        def score(values: np.ndarray, what: str) -> Score:
+            ends = ratio_interval(values, np.ones(len(values)), seed=recipe.evaluation.seed)
+            low, high = ends if ends is not None and recipe.evaluation.interval else (None, None)
+            return Score(float(values.mean()), low, high, len(values), f"{what}; {how}")
+
+        return {
+            **nll_scores(reduced[:, :3], recipe, masked_definition(recipe)),
+            "nsp_accuracy": score(reduced[:, 4], "share of pairs told apart, true or random continuation"),
+            "nsp_loss": score(reduced[:, 3], "nats per pair"),
+        }
+
+
+class _Pairs:
+    """Rows of consecutive segments of a document, `room` tokens at most, from which pairs are drawn.
+
+    A segment is a line, or a piece of one where that is longer than half the room: so any segment fits beside a first
+    text of half the room, and nothing is ever cut off.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        documents: Sequence[int],
+        room: int,
+        masking: Masking,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        import numpy as np
+
+        self.store, self.room, self.masking = store, room, masking
+        self.cls, self.sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        lengths = np.diff(store.starts, append=len(store.tokens))
+        pieces = -(-lengths // (room // 2))  # of each line; none of one without tokens
+        within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        self.first = np.repeat(store.starts, pieces) + within * (room // 2)  # token where each segment begins
+        self.ends = np.append(self.first[1:], len(store.tokens))  # and where it ends
+        self.document = np.repeat(np.asarray(documents, dtype=np.int64), pieces)
+        # the first segment of a document is where another one stood before
+        begins = np.flatnonzero(np.diff(self.document, prepend=-1))
+        self.begins = np.append(begins, len(self.document))
+        self.rows = [row for bounds in itertools.pairwise(self.begins) for row in self._cut(*bounds)]
+        self._check(int((pieces > 1).sum()))
+        self.lengths = np.array([self.ends[stop - 1] - self.first[start] + 3 for start, stop in self.rows])
+
+    def _cut(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(first segment, end) of the rows of one document, filled greedily; two segments at least, so a last one that
+        is left alone comes with the one before it once more."""
+        rows = []
+        while start < stop - 1:
+            end = start + 2
+            while end < stop and self.ends[end] - self.first[start] <= self.room:
+                end += 1
+            rows.append((start, end))
+            start = end
+        if rows and start < stop:
+            rows.append((start - 1, stop))
+        return rows
+
+    def _check(self, num_divided: int) -> None:
+        import numpy as np
+
+        sizes = np.diff(self.begins)
+        alone, total = int((sizes == 1).sum()), len(sizes)
+        if total < 2 or alone == total:
+            what = "one document" if total == 1 else f"{total:,} documents, each of one line"
+            raise DataError(
+                f"mlm-nsp needs two documents, one of them with two lines, and this data has {what}",
+                "one sentence a line with an empty line between documents, or --documents file, or --objective mlm",
+            )
+        say(
+            f"pairs: {len(self.rows):,} rows from {total:,} documents; {alone:,} of these have one line and serve as "
+            f"random second texts only; {num_divided:,} lines are longer than {self.room // 2} tokens and are divided"
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pairs": self, "index": index}
+
+    def draw(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        """A pair from row `index`: [CLS] A [SEP] B [SEP] as `hide` takes it, `token_type_ids`, and its class `next`."""
+        import numpy as np
+
+        start, stop = self.rows[index]
+        fitting = int(np.searchsorted(self.ends[start : stop - 1] - self.first[start], self.room // 2, side="right"))
+        middle = start + int(random.integers(1, fitting + 1))
+        follows = random.random() < 0.5
+        second = (middle, stop) if follows else self._elsewhere(start, middle, stop, random)
+        a, b = (np.arange(self.first[begin], self.ends[end - 1]) for begin, end in ((start, middle), second))
+        tokens = self.store.tokens
+        cls, sep = [self.cls], [self.sep]
+        pair = {
+            "input_ids": np.concatenate([cls, tokens[a], sep, tokens[b], sep]).astype(np.int64),
+            "token_type_ids": np.repeat([0, 1], [len(a) + 2, len(b) + 1]),
+            "next": FOLLOWS if follows else RANDOM,
+        }
+        if self.store.words is not None:
+            words, edge = self.store.words, [True]
+            pair["words"] = np.concatenate([edge, words[a], edge, words[b], edge])
+        return self.masking.row(pair)
+
+    def _elsewhere(self, start: int, middle: int, stop: int, random: np.random.Generator) -> tuple[int, int]:
+        """Segments of another document, each first one as likely as any other: about as long as the true ones."""
+        import numpy as np
+
+        own = int(np.searchsorted(self.begins, start, side="right")) - 1
+        before, after = int(self.begins[own]), int(self.begins[own + 1])
+        begin = int(random.integers(len(self.first) - (after - before)))
+        begin += 0 if begin < before else after - before
+        limit = int(self.begins[np.searchsorted(self.begins, begin, side="right")])
+        wanted = self.ends[stop - 1] - self.first[middle]
+        room = self.room - (self.ends[middle - 1] - self.first[start])
+        end = begin + 1
+        while (
+            end < limit
+            and self.ends[end - 1] - self.first[begin] < wanted
+            and self.ends[end] - self.first[begin] <= room
+        ):
+            end += 1
+        return begin, end
+
+
+def _lines(batch: dict[str, list[str]], indices: list[int]) -> dict[str, list[Any]]:
+    """The non-empty lines of documents, each with the number of its document."""
+    found = [
+        (line, number)
+        for text, number in zip(batch["text"], indices, strict=True)
+        for line in text.splitlines()
+        if line.strip()
+    ]
+    return {"text": [line for line, _ in found], "document": [number for _, number in found]}
+
+
+def _apart(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(class of each pair, labels of the tokens) of `labels` as collated."""
+    tokens = labels.clone()
+    tokens[:, 0] = IGNORED
+    return labels[:, 0], tokens

@@ -1,0 +1,357 @@
+"""New tokenizers, and what a tokenizer makes of a text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfkit import hub
+from hfkit.console import say, warn
+from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
+from hfkit.sources import is_local
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+# The tokenizer class that is trained for a new model: byte-level BPE but for BERT's WordPiece and T5's Unigram.
+NEW_TOKENIZERS = {
+    "bert": "BertTokenizer",
+    "t5": "T5Tokenizer",
+    "roberta": "RobertaTokenizer",
+    "modernbert": "RobertaTokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
+}
+BYTE_LEVEL_BPE = "GPT2Tokenizer"
+OWN_ALGORITHMS = {"BertTokenizer": "wordpiece", "T5Tokenizer": "unigram"}  # all others: bpe
+ALGORITHMS = {"bpe": "byte-level BPE", "wordpiece": "WordPiece", "unigram": "Unigram", "char": "character"}
+
+UNIGRAM_STEP = 0.0001  # between the scores that the Unigram trainer gives to characters that it has none for
+BATCH_CHARACTERS = 200_000
+
+
+def train_tokenizer(
+    corpus: Iterable[str], model_type: str, vocab_size: int, algorithm: str | None = None
+) -> PreTrainedTokenizerBase:
+    """A new tokenizer with the special tokens that `model_type` needs, a pad token among them; `vocab_size` counts all.
+
+    `algorithm` is one of ALGORITHMS, None for the model type's own. bpe, unigram and char keep case and white space,
+    so they give every text of known characters back, but for T5's own unigram (any white space is one blank); wordpiece
+    drops white space, and BERT's own also case and accents. A decoder's unknown token is its <|endoftext|>. For t5 the
+    sentinels <extra_id_0> to <extra_id_99> have the ids 102 down to 3: descending, as T5's, but at the front.
+    Raises DataError where there is no text, UsageError where `vocab_size` is too small for it.
+    """
+    import transformers
+
+    name = NEW_TOKENIZERS.get(model_type, BYTE_LEVEL_BPE)
+    blank = getattr(transformers, name)(**({"pad_token": "<|pad|>"} if name == BYTE_LEVEL_BPE else {}))
+    own = OWN_ALGORITHMS.get(name, "bpe")
+    algorithm = algorithm or own
+    if algorithm != own:
+        blank = _with_algorithm(blank, algorithm)
+    num_special = len(blank.added_tokens_decoder)
+    if algorithm == "wordpiece" and iter(corpus) is corpus:
+        corpus = list(corpus)  # it is read twice
+    written = itertools.dropwhile(lambda text: not text.strip(), corpus)
+    first = next(written, None)
+    if first is None:
+        raise DataError("there is no text to train a tokenizer on", "give data with text")
+    texts = itertools.chain([first], written)
+    pieces = [_characters(texts, vocab_size, num_special)] if algorithm == "char" else _chunks(texts)
+    try:
+        tokenizer = blank.train_new_from_iterator(pieces, vocab_size=vocab_size, show_progress=False)
+    except Exception as error:  # the trainer raises no narrower class
+        if "not large enough" not in str(error):
+            raise
+        fix = "a larger --vocab-size, or the algorithm bpe"
+        raise UsageError(f"{vocab_size:,} entries can't hold every character of the text", fix) from None
+    if len(tokenizer) > vocab_size:
+        what = "the 256 bytes" if algorithm == "bpe" else "every character of the text"
+        message = f"{vocab_size:,} entries can't hold {what} and {num_special} special tokens"
+        raise UsageError(message, f"--vocab-size {len(tokenizer)} or more")
+    if algorithm == "unigram":
+        _settle_unigram(tokenizer)
+    if algorithm == "wordpiece":
+        _settle_wordpiece(tokenizer, blank, corpus, vocab_size)
+    say(f"tokenizer: new {ALGORITHMS[algorithm]} tokenizer, {len(tokenizer):,} entries, from the training text")
+    return tokenizer
+
+
+def _with_algorithm(blank: PreTrainedTokenizerBase, algorithm: str) -> PreTrainedTokenizerBase:
+    """An untrained tokenizer that divides text by `algorithm` and has the special tokens of `blank`."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = [token for _, token in sorted(blank.added_tokens_decoder.items())]
+    unknown = str(blank.unk_token)
+    if algorithm == "bpe":
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+    elif algorithm == "wordpiece":
+        backend = Tokenizer(models.WordPiece(unk_token=unknown))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+    elif algorithm == "unigram":
+        backend = Tokenizer(
+            models.Unigram([(str(token), 0.0) for token in special], [str(t) for t in special].index(unknown))
+        )
+        lines = pre_tokenizers.Split("\n", "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Metaspace(prepend_scheme="never")])
+        backend.decoder = decoders.Metaspace(prepend_scheme="never")
+    else:  # BPE without merges; what is between blanks is one word for word_ids(), which masks whole words
+        backend = Tokenizer(models.BPE(unk_token=unknown))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "isolated")
+        backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(special)
+    backend.post_processor = blank.backend_tokenizer.post_processor
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        extra_special_tokens=blank.extra_special_tokens,
+        model_input_names=blank.model_input_names,
+        **blank.special_tokens_map,
+    )
+
+
+def _characters(texts: Iterable[str], vocab_size: int, num_special: int) -> list[str]:
+    """The different characters of all texts, the most frequent ones that fit; what falls out is said aloud."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    needed = f"--vocab-size {len(counts) + num_special}"
+    if vocab_size <= num_special:
+        raise UsageError(f"{vocab_size:,} entries can't hold more than the {num_special} special tokens", needed)
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    if lost := ranked[vocab_size - num_special :]:
+        times = sum(counts[character] for character in lost)
+        share = f"{times:,} of {counts.total():,} in the text ({times / counts.total():.2%})"
+        warn(f"{len(lost):,} of {len(counts):,} different characters get no entry; they are {share}", needed)
+    return ranked[: vocab_size - num_special]
+
+
+def _chunks(corpus: Iterable[str], characters: int = 10_000) -> Iterable[list[str]]:
+    """Lists of short pieces: the trainer counts words, so one huge document only costs memory."""
+    for text in corpus:
+        yield [text[start : start + characters] for start in range(0, len(text), characters)]
+
+
+def _settle_unigram(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes equal corpora give equal tokenizers, as BPE does by itself.
+
+    The trainer goes through hash tables whose order is drawn anew each time. It finds the same pieces, but sums their
+    scores in another order (so the last digits differ, and with them the order of equal ones), and deals characters
+    without a score of their own the lowest one, and one step more each, in another order.
+    """
+    from tokenizers import models
+
+    backend = tokenizer.backend_tokenizer
+    model = json.loads(backend.to_str())["model"]
+    num_special = len(tokenizer.added_tokens_decoder)
+    special, pieces = model["vocab"][:num_special], model["vocab"][num_special:]
+    lowest = min((score for _, score in pieces), default=0.0)
+
+    def settled(piece: str, score: float) -> float:
+        steps = (score - lowest) / UNIGRAM_STEP
+        dealt = len(piece) == 1 and steps < len(pieces) and abs(steps - round(steps)) < 1e-6
+        return round(lowest if dealt else score, 4)
+
+    pieces = [(piece, settled(piece, score)) for piece, score in pieces]
+    pieces.sort(key=lambda entry: (-entry[1], entry[0]))
+    backend.model = models.Unigram([*map(tuple, special), *pieces], model["unk_id"], model["byte_fallback"])
+
+
+def _settle_wordpiece(
+    tokenizer: PreTrainedTokenizerBase, blank: PreTrainedTokenizerBase, corpus: Iterable[str], vocab_size: int
+) -> None:
+    """Makes equal corpora give equal tokenizers, as BPE does by itself.
+
+    The trainer numbers the characters inside words (##x) in the order of a hash table that is drawn anew each time, and
+    takes the lower number among pairs that are equally frequent. So it is trained once more, with them given in order.
+    """
+    from tokenizers import models
+
+    inner = sorted(entry for entry in tokenizer.get_vocab() if entry.startswith("##") and len(entry) == 3)
+    settled = blank.train_new_from_iterator(
+        _chunks(corpus), vocab_size=vocab_size, new_special_tokens=inner, show_progress=False
+    )
+    tokenizer.backend_tokenizer.model = models.WordPiece(settled.get_vocab(), unk_token=str(tokenizer.unk_token))
+
+
+def train_on(
+    sources: Sequence[str],
+    output_dir: Path,
+    *,
+    vocab_size: int,
+    algorithm: str | None = None,
+    model_type: str = "gpt2",
+    text_column: str | None = None,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that `train_tokenizer` makes of all `sources`, saved to `output_dir`, which is new or empty.
+
+    The directory is there with all of its files or not at all. Raises UsageError, DataError or StorageError.
+    """
+    from hfkit.runs import require_writable
+
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise UsageError(f"{output_dir}: not empty", "--output-dir NEW")
+    require_writable(output_dir)
+    _stay_local([], sources)
+
+    from transformers import CONFIG_MAPPING
+
+    from hfkit.models import quiet_libraries
+
+    quiet_libraries()
+    if model_type not in CONFIG_MAPPING:
+        raise UsageError(f"--model-type '{model_type}' is unknown", did_you_mean(model_type, CONFIG_MAPPING))
+    dataset, column = _read(sources, "file", text_column)
+    tokenizer = train_tokenizer(dataset[column], model_type, vocab_size, algorithm)
+    staged = output_dir.absolute().with_name(f".{output_dir.absolute().name}.{os.getpid()}")
+    try:
+        tokenizer.save_pretrained(staged)
+        os.rename(staged, output_dir)  # takes the place of an empty directory, too
+    except OSError as error:
+        raise StorageError(f"{output_dir}: can't be written: {error.strerror}", "--output-dir ELSEWHERE") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one tokenizer makes of a text; tokens are counted without those that it puts around each document.
+
+    entries: of the vocabulary, special tokens included. bytes_per_token: UTF-8 bytes of the text, over tokens.
+    unknown: tokens that are the unknown one, and their share of all. words_split: share of the words (what is between
+    white space, punctuation included) that more than one token has a part of. round_trip_failures: documents that
+    decode(encode(text)) does not give back, their share, and the first difference. longest: tokens of the longest
+    document. special_tokens: by role; other_special_tokens: those without one, such as T5's sentinels.
+    """
+
+    tokenizer: str
+    entries: int
+    documents: int
+    tokens: int
+    bytes_per_token: float
+    characters_per_token: float
+    unknown: int
+    unknown_share: float
+    words: int
+    words_split: float
+    round_trip_failures: int
+    round_trip_failure_share: float
+    first_difference: str | None
+    longest: int
+    special_tokens: dict[str, str]
+    other_special_tokens: int
+
+
+def inspect(names: Sequence[str], sources: Sequence[str], text_column: str | None = None) -> list[Inspection]:
+    """Each tokenizer, a directory or a name on the Hub, on the same text; of .txt files a paragraph is a document.
+
+    Memory holds a batch of documents, however many there are.
+    """
+    _stay_local(names, sources)
+    from hfkit.models import open_tokenizer, quiet_libraries
+
+    quiet_libraries()
+    tokenizers = [open_tokenizer(name) for name in names]
+    dataset, column = _read(sources, "blank-line", text_column)
+    return [_inspect(name, tokenizer, dataset, column) for name, tokenizer in zip(names, tokenizers, strict=True)]
+
+
+def _inspect(name: str, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, column: str) -> Inspection:
+    num: Counter[str] = Counter()
+    longest, difference = 0, None
+    for texts in _batches(dataset[column]):
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            words, split = _count_split(text, offsets)
+            num.update(documents=1, tokens=len(ids), bytes=len(text.encode()), characters=len(text))
+            num.update(words=words, split=split, unknown=ids.count(tokenizer.unk_token_id))
+            longest = max(longest, len(ids))
+            if (back := tokenizer.decode(ids)) != text:
+                num["failures"] += 1
+                difference = difference or _difference(num["documents"], text, back)
+
+    if not num["words"] or not num["tokens"]:
+        raise DataError(f"{name} makes no token of this text", "--data FILE with text")
+    special = {role.removesuffix("_token"): token for role, token in tokenizer.special_tokens_map.items()}
+    return Inspection(
+        tokenizer=name,
+        entries=len(tokenizer),
+        documents=num["documents"],
+        tokens=num["tokens"],
+        bytes_per_token=num["bytes"] / num["tokens"],
+        characters_per_token=num["characters"] / num["tokens"],
+        unknown=num["unknown"],
+        unknown_share=num["unknown"] / num["tokens"],
+        words=num["words"],
+        words_split=num["split"] / num["words"],
+        round_trip_failures=num["failures"],
+        round_trip_failure_share=num["failures"] / num["documents"],
+        first_difference=difference,
+        longest=longest,
+        special_tokens=special,
+        other_special_tokens=len(set(tokenizer.all_special_tokens) - set(special.values())),
+    )
+
+
+def _count_split(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The number of words, and of those among them that several tokens overlap."""
+    import numpy as np
+
+    words = np.array([match.span() for match in re.finditer(r"\S+", text)]).reshape(-1, 2)
+    tokens = np.array([(start, end) for start, end in offsets if start < end]).reshape(-1, 2)
+    begun = np.searchsorted(tokens[:, 0], words[:, 1], "left")
+    ended = np.searchsorted(tokens[:, 1], words[:, 0], "right")
+    return len(words), int((begun - ended > 1).sum())
+
+
+def _difference(document: int, text: str, back: str, characters: int = 12) -> str:
+    """Where the text that came back differs first, and how."""
+    pairs = enumerate(zip(text, back, strict=False))
+    same = next((place for place, (one, other) in pairs if one != other), min(len(text), len(back)))
+    ours, theirs = (one[same : same + characters] for one in (text, back))
+    return f"document {document}, character {same + 1}: {ours!r} became {theirs!r}"
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of whole texts of some BATCH_CHARACTERS together."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _read(sources: Sequence[str], documents: str, column: str | None) -> tuple[Dataset, str]:
+    """All sources as one data set, and its column with the text."""
+    from hfkit.data import load_source, text_column
+    from hfkit.recipe import Columns, Data, Recipe
+
+    dataset = load_source(sources, documents)
+    return dataset, text_column(dataset, Recipe(data=Data(train=list(sources), columns=Columns(text=column))))
+
+
+def _stay_local(names: Sequence[str], sources: Sequence[str]) -> None:
+    """Cuts the network off where no tokenizer and no data is on the Hub."""
+    if all(map(hub.is_local, names)) and all(map(is_local, sources)):
+        hub.no_network()
+    else:
+        hub.no_telemetry()
