@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from hfkit.cleaning import clean, clean_stream
-from hfkit.data import load_source, stream_source
+from hfkit.data import load_source
 from hfkit.errors import DataError
 from hfkit.recipe import Clean
 
@@ -26,7 +26,7 @@ def at_once(texts: list[str], settings: Clean) -> list[str]:
 
 
 def streamed(texts: list[str], settings: Clean) -> list[str]:
-    return [row["text"] for row in clean_stream(stream_source([write(texts)]), settings)]
+    return [row["text"] for row in clean_stream(load_source([write(texts)]).to_iterable_dataset(), settings)]
 
 
 def write(texts: list[str], name: str = "a.jsonl") -> str:
@@ -120,7 +120,7 @@ def test_duplicates_are_found_across_batches_and_said_again_in_a_second_run(caps
 
 def test_a_stream_is_cleaned_anew_in_each_pass_over_all_its_files(capsys: pytest.CaptureFixture[str]) -> None:
     files = [write([f"{name}{number}" for number in range(3)] + ["same"], f"{name}.jsonl") for name in "abc"]
-    stream = clean_stream(stream_source(files), Clean(deduplicate=True)).shuffle(seed=1, buffer_size=4)
+    stream = clean_stream(load_source(files).to_iterable_dataset(), Clean(deduplicate=True)).shuffle(seed=1, buffer_size=4)
     expected = sorted([f"{name}{number}" for name in "abc" for number in range(3)] + ["same"])
     orders = []
     for epoch in range(2):

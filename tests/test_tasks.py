@@ -322,17 +322,6 @@ def encoded(texts, bert, tokenizer, pairs=None, **data):
     return CLASSIFICATION.encode(Dataset.from_dict(columns), tokenizer, model, recipe("text-classification", **data))
 
 
-def test_long_rows_are_cut_and_counted(bert, bert_tokenizer, capsys):
-    texts = ["hello world", "hello " * 20, "hello " * 30]
-    rows = encoded(texts, bert, bert_tokenizer, max_length=16)
-    assert rows.lengths.tolist() == [4, 16, 16]
-    assert rows[1]["input_ids"][-1] == bert_tokenizer.sep_token_id
-    warning = "warning: 2 of 3 rows (66.7%) are longer than 16 tokens and were cut (fix: --max-length 32)"
-    assert warning in capsys.readouterr().err
-    assert encoded(["hello " * 100], bert, bert_tokenizer).lengths.tolist() == [64]  # the model's positions
-    assert "(fix:" not in capsys.readouterr().err
-
-
 def test_length_beyond_the_positions_is_refused(bert, bert_tokenizer):
     with pytest.raises(UsageError, match=r"data\.max_length 65 .* 64 tokens \(fix: --max-length 64\)"):
         encoded(["hello"], bert, bert_tokenizer, max_length=65)

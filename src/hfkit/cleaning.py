@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfkit import console
 from hfkit.errors import DataError
@@ -25,11 +25,16 @@ CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")  # category Cc without tab
 
 
 def clean(documents: Dataset, settings: Clean) -> Dataset:
-    """The column `text` after every step that is on, and on stderr what each did; DataError where nothing is left."""
+    """The rows with their column `text` after every step that is on, and on stderr what each did.
+
+    Raises DataError where nothing is left.
+    """
     steps = _steps(settings)
 
-    def batch(rows: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {"text": [text for row in rows["text"] if (text := _through(steps, row)) is not None]}
+    def batch(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        texts = [_through(steps, text) for text in rows["text"]]
+        kept = [index for index, text in enumerate(texts) if text is not None]
+        return {name: [values[index] for index in kept] for name, values in {**rows, "text": texts}.items()}
 
     cleaned = documents.map(
         batch,

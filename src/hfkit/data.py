@@ -174,18 +174,6 @@ def _stream_texts(sources: list[str], layout: Layout, column: str) -> Iterator[d
         yield {"text": row[column]}
 
 
-def stream_source(sources: Sequence[str], documents: str = "row", *, layout: Layout | None = None) -> IterableDataset:
-    """The rows of all `sources` read when they are asked for; nothing is loaded or cached."""
-    from datasets import IterableDataset
-
-    options = {"sources": list(sources), "layout": replace(layout or Layout(), documents=documents)}
-    return IterableDataset.from_generator(_stream_rows, gen_kwargs=options)
-
-
-def _stream_rows(sources: list[str], layout: Layout) -> Iterator[dict[str, Any]]:
-    yield from (row for _, row in stream_rows(sources, layout))
-
-
 def fingerprint(sources: Sequence[str]) -> str:
     """xxh3_128 of the content of all `sources` in order (names don't count; for the Hub: the data set's commit)."""
     import xxhash

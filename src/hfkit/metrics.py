@@ -753,7 +753,7 @@ def pearson(data: Inputs) -> Sample:
         r = (xy - mean_x * mean_y) / np.sqrt(variance_x * variance_y)
         return np.where(np.minimum(variance_x, variance_y) > 1e-12, r, np.nan)[:, np.newaxis]  # all drawn rows equal
 
-    return additive(data.rows, rows, aggregate, "Pearson correlation; undefined where one side is constant")
+    return additive(data.rows, rows, aggregate, "Pearson correlation, undefined where one side is constant")
 
 
 def standardised(values: Array) -> Array:
@@ -770,7 +770,7 @@ def spearman(data: Inputs) -> Sample:
         r = total(weights * x * y) / np.sqrt(total(weights * x * x) * total(weights * y * y))
         return r[:, np.newaxis]
 
-    return Sample(data.rows, values, "Spearman rank correlation, ties share; undefined where one side is constant")
+    return Sample(data.rows, values, "Spearman rank correlation, ties share, undefined where one side is constant")
 
 
 def centred_ranks(weights: Array, codes: Codes, size: int) -> Array:

@@ -55,12 +55,9 @@ def quiet_libraries() -> None:
 def load_config(recipe: Recipe) -> PreTrainedConfig:
     """The architecture: that of model.name, or a new one of model.type and model.size; model.config on top.
 
-    Raises UsageError for an unknown type or config key, or one that can't learn the task, ModelError for a model that
-    can't be read.
+    Raises UsageError for an unknown type or config key, ModelError for a model that can't be read.
     """
     from transformers import AutoConfig
-
-    from hfkit.tasks import TASKS
 
     model = recipe.model
     if model.name is None:
@@ -72,8 +69,6 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
         _check_keys(config, model.config)
         for key, value in model.config.items():
             setattr(config, key, value)
-    if recipe.task is not None:
-        _require_head(config, TASKS[recipe.task].auto_model)
     for key in ("activation_function", "hidden_act"):
         if getattr(config, key, None) in FAST_ACTIVATIONS:
             setattr(config, key, FAST_ACTIVATIONS[getattr(config, key)])
@@ -98,7 +93,7 @@ def _new_config(recipe: Recipe) -> PreTrainedConfig:
         raise UsageError(f"model.type '{model_type}' is unknown", did_you_mean(model_type, known))
     with _buildable(model_type):
         blank = CONFIG_MAPPING[model_type]()
-    _require_head(blank, auto_model)
+    require_head(blank, auto_model)
     _check_keys(blank, model.config)
     own = {blank.attribute_map.get(key, key): value for key, value in model.config.items()}
     sizes: dict[str, Any] = {blank.attribute_map.get(key, key): n for key, n in SIZES[model.size or "tiny"].items()}
@@ -199,7 +194,7 @@ def new_or_pretrained(
 
     auto_class = getattr(transformers, auto_model)
     dtype = getattr(torch, recipe.model.dtype)
-    _require_head(config, auto_model)
+    require_head(config, auto_model)
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = tokenizer.pad_token_id  # as T5's checkpoints have it; its config class has none
     if recipe.model.from_scratch:
@@ -307,7 +302,8 @@ def _has_head(model_type: str, auto_model: str) -> bool:
     return model_type in getattr(transformers, auto_model)._model_mapping._model_mapping
 
 
-def _require_head(config: PreTrainedConfig, auto_model: str) -> None:
+def require_head(config: PreTrainedConfig, auto_model: str) -> None:
+    """UsageError where models of this architecture can't have the head of `auto_model`."""
     model_type = config.model_type
     if not _has_head(model_type, auto_model):
         raise UsageError(

@@ -141,9 +141,10 @@ def _quoted(path: Path, layout: Layout) -> bool:
 def _split_fields(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     """The fields of each row that is not blank, with its first line."""
     csv.field_size_limit(2**31 - 1)  # 131,072 characters otherwise
-    quoting = csv.QUOTE_MINIMAL if _quoted(path, layout) else csv.QUOTE_NONE
     lines = (line for _, line in read_lines(path, layout.encoding))
-    reader = csv.reader(lines, strict=True, delimiter=_separator(path, layout), quoting=quoting)
+    quoting = csv.QUOTE_MINIMAL if _quoted(path, layout) else csv.QUOTE_NONE
+    dialect: dict[str, Any] = {"delimiter": _separator(path, layout), "quoting": quoting}
+    reader = csv.reader(lines, strict=True, **dialect)
     while True:
         place = f"line {reader.line_num + 1}"
         try:

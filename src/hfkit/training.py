@@ -70,10 +70,11 @@ def fit(
     """What `train` returns, after the work itself."""
     stay_local(recipe)
 
-    from hfkit.models import describe, load_config, load_tokenizer, new_or_pretrained, quiet_libraries
+    from hfkit.models import describe, load_config, load_tokenizer, new_or_pretrained, quiet_libraries, require_head
 
     quiet_libraries()
-    config = load_config(recipe)  # before the data, which can take long: does the model fit the task at all?
+    config = load_config(recipe)
+    require_head(config, task.auto_model)  # before the data is read, which can take long
     splits = load_splits(task, recipe)
 
     from transformers import Trainer, set_seed
@@ -156,6 +157,12 @@ def fit(
         if held_out is not None and recipe.train.samples
         else None,
     )
+    def metrics_of(output: Any) -> dict[str, float]:
+        assert held_out is not None
+        assert in_order is not None
+        found = (in_order.in_row_order(output.predictions), in_order.in_row_order(output.label_ids))
+        return {name: score.value for name, score in task.scores(*found, held_out, quick).items()}
+
     in_order = None if held_out is None else EvaluationRows(held_out, task, recipe.evaluation.seed)
     trainer = Trainer(
         model=model,
@@ -167,12 +174,7 @@ def fit(
         preprocess_logits_for_metrics=lambda outputs, labels: task.reduce(
             outputs if isinstance(outputs, tuple) else (outputs,), labels, tokenizer
         ),
-        compute_metrics=lambda output: {
-            name: score.value
-            for name, score in task.scores(
-                in_order.in_row_order(output.predictions), in_order.in_row_order(output.label_ids), held_out, quick
-            ).items()  # type: ignore[arg-type]
-        },
+        compute_metrics=metrics_of,
         callbacks=[callback],
         optimizer_cls_and_kwargs=optimizer(recipe),
     )
@@ -239,10 +241,13 @@ def corpus(dataset: Dataset | IterableDataset) -> Iterable[str]:
 
 def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
     """The one place that knows the field names of TrainingArguments; how many steps there are is set later."""
+    import torch
     import transformers
 
-    settings = recipe.train
+    settings, has_accelerator = recipe.train, torch.accelerator.is_available()
     precision = probed_precision() if settings.precision == "auto" else settings.precision
+    if precision == "float16" and not has_accelerator:
+        raise UsageError("train.precision float16 needs a GPU", "--precision float32")
     mixed = recipe.model.dtype == "float32"  # weights of half the size need no conversion
     options: dict[str, Any] = {
         "output_dir": str(directory),
@@ -262,6 +267,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         "bf16": mixed and precision == "bfloat16",
         "fp16": mixed and precision == "float16",
         "torch_compile": settings.compile,
+        "use_cpu": not has_accelerator,
         "max_steps": 1,
         "train_sampling_strategy": "sequential",  # the stream is shuffled already
         "remove_unused_columns": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,10 +19,22 @@ def predict(
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="TEXT", help="A text; can be given several times.")
     ] = None,
+    text_pair: Annotated[
+        list[str] | None, typer.Option("--text-pair", metavar="TEXT", help="The second text of a pair, one per --text.")
+    ] = None,
     input_: Annotated[
         str | None,
-        typer.Option("--input", metavar="FILE", help="A file of texts: .txt (one a line), .csv, .jsonl, ..."),
+        typer.Option(
+            "--input", metavar="FILE", help="A file of texts: .txt (one a line), .csv, .jsonl, ...; - is stdin."
+        ),
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write JSON lines to this file, not to stdout.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="", help="Go on with an --output that was stopped.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Write an --output anew.")] = False,
     set_: Set = None,
     json: JsonLines = False,
     verbose: Verbose = False,
@@ -29,28 +42,63 @@ def predict(
 ) -> None:
     """Label texts with a fine-tuned classifier.
 
-    A line per text: label, probability, and the next three labels with theirs.
+    A line per text: label, probability, and the next three labels with theirs; or all its labels; or its number.
 
     [bold]Examples[/bold]
 
     hfkit predict runs/finetune-bert-base-uncased --text "a fine film"
 
-    hfkit predict runs/finetune-bert-base-uncased --input new.csv --json
+    hfkit predict runs/finetune-bert-base-uncased --input new.csv --output answers.jsonl
+
+    cat new.txt | hfkit predict runs/finetune-bert-base-uncased --input - --json
     """
     from hfkit.resolve import resolve
 
     recipe = resolve("predict", run=model_, flags=settings, sets=set_ or ())
-    if not text and not input_:
-        raise UsageError("there is no text to classify", "--text 'some text' or --input FILE")
+    _require_one_way(text, text_pair, input_, output, resume, overwrite)
 
     from hfkit.prediction import predict as predict_texts
-    from hfkit.prediction import read_texts
+    from hfkit.prediction import predict_file
 
-    texts, pairs = (list(text), None) if text else read_texts(recipe, str(input_))
-    for answer in predict_texts(recipe, texts, pairs):
-        if json:
-            console.result_json(answer)
-        else:
-            others = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])[1:4]
-            beside = ", ".join(f"{label} {p:.3f}" for label, p in others)
-            console.result(f"{answer['label']}\t{answer['score']:.3f}\t({beside})")
+    write = console.result_json if json else lambda answer: console.result(shown(answer))
+    if input_ is not None:
+        predict_file(recipe, input_, write, output, resume=resume is not None, overwrite=overwrite)
+        return
+    for answer in predict_texts(recipe, text or [], text_pair or None):
+        write(answer)
+
+
+def shown(answer: dict[str, Any]) -> str:
+    """An answer as one line: the answer itself, its probability, what else was likely."""
+    if "value" in answer:
+        return f"{answer['value']:.4g}"
+    ranked = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])
+    given = answer["labels"] if "labels" in answer else [answer["label"]]
+    shares = ", ".join(f"{answer['probabilities'][label]:.3f}" for label in given)
+    beside = ", ".join(f"{label} {p:.3f}" for label, p in [pair for pair in ranked if pair[0] not in given][:3])
+    return f"{', '.join(given)}\t{shares}\t({beside})"
+
+
+def _require_one_way(
+    text: list[str] | None,
+    text_pair: list[str] | None,
+    input_: str | None,
+    output: Path | None,
+    resume: str | None,
+    overwrite: bool,
+) -> None:
+    """UsageError where the options don't fit each other."""
+    if resume not in (None, "auto"):  # which stands for a --resume alone
+        raise UsageError(f"--resume {resume}: takes no value", "--output FILE.jsonl --resume")
+    if not text and input_ is None:
+        raise UsageError("there is no text to classify", "--text 'some text' or --input FILE")
+    if text and input_ is not None:
+        raise UsageError("--text and --input exclude each other", "leave one of them out")
+    if text_pair and len(text_pair) != len(text or []):
+        raise UsageError(f"{len(text or [])} --text and {len(text_pair)} --text-pair", "give one pair for each text")
+    if output is not None and input_ is None:
+        raise UsageError("--output goes with --input", "--input FILE")
+    if output is None and (resume or overwrite):
+        raise UsageError(f"{'--resume' if resume else '--overwrite'} has no effect without --output", "leave it out")
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other", "choose one")

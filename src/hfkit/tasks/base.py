@@ -137,7 +137,8 @@ class Task(ABC):
         return []
 
     def calibrate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe) -> None:
-        """Puts into the trained model's config what the validation `rows` decide; nothing for most tasks."""
+        """Puts into the trained model's config what the validation `rows` decide."""
+        return  # nothing, for most tasks
 
     def answers(self, reduced: np.ndarray, rows: Rows, recipe: Recipe) -> Iterator[dict[str, Any]]:
         """What `hfkit predict` says of each text or pair, in order: flat objects, the main answer first."""

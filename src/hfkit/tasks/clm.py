@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -171,6 +172,9 @@ def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:
     """ModelError where a document's logits in a packed block are not those it has alone, seen on the first of `batch`."""
     import torch
 
+    seen = f"{model.config.model_type} lets the documents in one block see each other"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ModelError(f"{seen}: it takes no position_ids", "--no-document-masking")
     positions = batch["position_ids"]
     block = int((positions[:, 1:] == 0).sum(1).argmax())  # the one with the most documents
     starts = [*(positions[block] == 0).nonzero()[:, 0].tolist(), positions.shape[1]]
@@ -183,11 +187,7 @@ def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:
     model.train(was_training)
     difference = (packed - torch.cat(alone)).abs().max().item()
     if difference > (1e-3 if packed.dtype == torch.float32 else 0.3):
-        raise ModelError(
-            f"{model.config.model_type} lets the documents in one block see each other "
-            f"(packed and alone, their logits differ by {difference:.2g})",
-            "--no-document-masking",
-        )
+        raise ModelError(f"{seen}: packed and alone, their logits differ by {difference:.2g}", "--no-document-masking")
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:

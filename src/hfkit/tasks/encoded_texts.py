@@ -99,7 +99,7 @@ class EncodedTexts:
         return row
 
     def pooled(self, logits: np.ndarray) -> np.ndarray:
-        """The logits of each text, (texts, k), from those of its windows, (rows, k): their mean or, by label, maximum."""
+        """The logits of each text, (texts, k), from those of its windows, (rows, k): mean or, by label, maximum."""
         import numpy as np
 
         starts = self.starts

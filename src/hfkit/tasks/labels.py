@@ -75,7 +75,7 @@ def _values(dataset: Dataset, columns: list[str]) -> list[Any]:
 
 def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Recipe) -> str:
     """The problem type that the values show, said aloud but for plain classes."""
-    name = ", ".join(columns)
+    name = f"column {', '.join(columns)}"
     if isinstance(values[0], list):
         say(f"problem type: {MULTIPLE}, as {name} holds lists {CHANGE}")
         return MULTIPLE
@@ -235,8 +235,9 @@ def class_weights(wanted: str, names: Sequence[str], labels: Sequence[int]) -> l
     try:
         weights = yaml.safe_load(wanted)
         given = {str(name): float(weight) for name, weight in weights.items()}
-        assert min(given.values()) >= 0 and max(given.values()) > 0
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError, AssertionError):
+        if min(given.values()) < 0 or max(given.values()) == 0:
+            raise ValueError
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
         problem = f"train.class_weights '{wanted}': neither balanced nor a mapping of labels to numbers"
         raise UsageError(problem, f"--class-weights balanced, or '{{{names[0]}: 2}}'") from None
     if strange := [name for name in given if name not in names]:

@@ -54,6 +54,7 @@ def load_documents(recipe: Recipe) -> dict[str, Dataset]:
     Training documents are cleaned first, then a share of each source is held out, then what is left is mixed: so no
     document that a mixture repeats is in both.
     """
+    import numpy as np
     from datasets import concatenate_datasets
 
     from hfkit.cleaning import clean
@@ -65,12 +66,16 @@ def load_documents(recipe: Recipe) -> dict[str, Dataset]:
     splits = _documents(load_data(recipe), recipe)
     if "train" not in splits:
         return splits
-    parts, seed, share = [splits["train"]], recipe.train.seed, recipe.data.validation_split
-    if recipe.data.mixture:  # the sources one by one, in their order
-        ends = itertools.accumulate(map(len, load_parts(recipe)), initial=0)
-        parts = [splits["train"].select(range(*pair)) for pair in itertools.pairwise(ends)]
+    train, seed, share = splits["train"], recipe.train.seed, recipe.data.validation_split
+    if recipe.data.mixture:
+        sizes = list(map(len, load_parts(recipe)))
+        train = train.add_column("source", np.repeat(np.arange(len(sizes)), sizes))
     if recipe.data.clean != Clean():
-        parts = [clean(part, recipe.data.clean) for part in parts]
+        train = clean(train, recipe.data.clean)
+    parts = [train]
+    if recipe.data.mixture:
+        sources, train = np.asarray(train["source"]), train.remove_columns("source")
+        parts = [train.select(np.flatnonzero(sources == source)) for source in range(len(sizes))]
     if "validation" not in splits and share > 0:
         halves = [(hold_out_end if len(part) == 1 else hold_out)(part, share, seed) for part in parts]
         parts, held_out = [list(half) for half in zip(*halves, strict=True)]
@@ -84,23 +89,14 @@ def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
     import dataclasses
 
     from hfkit.cleaning import clean_stream
-    from hfkit.data import layout_of, load_data, stream_source
+    from hfkit.data import load_data, stream_documents
     from hfkit.recipe import Clean
 
     if not recipe.data.validation and recipe.data.validation_split > 0:
         raise UsageError(
             "no share can be held out of a stream", "--validation FILE, or --validation-split 0 to do without"
         )
-    stream = stream_source(recipe.data.train, recipe.data.documents or "row", layout=layout_of(recipe))
-    first = next(iter(stream), None)
-    if first is None:
-        raise DataError(f"{', '.join(recipe.data.train)}: no rows", "give text with --data")
-    column = recipe.data.columns.text or ("text" if "text" in first else None)
-    if column not in first:
-        raise DataError(
-            f"the stream has no column '{column or 'text'}', found: {', '.join(first)}", "--text-column NAME"
-        )
-    splits = {"train": stream.map(lambda row: {"text": row[column]}, remove_columns=list(first))}
+    splits = {"train": stream_documents(recipe)}
     if recipe.data.clean != Clean():
         splits["train"] = clean_stream(splits["train"], recipe.data.clean)
     if recipe.data.validation or recipe.data.test:

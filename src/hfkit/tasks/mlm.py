@@ -31,7 +31,7 @@ class MaskedLM(Task):
     command = "pretrain"
     auto_model = "AutoModelForMaskedLM"
     best_metric = "nll"
-    metrics = ("perplexity", "token_accuracy", "nll")
+    metrics: tuple[str, ...] = ("perplexity", "token_accuracy", "nll")
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {**language_model_defaults(given, new_type="bert"), "data.documents": "blank-line"}

@@ -161,11 +161,11 @@ class _Pairs:
     def _cut(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(first segment, end) of the rows of one document, filled greedily; two segments at least, so a last one that
         is left alone comes with the one before it once more."""
+        import numpy as np
+
         rows = []
         while start < stop - 1:
-            end = start + 2
-            while end < stop and self.ends[end] - self.first[start] <= self.room:
-                end += 1
+            end = min(int(np.searchsorted(self.ends, self.first[start] + self.room, side="right")), stop)
             rows.append((start, end))
             start = end
         if rows and start < stop:
@@ -183,10 +183,11 @@ class _Pairs:
                 f"mlm-nsp needs two documents, one of them with two lines, and this data has {what}",
                 "one sentence a line with an empty line between documents, or --documents file, or --objective mlm",
             )
-        say(
-            f"pairs: {len(self.rows):,} rows from {total:,} documents; {alone:,} of these have one line and serve as "
-            f"random second texts only; {num_divided:,} lines are longer than {self.room // 2} tokens and are divided"
-        )
+        if alone or num_divided:
+            say(
+                f"pairs: {len(self.rows):,} rows from {total:,} documents; of one line, so only ever random second "
+                f"texts: {alone:,}; lines of more than {self.room // 2} tokens, divided: {num_divided:,}"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -227,13 +228,9 @@ class _Pairs:
         limit = int(self.begins[np.searchsorted(self.begins, begin, side="right")])
         wanted = self.ends[stop - 1] - self.first[middle]
         room = self.room - (self.ends[middle - 1] - self.first[start])
-        end = begin + 1
-        while (
-            end < limit
-            and self.ends[end - 1] - self.first[begin] < wanted
-            and self.ends[end] - self.first[begin] <= room
-        ):
-            end += 1
+        enough = int(np.searchsorted(self.ends, self.first[begin] + wanted, side="left")) + 1
+        fitting = int(np.searchsorted(self.ends, self.first[begin] + room, side="right"))
+        end = min(enough, fitting, limit)
         return begin, end
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.console import say, warn
 from hfkit.errors import DataError, UsageError
 from hfkit.tasks.base import Batch, Loss, Rows, Task
+from hfkit.tasks.error_files import write_confusion, write_worst_errors
 from hfkit.tasks.labels import (
     COLUMNS,
     MULTIPLE,
@@ -25,7 +23,6 @@ from hfkit.tasks.labels import (
     kind_of,
     label_names,
     labels_of,
-    problem_type_of,
     with_labels,
 )
 
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
 
 BUILTIN_LABELLED = "builtin:python-docstrings"
 MAX_CUT = 0.05  # share of labelled rows that may be cut before it takes a decision
-WORST = 100  # rows in the file of worst errors
 THRESHOLD = 0.5  # of a label among several, where nothing else was chosen
 DEFAULT_METRICS = {
     SINGLE: ("accuracy", "f1_macro", "log_loss"),
@@ -232,7 +228,9 @@ class TextClassification(Task):
         wanted = recipe.evaluation
         reduced, labels = predict_rows(self, model, tokenizer, rows, batch_size=wanted.batch_size, seed=wanted.seed)
         if beside is not None:
-            _write_rows(beside, dataset, answered(reduced, rows), rows, recipe)  # type: ignore[arg-type]
+            given = answered(reduced, rows)
+            write_confusion(beside, given, rows, threshold_of(rows, recipe))  # type: ignore[arg-type]
+            write_worst_errors(beside, dataset, given, rows, threshold_of(rows, recipe))  # type: ignore[arg-type]
         return {**self.scores(reduced, labels, rows, recipe), **_baseline(dataset)}
 
     def answers(self, reduced: np.ndarray, rows: Rows, recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -262,7 +260,8 @@ def answered(reduced: np.ndarray, rows: Rows | None) -> np.ndarray:
         return probabilities(reduced)
     logits = rows.pooled(reduced)  # type: ignore[attr-defined]
     if rows.kind == REGRESSION:  # type: ignore[attr-defined]
-        return logits[:, 0]
+        numbers: np.ndarray = logits[:, 0]
+        return numbers
     logits = logits / getattr(rows.config, "classifier_temperature", 1.0)  # type: ignore[attr-defined]
     # exp of a negative number alone, which can't run over
     shares: np.ndarray = np.where(logits >= 0, 1.0, np.exp(-np.abs(logits))) / (1 + np.exp(-np.abs(logits)))
@@ -348,56 +347,3 @@ def _baseline(dataset: Dataset) -> dict[str, Score]:
         return {}
     label, count = counts[0]
     return {"majority_baseline": Score(count / n, None, None, n, f"accuracy of always saying '{label}'")}
-
-
-def _write_rows(beside: Path, dataset: Dataset, answers: np.ndarray, rows: EncodedTexts, recipe: Recipe) -> None:
-    """BESIDE_confusion.csv, rows by label and answer, and BESIDE_worst_errors.jsonl, the wrong answers of largest loss."""
-    import numpy as np
-
-    from hfkit.checkpoints import write_atomically
-
-    actual = np.array([rows.labels[start] for start in rows.starts])  # type: ignore[index]
-    names = rows.names
-    if rows.kind == REGRESSION:
-        losses, wrong = (answers - actual) ** 2, answers != actual
-        told = [(float(actual[row]), float(answers[row]), None) for row in range(len(actual))]
-    elif rows.kind == MULTIPLE:
-        given = answers >= threshold_of(rows, recipe)
-        right = np.where(actual == 1, answers, 1 - answers)
-        losses, wrong = -np.log(np.clip(right, 1e-12, 1)).mean(axis=1), (given != actual).any(axis=1)
-        told = [
-            (_chosen(names, actual[row]), _chosen(names, given[row]), _chosen(answers[row].tolist(), given[row]))
-            for row in range(len(actual))
-        ]
-        table = [["label", "true_positive", "false_positive", "false_negative", "true_negative"]]
-        for index, name in enumerate(names):
-            is_given, is_actual = given[:, index], actual[:, index] == 1
-            cells = (is_given & is_actual, is_given & ~is_actual, ~is_given & is_actual, ~is_given & ~is_actual)
-            table.append([name, *(str(int(cell.sum())) for cell in cells)])
-    else:
-        predicted = answers.argmax(axis=1)
-        losses, wrong = -np.log(np.clip(answers[np.arange(len(actual)), actual], 1e-12, 1)), predicted != actual
-        told = [
-            (names[label], names[answer], float(answers[row, answer]))
-            for row, (label, answer) in enumerate(zip(actual, predicted, strict=True))
-        ]
-        counts = Counter(zip(actual.tolist(), predicted.tolist(), strict=True))
-        table = [["label \\ predicted", *names]]
-        table += [[name, *(str(counts[one, other]) for other in range(len(names)))] for one, name in enumerate(names)]
-    if rows.kind != REGRESSION:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(table)
-        write_atomically(Path(f"{beside}_confusion.csv"), text.getvalue())
-    worst = [int(row) for row in np.argsort(-losses, kind="stable") if wrong[row]][:WORST]
-    lines = []
-    for row in worst:
-        label, answer, probability = told[row]
-        texts = {name: dataset[row][name] for name in ("text", "text_pair") if name in dataset.column_names}
-        of_answer = {} if probability is None else {"probability": probability}
-        line = {"row": row + 1, **texts, "label": label, "predicted": answer, **of_answer, "loss": float(losses[row])}
-        lines.append(json.dumps(line, ensure_ascii=False))
-    write_atomically(Path(f"{beside}_worst_errors.jsonl"), "".join(f"{line}\n" for line in lines))
-
-
-def _chosen(values: Sequence[Any], flags: Any) -> list[Any]:
-    return [value for value, flag in zip(values, flags, strict=True) if flag]
