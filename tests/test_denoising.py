@@ -209,6 +209,7 @@ def folder(tmp_path_factory):
     """`rows.txt` with a document a paragraph, and a tiny T5 with a tokenizer of these texts."""
     folder = tmp_path_factory.mktemp("denoising")
     (folder / "rows.txt").write_text("\n\n".join(TEXTS) + "\n")
+    (folder / "broken.txt").write_bytes(b"caf\xe9")  # reading it ends in a DataError
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(trained_run(folder))
     tokenizer.save_pretrained(folder / "t5")
@@ -308,13 +309,15 @@ def test_gradient_does_not_depend_on_accumulation(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("make", "model_type"), [(make_gpt2, "gpt2"), (make_bert, "bert")])
-def test_model_that_is_no_encoder_decoder_is_refused_before_data_is_read(make, model_type, tmp_path, capsys):
+def test_model_that_is_no_encoder_decoder_is_refused_before_data_is_read(make, model_type, folder, tmp_path, capsys):
+    data = ["--data", str(folder / "broken.txt")]
     for model in (["--model", str(make(tmp_path / model_type))], ["--model-type", model_type]):
-        assert main(["pretrain", "--objective", "denoising", *model, "--data", "missing.txt"]) == 2
+        assert main(["pretrain", "--objective", "denoising", *model, *data]) == 2
         assert f"{model_type} models have no Seq2SeqLM head" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("objective", ["clm", "mlm", "mlm-nsp"])
 def test_t5_learns_no_other_objective(objective, folder, capsys):
-    assert main(["pretrain", "--objective", objective, "--model", str(folder / "t5"), "--data", "missing.txt"]) == 2
+    data = ["--data", str(folder / "broken.txt")]
+    assert main(["pretrain", "--objective", objective, "--model", str(folder / "t5"), *data]) == 2
     assert "t5 models have no" in capsys.readouterr().err

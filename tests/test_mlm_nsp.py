@@ -236,6 +236,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     make_bert(folder / "bert")
     (folder / "novel.txt").write_text(NOVEL)
+    (folder / "broken.txt").write_bytes(b"caf\xe9")  # reading it ends in a DataError
     return folder
 
 
@@ -298,14 +299,15 @@ def test_a_handful_of_rows_is_learned_and_evaluate_prints_the_same(folder, tmp_p
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "roberta", "albert", "t5"])
-def test_architecture_without_the_pair_head_is_refused_before_data_is_read(model_type, capsys):
-    assert main(["pretrain", "--objective", "mlm-nsp", "--model-type", model_type, "--data", "missing.txt"]) == 2
+def test_architecture_without_the_pair_head_is_refused_before_data_is_read(model_type, folder, capsys):
+    data = ["--data", str(folder / "broken.txt")]
+    assert main(["pretrain", "--objective", "mlm-nsp", "--model-type", model_type, *data]) == 2
     assert f"{model_type} models have no NextSentencePrediction head" in capsys.readouterr().err
 
 
-def test_pretrained_model_without_the_pair_head_is_refused_before_data_is_read(tmp_path, capsys):
-    gpt2 = str(make_gpt2(tmp_path / "gpt2"))
-    assert main(["pretrain", "--objective", "mlm-nsp", "--model", gpt2, "--data", "missing.txt"]) == 2
+def test_pretrained_model_without_the_pair_head_is_refused_before_data_is_read(folder, tmp_path, capsys):
+    model = ["--model", str(make_gpt2(tmp_path / "gpt2"))]
+    assert main(["pretrain", "--objective", "mlm-nsp", *model, "--data", str(folder / "broken.txt")]) == 2
     assert "gpt2 models have no NextSentencePrediction head" in capsys.readouterr().err
 
 

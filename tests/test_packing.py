@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from hfkit import packing
+from hfkit.data import load_source
 from hfkit.errors import DataError, UsageError
 from hfkit.models import max_tokens
 from tiny_models import make_causal_model, make_word_tokenizer
@@ -107,3 +108,86 @@ def test_roberta_has_fewer_positions_than_its_config_says():
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     model = RobertaForMaskedLM(RobertaConfig(vocab_size=20, max_position_embeddings=34, pad_token_id=1, **sizes))
     assert max_tokens(model) == 32
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents_of_words, st.integers(4, 20))
+def test_without_packing_no_block_holds_two_documents_and_every_token_comes_out(documents, block_size):
+    if sum(map(len, documents)) < 2:
+        return
+    rows = packing.pack(
+        dataset_of(documents), TOKENIZER, MODEL, block_size=block_size, prefix=[48], suffix=[47], packed=False
+    )
+    blocks = [block[1:-1] for block in blocks_of(rows)]
+    expected = []
+    for words in documents:
+        ids = [word + 1 for word in words]
+        expected += [ids[start : start + block_size - 2] for start in range(0, len(ids), block_size - 2)]
+    assert blocks == expected
+    assert rows.lengths.tolist() == [len(block) + 2 for block in blocks]
+
+
+def test_blocks_know_where_documents_begin():
+    rows = pack([range(5), [], range(3)], block_size=4, prefix=[48])
+    assert blocks_of(rows) == [[48, 1, 2, 3], [48, 4, 5, EOS], [48, EOS, 1, 2], [48, 3, EOS]]
+    assert [rows[index]["starts"].tolist() for index in range(4)] == [[], [], [2], []]
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """A data set in a file, and an empty cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("w1 w2 w3\n\nw4 w5\n\nw6 w7 w8 w9")
+    return load_source([str(tmp_path / "text.txt")], "blank-line")
+
+
+def stores(tmp_path):
+    return sorted((tmp_path / "cache" / "hfkit").glob("tokens-*"))
+
+
+def test_tokens_of_a_file_are_made_once_and_mapped(corpus, tmp_path, capsys):
+    first = packing.token_store(corpus, TOKENIZER, end=EOS)
+    assert "tokens: 12 from 3 documents" in capsys.readouterr().err
+    second = packing.token_store(corpus, TOKENIZER, end=EOS)
+    assert capsys.readouterr().err == ""
+    for store in (first, second):
+        assert isinstance(store.tokens, np.memmap)
+        assert store.tokens.tolist() == [2, 3, 4, 0, 5, 6, 0, 7, 8, 9, 10, 0]
+        assert store.starts.tolist() == [0, 4, 7]
+        assert store.num_bytes == 8 + 5 + 11
+    assert len(stores(tmp_path)) == 1
+    assert (stores(tmp_path)[0] / "tokens.npy").stat().st_size == 128 + 2 * 12  # numpy's header and two bytes a token
+
+
+def test_tokens_are_known_by_text_tokenizer_and_options(corpus, tmp_path):
+    packing.token_store(corpus, TOKENIZER, end=EOS)
+    packing.token_store(corpus, TOKENIZER)
+    packing.token_store(corpus, make_word_tokenizer(51), end=EOS)
+    packing.token_store(corpus, TOKENIZER, end=EOS, words=True)
+    packing.token_store(corpus.select([0, 2]), TOKENIZER, end=EOS)
+    assert len(stores(tmp_path)) == 5
+    (tmp_path / "again.txt").write_text("w1 w2 w3\n\nw4 w5\n\nw6 w7 w8 w9")
+    packing.token_store(load_source([str(tmp_path / "again.txt")], "blank-line"), TOKENIZER, end=EOS)
+    assert len(stores(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "starts.npy", "store.json"])
+def test_damaged_tokens_are_made_again(name, corpus, tmp_path, capsys):
+    whole = packing.token_store(corpus, TOKENIZER, end=EOS).tokens.tolist()
+    path = stores(tmp_path)[0] / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    assert packing.token_store(corpus, TOKENIZER, end=EOS).tokens.tolist() == whole
+    assert "are damaged and are made again" in capsys.readouterr().err
+    packing.token_store(corpus, TOKENIZER, end=EOS)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_limit_in_the_tokenizer_cuts_nothing():
+    tokenizer = make_word_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(max_length=2)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert blocks_of(pack([range(5)], tokenizer=tokenizer, block_size=8)) == [[1, 2, 3, 4, 5, EOS]]

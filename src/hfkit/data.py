@@ -299,7 +299,8 @@ def _by_content(splits: dict[str, Dataset], columns: list[str]) -> tuple[list[st
     lengths = {column: sum(len(str(value)) for value in rows[column]) / len(rows[column]) for column in columns}
     distinct = {column: len(set(map(str, rows[column]))) for column in columns if "" not in rows[column]}
     texts = [column for column in columns if lengths[column] > max(lengths.values()) / 2]
-    repeating = [column for column in distinct if distinct[column] <= len(rows[column]) / 2 and column not in texts]
+    most = len(rows[columns[0]]) / 2
+    repeating = [column for column in distinct if 2 <= distinct[column] <= most and column not in texts]
     return texts, sorted(repeating, key=lambda column: distinct[column])
 
 

@@ -259,3 +259,38 @@ def limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     limit = pages * resource.getpagesize() + (512 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+BEST = {
+    "kept": ["--best", "nll", "--learning-rate", "0.03"],
+    "stopped early": ["--early-stopping", "1", "--learning-rate", "0.03", "--max-steps", "40"],
+}
+# Lines of metrics.jsonl: five steps, then their evaluation. The n-th is the one that never gets written.
+KILLS = {"in the first evaluation": 6, "after it": 8, "in the second evaluation": 12, "in the last evaluation": -1}
+
+
+@pytest.mark.parametrize("when", KILLS)
+@pytest.mark.parametrize("which", BEST)
+def test_the_best_model_of_a_resumed_run(
+    which: str, when: str, material: Material, resumed: Resumed, tmp_path: Path
+) -> None:
+    whole, run, options = tmp_path / "whole", tmp_path / "run", BEST[which]
+    assert hfkit(material.command("clm", whole, *options), tmp_path / "said").code == 0
+    lines = (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    last_evaluation = max(number for number, line in enumerate(lines, 1) if "eval_nll" in line)
+    fault = SignalAt(signal.SIGKILL, "metrics.jsonl", KILLS[when] if KILLS[when] > 0 else last_evaluation)
+    killed = hfkit(material.command("clm", run, *options), tmp_path / "said", faults=[fault])
+    assert killed.code == -signal.SIGKILL
+    again = resumed("clm", run, *options)
+    assert again.code == 0, again.err
+    best, steps = (json.loads((whole / "run.json").read_text(encoding="utf-8"))[name] for name in ("best", "steps"))
+    manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (manifest["best"], manifest["steps"]) == (best, steps)
+    assert steps == 20 if which == "kept" else best["step"] + 5 == steps < 40
+    assert state_hash(run) == state_hash(whole)
+    contents_of = [(folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for folder in (whole, run)]
+    losses = [[line for line in map(json.loads, log) if "loss" in line or "eval_loss" in line] for log in contents_of]
+    for first, second in zip(*losses, strict=True):
+        assert {k: v for k, v in first.items() if "second" not in k and "runtime" not in k} == {
+            k: v for k, v in second.items() if "second" not in k and "runtime" not in k
+        }

@@ -233,7 +233,7 @@ def class_weights(wanted: str, names: Sequence[str], labels: Sequence[int]) -> l
         counts = Counter(labels)
         return [len(labels) / (len(counts) * counts[index]) if counts[index] else 1.0 for index in range(len(names))]
     try:
-        weights = yaml.safe_load(wanted)
+        weights = yaml.load(wanted, yaml.BaseLoader)  # noqa: S506 - every value stays text, so does the label `no`
         given = {str(name): float(weight) for name, weight in weights.items()}
         if min(given.values()) < 0 or max(given.values()) == 0:
             raise ValueError
