@@ -1,7 +1,8 @@
 """How fast language models are pretrained, hfkit beside the stock Trainer: `python benchmarks/pretrain.py [TEXT.txt]`.
 
 Everything is a ratio of neighbours in time: training steps, or whole preparations, of the two programs alternate in
-one process, and each ratio is one of a pair. Shown are the median of these ratios and, in brackets, their quartiles.
+one process, and each ratio is one of a pair. Shown are the median of these ratios and, in brackets, their quartiles;
+then the median of the same ratios in CPU time, which says more where other programs hold the cores.
 About five minutes on two cores. TEXT.txt is for the preparation alone; without it the built-in text is used.
 """
 

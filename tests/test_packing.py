@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from hfkit import packing
+from hfkit import console, packing
 from hfkit.data import load_source
 from hfkit.errors import DataError, UsageError
 from hfkit.models import max_tokens
@@ -148,16 +148,15 @@ def stores(tmp_path):
 
 
 def test_tokens_of_a_file_are_made_once_and_mapped(corpus, tmp_path, capsys):
-    first = packing.token_store(corpus, TOKENIZER, end=EOS)
-    assert "tokens: 12 from 3 documents" in capsys.readouterr().err
-    second = packing.token_store(corpus, TOKENIZER, end=EOS)
-    assert capsys.readouterr().err == ""
-    for store in (first, second):
+    console.begin()
+    rows = [packing.pack(corpus, TOKENIZER, MODEL, block_size=8, end=EOS) for _ in range(2)]
+    assert capsys.readouterr().err == "tokens: 12 of 3 documents, none dropped, in 2 blocks of 8\n"  # said once
+    assert len(stores(tmp_path)) == 1
+    for store in (row.store for row in rows):
         assert isinstance(store.tokens, np.memmap)
         assert store.tokens.tolist() == [2, 3, 4, 0, 5, 6, 0, 7, 8, 9, 10, 0]
         assert store.starts.tolist() == [0, 4, 7]
         assert store.num_bytes == 8 + 5 + 11
-    assert len(stores(tmp_path)) == 1
     assert (stores(tmp_path)[0] / "tokens.npy").stat().st_size == 128 + 2 * 12  # numpy's header and two bytes a token
 
 
@@ -191,3 +190,9 @@ def test_a_limit_in_the_tokenizer_cuts_nothing():
     tokenizer.backend_tokenizer.enable_truncation(max_length=2)
     tokenizer.backend_tokenizer.enable_padding(length=9)
     assert blocks_of(pack([range(5)], tokenizer=tokenizer, block_size=8)) == [[1, 2, 3, 4, 5, EOS]]
+
+
+def test_less_text_than_one_block_is_one_short_block_and_said(corpus, capsys):
+    rows = packing.pack(corpus, TOKENIZER, MODEL, block_size=64, end=EOS)
+    assert rows.lengths.tolist() == [12]
+    assert "warning: that is less than one block of 64 tokens (fix: --block-size 6" in capsys.readouterr().err

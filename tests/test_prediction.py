@@ -1,5 +1,6 @@
 """Prediction: labels in the order of the texts, and the same probabilities in any company."""
 
+import io
 import json
 
 import pytest
@@ -144,6 +145,176 @@ def test_model_that_is_no_classifier_is_refused(make, tmp_path, capsys):
     err = capsys.readouterr().err
     assert f"{tmp_path / 'model'} is no classifier, it is a " in err
     assert "(fix: train one: hfkit finetune)" in err
+
+
+@pytest.fixture
+def many(tmp_path):
+    """More rows than a chunk holds, of different lengths."""
+    rows = [f"{'fox ' * (row % 5)}dog {'hello' if row % 3 else 'world'}" for row in range(20)]
+    path = tmp_path / "many.csv"
+    path.write_text("text\n" + "".join(f"{row}\n" for row in rows))
+    return path, rows
+
+
+@pytest.fixture
+def chunks_of_eight(monkeypatch):
+    monkeypatch.setattr("hfkit.prediction.CHUNK", 8)
+
+
+def test_a_file_of_many_chunks_is_answered_in_order(bert, many, tmp_path, capsys, chunks_of_eight):
+    path, rows = many
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", str(bert), "--input", str(path), "--output", str(out)]) == 0
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["text"] for answer in answers] == rows
+    for answer, expected in zip(answers, hfkit.predict(str(bert), rows), strict=True):
+        assert answer["label"] == expected["label"]
+        assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"20 rows in {out}" in captured.err
+
+
+@pytest.mark.parametrize("torn", [0, 1, 25])
+def test_a_stopped_file_goes_on_where_it_was(bert, many, tmp_path, capsys, torn):
+    path, _ = many
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert main(["predict", str(bert), "--input", str(path), "--output", str(whole)]) == 0
+    lines = whole.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:7]) + lines[7][:torn])
+    assert main(["predict", str(bert), "--input", str(path), "--output", str(out)]) == 2
+    assert f"{out}: is there already (fix: --resume to go on with it, or --overwrite)" in capsys.readouterr().err
+    assert main(["predict", str(bert), "--input", str(path), "--output", str(out), "--resume"]) == 0
+    err = capsys.readouterr().err
+    assert f"{out}: 7 rows are there already" in err
+    assert ("its last line was not finished and is written again" in err) == bool(torn)
+    made = out.read_bytes().splitlines(keepends=True)
+    assert made[:7] == lines[:7]
+    for one, other in zip(made, lines, strict=True):
+        assert json.loads(one)["text"] == json.loads(other)["text"]
+        assert json.loads(one)["probabilities"] == pytest.approx(json.loads(other)["probabilities"], abs=1e-5)
+    assert main(["predict", str(bert), "--resume", "--input", str(path), "--output", str(out)]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert out.read_bytes() == b"".join(made)
+
+
+def test_answers_of_another_input_or_model_are_not_gone_on_with(bert, many, tmp_path, capsys):
+    path, rows = many
+    out, other = tmp_path / "out.jsonl", tmp_path / "other.csv"
+    command = ["predict", str(bert), "--output", str(out), "--input"]
+    assert main([*command, str(path)]) == 0
+    lines = out.read_text().splitlines(keepends=True)
+
+    def problem(source, *, model=bert, kept=7, extra=""):
+        out.write_text("".join(lines[:kept]) + extra)
+        before = out.read_bytes()
+        assert main(["predict", str(model), "--output", str(out), "--resume", "--input", str(source)]) == 3
+        assert out.read_bytes() == before
+        return capsys.readouterr().err
+
+    other.write_text("text\n" + "".join(f"{row}\n" for row in [*rows[:3], "new", *rows[3:]]))
+    assert f"{out}: line 4 is of another text than that row of the input (fix: --overwrite)" in problem(other)
+    other.write_text("text\n" + "".join(f"{row}\n" for row in rows[:3]))
+    assert f"{out} has 7 lines, and the input only 3 rows" in problem(other)
+    assert f"{out}: line 8 is no answer of hfkit predict" in problem(path, extra="{\n")
+    model = AutoModelForSequenceClassification.from_pretrained(bert)
+    spread(model, seed=1).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "model")
+    assert "its last line is not what" in problem(path, model=tmp_path / "model")
+    assert main([*command, str(path), "--overwrite"]) == 0
+    assert out.read_text().splitlines(keepends=True) == lines
+
+
+def test_a_model_that_cannot_be_read_leaves_the_output_alone(many, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious\n")
+    command = ["predict", str(tmp_path / "none"), "--input", str(many[0]), "--output", str(out), "--overwrite"]
+    assert main(command) == 5
+    assert out.read_text() == "precious\n"
+
+
+def test_the_input_is_never_overwritten(bert, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "hello"}\n')
+    assert main(["predict", str(bert), "--input", str(path), "--output", str(path), "--overwrite"]) == 2
+    assert "is the input" in capsys.readouterr().err
+    assert path.read_text() == '{"text": "hello"}\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
+    [
+        ("hello\n\n a dog\n", ["hello", " a dog"]),
+        ('{"text": "hello", "id": 1}\n{"text": "a\\nb"}\n', ["hello", "a\nb"]),
+    ],
+)
+def test_stdin_is_read_line_by_line(bert, lines, texts, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert main(["predict", str(bert), "--input", "-", "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text"] for answer in answers] == texts
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "stdin: no rows"),
+        ('{"txt": "a"}\n', "stdin: line 1: no key 'text' (fix: did you mean 'txt'?)"),
+        ('{"text": "a"}\n{"text"\n', "stdin: line 2: not a JSON object"),
+        ('{"text": 3}\n', "stdin: line 1: [3] is not text"),
+    ],
+)
+def test_stdin_that_cannot_be_read_names_the_line(bert, lines, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert main(["predict", str(bert), "--input", "-"]) == 3
+    assert message in capsys.readouterr().err
+
+
+def test_pairs_come_from_the_columns_of_training_and_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_bert(tmp_path / "bert")
+    rows = "who,what,label\nthe fox,jumps,yes\nthe dog,hello,no\n"
+    (tmp_path / "a.csv").write_text(rows)
+    columns = ["--text-column", "who", "--text-pair-column", "what", "--validation-split", "0", "--max-steps", "1"]
+    assert main(["finetune", "--model", "bert", "--data", "a.csv", "--output-dir", "run", *columns]) == 0
+    capsys.readouterr()
+    expected = hfkit.predict("run", ["the fox", "the dog"], ["jumps", "hello"])
+    assert expected[0]["text_pair"] == "jumps"
+    assert main(["predict", "run", "--input", "a.csv", "--json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
+    pairs = ["--text", "the fox", "--text-pair", "jumps", "--text", "the dog", "--text-pair", "hello"]
+    assert main(["predict", "run", *pairs, "--json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
+    other = hfkit.predict("run", ["the fox"], ["hello"])[0]
+    assert other["probabilities"] != expected[0]["probabilities"]
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"who": "the fox", "what": "jumps"}\n'))
+    assert main(["predict", "run", "--input", "-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["probabilities"] == pytest.approx(expected[0]["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text", "a", "--input", "b.txt"], "--text and --input exclude each other"),
+        (["--text", "a", "--text-pair", "b", "--text-pair", "c"], "1 --text and 2 --text-pair"),
+        (["--text", "a", "--output", "o.jsonl"], "--output goes with --input"),
+        (["--input", "b.txt", "--resume"], "--resume has no effect without --output"),
+        (["--input", "b.txt", "--output", "o", "--resume", "--overwrite"], "exclude each other"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(bert, options, message, capsys):
+    assert main(["predict", str(bert), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_several_labels_are_printed_with_their_probabilities(tmp_path, capsys):
+    directory = make_classifier(tmp_path / "model", make_bert, problem_type="multi_label_classification")
+    (answer,) = hfkit.predict(str(directory), ["hello"], **{"evaluation.threshold": 0.0})
+    assert answer["labels"] == NAMES
+    capsys.readouterr()
+    assert main(["predict", str(directory), "--text", "hello", "--threshold", "0"]) == 0
+    shares = ", ".join(f"{answer['probabilities'][name]:.3f}" for name in NAMES)
+    assert capsys.readouterr().out == f"{', '.join(NAMES)}\t{shares}\t()\n"
 
 
 def test_no_text_is_a_usage_error_and_an_empty_file_a_data_error(bert, tmp_path, capsys):

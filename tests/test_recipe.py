@@ -201,7 +201,7 @@ data:
   validation_split: 2
   block_size: [1]
 lr: 3e-4
-adam_beta1: 0.9
+adam_epsilon: 0.9
 generation: {seed: 3}
 tokenizer: {vocab_size: 1}
 """
@@ -225,9 +225,9 @@ def test_every_mistake_is_reported_with_its_line_and_its_fix(tmp_path: Path) -> 
         "line 13: train.extra.seed: is a setting of its own (fix: set train.seed)",
         "line 14: train.extra.tf32: must be true or false, not 'no'",
         "line 15: train.extra.eval_strategy: is decided by hfkit (fix: set train.eval_steps)",
-        "line 18: data.mask_probability: has no effect for clm (fix: leave it out; it acts for mlm)",
+        "line 18: data.mask_probability: has no effect for clm (fix: leave it out; it acts for mlm, mlm-nsp, denoising)",
         "line 21: lr: unknown setting (fix: did you mean 'train.learning_rate'?)",
-        "line 22: adam_beta1: unknown setting (fix: set train.extra.adam_beta1)",
+        "line 22: adam_epsilon: unknown setting (fix: set train.extra.adam_epsilon)",
         "line 23: generation.seed: has no effect in `hfkit pretrain` (fix: leave it out; it acts in generate)",
         "--set train.sed: unknown setting (fix: did you mean 'train.seed'?)",
         'line 17: data.train: must be text, not 3 (fix: put it in quotes: "3")',
@@ -346,7 +346,7 @@ def test_every_schedule_of_the_library_that_needs_no_metric_can_be_chosen() -> N
                                                   " (fix: leave it out; it acts in finetune, evaluate)"),
         ("generate", "data.train", ["x"], "has no effect in `hfkit generate`"
                                           " (fix: leave it out; it acts in pretrain, finetune)"),
-        ("pretrain", "data.mask_probability", 0.2, "has no effect for clm (fix: leave it out; it acts for mlm)"),
+        ("pretrain", "data.mask_probability", 0.2, "has no effect for clm (fix: leave it out; it acts for mlm, mlm-nsp, denoising)"),
     ],
 )  # fmt: skip
 def test_an_idle_setting_is_refused(command: str, key: str, value: Any, expected: str) -> None:
@@ -384,16 +384,16 @@ def test_a_setting_that_needs_another_one_is_refused_without_it() -> None:
 @pytest.mark.parametrize(
     ("command", "task", "expected"),
     [
-        ("pretrain", "clmm", "'clmm' is no task of `hfkit pretrain`: clm, mlm (fix: did you mean 'clm'?)"),
+        ("pretrain", "clmm", "'clmm' is no task of `hfkit pretrain`: clm, mlm, mlm-nsp, denoising (fix: did you mean 'clm'?)"),
         (
             "pretrain",
             "text-classification",
-            "'text-classification' is no task of `hfkit pretrain`: clm, mlm (fix: hfkit finetune)",
+            "'text-classification' is no task of `hfkit pretrain`: clm, mlm, mlm-nsp, denoising (fix: hfkit finetune)",
         ),
         ("finetune", "mlm", "'mlm' is no task of `hfkit finetune`: text-classification (fix: hfkit pretrain)"),
         ("finetune", "xyz", "'xyz' is no task of `hfkit finetune`: text-classification"
                             " (fix: --task text-classification)"),
-        ("evaluate", "xyz", "'xyz' is no task of `hfkit evaluate`: clm, mlm, text-classification (fix: --task clm)"),
+        ("evaluate", "xyz", "'xyz' is no task of `hfkit evaluate`: clm, mlm, mlm-nsp, denoising, text-classification (fix: --task clm)"),
     ],
 )  # fmt: skip
 def test_a_wrong_task_is_refused(command: str, task: str, expected: str) -> None:
@@ -402,7 +402,7 @@ def test_a_wrong_task_is_refused(command: str, task: str, expected: str) -> None
 
 def test_a_task_that_is_no_text_is_refused() -> None:
     assert problems("pretrain", recipe={"task": ["clm"]}) == [
-        "task: '['clm']' is no task of `hfkit pretrain`: clm, mlm (fix: did you mean 'clm'?)",
+        "task: '['clm']' is no task of `hfkit pretrain`: clm, mlm, mlm-nsp, denoising (fix: did you mean 'clm'?)",
         "task: must be text, not ['clm'] (fix: e.g. a name)",
     ]
 

@@ -21,7 +21,7 @@ class Rows:
         return len(self.lengths)
 
     def __getitem__(self, index):
-        return {"input_ids": np.full(self.lengths[index], index)}
+        return {"input_ids": np.full(self.lengths[index], index), "starts": np.array([], dtype=int)}
 
 
 def varied(count):
@@ -127,3 +127,9 @@ def test_evaluation_has_every_row_once_longest_first():
     assert sorted(int(ids[0]) for ids in given) == list(range(57))
     assert [len(ids) for ids in given] == sorted(rows.lengths, reverse=True)
     assert evaluation.order.tolist() == [int(ids[0]) for ids in given]
+
+
+def test_padding_is_what_rows_as_long_as_the_longest_of_their_step_would_take():
+    assert stream_of(Rows([4, 4, 4, 2]), steps=2, step_rows=2).padding() == pytest.approx(2 / 16)  # [4, 4], [4, 2]
+    assert stream_of(packed(9), steps=3, step_rows=3).padding() < 0.11
+    assert stream_of(varied(400), steps=100, step_rows=4).padding() < 0.03

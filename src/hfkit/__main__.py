@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
+from hfkit import console
 from hfkit.console import is_main_process
 from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, format_problem
 from hfkit.signals import end_with_launcher, stop_signals
@@ -31,6 +32,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     from hfkit.cli.options import without_aliases
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    console.begin()
     try:
         code = app(args=without_aliases(arguments), prog_name="hfkit", standalone_mode=False)
     except HfkitError as error:

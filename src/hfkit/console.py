@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 _verbose = False
+_said: set[str] = set()
 
 
 def set_verbose(on: bool) -> None:
@@ -40,6 +41,18 @@ def say(text: str) -> None:
     """Prints progress and decisions on stderr."""
     if is_main_process():
         print(text, file=sys.stderr, flush=True)
+
+
+def say_once(text: str) -> None:
+    """Like `say`, but nothing where the command has said the same before."""
+    if text not in _said:
+        _said.add(text)
+        say(text)
+
+
+def begin() -> None:
+    """A new command, which may say again what an earlier one in this process has said."""
+    _said.clear()
 
 
 def detail(text: str) -> None:

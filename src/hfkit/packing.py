@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.checkpoints import file_hash, write_atomically
-from hfkit.console import say, warn
+from hfkit.console import detail, say_once, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BLOCK = 256  # tokens, where nobody says and the model has as many positions
 BATCH_CHARACTERS = 1_000_000
+ROWS_AT_ONCE = 1000  # read from the data set: one by one takes as long as encoding them
 STORE_VERSION = 1  # of the files of a token store
 
 
@@ -98,9 +99,15 @@ def pack(
     if size <= len(prefix) + len(suffix):
         raise UsageError(f"data.block_size {size} has no room for text", "--block-size 128")
     store = token_store(dataset, tokenizer, end=end, words=words)
-    if len(store.tokens) < 2:
+    count = len(store.tokens)
+    if count < 2:
         raise DataError("the text holds fewer than two tokens", "give more text with --data")
-    return Blocks(store, size, prefix, suffix, packed)
+    blocks = Blocks(store, size, prefix, suffix, packed)
+    if dataset.cache_files:  # not for every group of rows of a stream
+        say_once(f"tokens: {count:,} of {len(dataset):,} documents, none dropped, in {len(blocks):,} blocks of {size}")
+        if packed and len(blocks) == 1 and blocks.lengths[0] < size:
+            warn(f"that is less than one block of {size} tokens", f"--block-size {count // 2}, or give more text")
+    return blocks
 
 
 def block_size_for(model: PreTrainedModel, wanted: int | None) -> int:
@@ -138,10 +145,7 @@ def token_store(
     begin = time.monotonic()
     store = _encode(dataset, tokenizer, end, words)
     seconds = time.monotonic() - begin
-    say(
-        f"tokens: {len(store.tokens):,} from {len(dataset):,} documents ({store.num_bytes / 1e6:,.1f} MB, "
-        f"{store.num_bytes / 1e6 / max(seconds, 1e-9):,.1f} MB/s); all kept"
-    )
+    detail(f"tokenized {store.num_bytes / 1e6:,.1f} MB at {store.num_bytes / 1e6 / max(seconds, 1e-9):,.1f} MB/s")
     try:
         _write(folder, store)
         return _read(folder)
@@ -189,12 +193,13 @@ def _batches(dataset: Dataset) -> Iterator[list[str]]:
     """Texts in lists of about BATCH_CHARACTERS, so that one tokenizer call stays small."""
     texts: list[str] = []
     characters = 0
-    for text in dataset["text"]:
-        texts.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield texts
-            texts, characters = [], 0
+    for rows in dataset.select_columns(["text"]).iter(ROWS_AT_ONCE):
+        for text in rows["text"]:
+            texts.append(text)
+            characters += len(text)
+            if characters >= BATCH_CHARACTERS:
+                yield texts
+                texts, characters = [], 0
     if texts:
         yield texts
 

@@ -82,8 +82,8 @@ def predict_file(
     say(f"{number:,} rows in {output}")
 
 
-def answers(recipe: Recipe, texts: Iterable[Text], chunk: int = CHUNK) -> Iterator[Answer]:
-    """The answer to each text, in order; the model is loaded once, and `chunk` texts are in memory at a time."""
+def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> Iterator[Answer]:
+    """The answer to each text, in order; the model is loaded once, and `chunk` (CHUNK) texts are in memory at a time."""
     import datasets
 
     from hfkit.inference import predict_rows, to_device
@@ -97,7 +97,7 @@ def answers(recipe: Recipe, texts: Iterable[Text], chunk: int = CHUNK) -> Iterat
     tokenizer = load_tokenizer(recipe, config)
     model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))
     texts, total, cut = iter(texts), 0, 0
-    while some := list(itertools.islice(texts, chunk)):
+    while some := list(itertools.islice(texts, chunk or CHUNK)):
         columns: dict[str, list[Any]] = {"text": [text for text, _ in some]}
         if some[0][1] is not None:
             columns["text_pair"] = [pair for _, pair in some]

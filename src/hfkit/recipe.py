@@ -127,12 +127,16 @@ class Csv(Section):
 class Clean(Section):
     """Steps that change or leave out documents before training, all off; each says how much it removed."""
 
-    unicode_nfc: bool = setting(False, "Unicode normal form C: one code for what looks the same.")
-    control_characters: bool = setting(False, "Leave out control characters but tab and line end.")
-    white_space: bool = setting(False, "One blank for several, no blanks at line ends, at most one empty line.")
-    min_characters: int | None = setting(None, "Leave out shorter documents.", ge=1)
-    max_characters: int | None = setting(None, "Leave out longer documents.", ge=1)
-    deduplicate: bool = setting(False, "Keep the first of documents that are equal byte for byte.")
+    unicode_nfc: bool = setting(False, "Unicode normal form C: one code for what looks the same.", only=("pretrain",))
+    control_characters: bool = setting(False, "Leave out control characters but tab and line end.", only=("pretrain",))
+    white_space: bool = setting(
+        False,
+        "One blank for several, none at the ends of lines and of the text, at most one empty line.",
+        only=("pretrain",),
+    )
+    min_characters: int | None = setting(None, "Leave out shorter documents.", only=("pretrain",), ge=1)
+    max_characters: int | None = setting(None, "Leave out longer documents.", only=("pretrain",), ge=1)
+    deduplicate: bool = setting(False, "Keep the first of documents that are equal byte for byte.", only=("pretrain",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +390,10 @@ class Train(Section):
         ge=1,
     )
     optimizer: str = setting(
-        "adamw", "Optimizer: adamw, adafactor, sgd, or any other name that transformers knows.", "--optimizer", "--optim"
+        "adamw",
+        "Optimizer: adamw, adafactor, sgd, or any other name that transformers knows.",
+        "--optimizer",
+        "--optim",
     )
     momentum: float = setting(0.9, "Momentum of sgd.", "--momentum", needs="train.optimizer=sgd", rare=True, ge=0, lt=1)
     adam_beta2: float | None = setting(
@@ -420,7 +427,10 @@ class Train(Section):
         "--precision",
     )
     compile: bool = setting(
-        False, "Compile the model (torch.compile): slow first steps, then often faster on GPUs.", "--compile/--no-compile", rare=True
+        False,
+        "Compile the model (torch.compile): slow first steps, then often faster on GPUs.",
+        "--compile/--no-compile",
+        rare=True,
     )
     learning_rate: float | None = setting(None, "Peak learning rate.", "--learning-rate", "--lr", gt=0)
     lr_scheduler_type: Schedule | None = setting(

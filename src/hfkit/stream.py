@@ -51,6 +51,11 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
         """The first `count` examples."""
         return [self[position] for position in range(min(count, self.length))]
 
+    def padding(self) -> float:
+        """Share of padding in the first megabatch, where each step's rows are as long as the longest of them."""
+        lengths = self.rows.lengths[self._order(0)].reshape(-1, self.step_rows)
+        return 1 - float(lengths.sum() / (lengths.max(1).sum() * self.step_rows))
+
     def row(self, position: int) -> int:
         """Index of the row at `position`."""
         number, offset = divmod(position, self.size)
@@ -140,6 +145,10 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
     def tokens(self, start: int, stop: int) -> int:
         """0: how many tokens a stream holds is not known."""
         return 0
+
+    def padding(self) -> float:
+        """0: blocks are full, but for the last of each group."""
+        return 0.0
 
 
 class EvaluationRows(TorchDataset[dict[str, Any]]):

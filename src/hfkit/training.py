@@ -350,6 +350,8 @@ def plan(
         parts.append(f"{len(held_out):,} validation rows")
     epochs = "" if stream.num_rows is None else f" ({len(stream) / stream.num_rows:.2g} epochs)"
     parts.append(f"{args.max_steps:,} steps of {stream.step_rows} rows{epochs}")
+    if (padding := stream.padding()) >= 0.001:
+        parts.append(f"{padding:.1%} padding")
     return f"training: {', '.join(parts)}, into {directory}"
 
 

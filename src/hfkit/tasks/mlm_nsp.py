@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfkit.console import say
+from hfkit.console import say_once
 from hfkit.errors import DataError, ModelError, UsageError
 from hfkit.packing import block_size_for, token_store
 from hfkit.tasks.base import IGNORED, Batch, Rows
@@ -41,7 +41,9 @@ class MaskedLMWithPairs(MaskedLM):
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         if recipe.data.streaming:
-            raise UsageError("mlm-nsp takes its pairs from all documents, a stream has one at a time", "no --streaming")
+            raise UsageError(
+                "mlm-nsp takes its pairs from all documents, a stream has one at a time", "leave out --streaming"
+            )
         return super().load(recipe)
 
     def encode(
@@ -115,8 +117,9 @@ class MaskedLMWithPairs(MaskedLM):
         how = f"pairs drawn once from seed {recipe.evaluation.seed}, resampled by pair"
 
         def score(values: np.ndarray, what: str) -> Score:
-            ends = ratio_interval(values, np.ones(len(values)), seed=recipe.evaluation.seed)
-            low, high = ends if ends is not None and recipe.evaluation.interval else (None, None)
+            wanted = recipe.evaluation
+            ends = ratio_interval(values, np.ones(len(values)), seed=wanted.seed) if wanted.interval else None
+            low, high = ends or (None, None)
             return Score(float(values.mean()), low, high, len(values), f"{what}; {how}")
 
         return {
@@ -184,7 +187,7 @@ class _Pairs:
                 "one sentence a line with an empty line between documents, or --documents file, or --objective mlm",
             )
         if alone or num_divided:
-            say(
+            say_once(
                 f"pairs: {len(self.rows):,} rows from {total:,} documents; of one line, so only ever random second "
                 f"texts: {alone:,}; lines of more than {self.room // 2} tokens, divided: {num_divided:,}"
             )
