@@ -50,6 +50,9 @@ def test_every_algorithm_serves_every_model_type(model_type, algorithm, tmp_path
     alone = AutoTokenizer.from_pretrained(tmp_path)
     CONFIG_MAPPING[model_type]().save_pretrained(tmp_path)  # AutoTokenizer asks it for another class
     special, pair = SPECIAL[model_type]
+    roles = ROLES[model_type]
+    if model_type in ("gpt2", "llama") and algorithm != "bpe":  # bytes are never unknown
+        special, roles = ["<|endoftext|>", "<|unk|>", "<|pad|>"], {"bos": 0, "eos": 0, "unk": 1, "pad": 2}
     for tokenizer in (trained, alone, AutoTokenizer.from_pretrained(tmp_path)):
         assert tokenizer.is_fast
         assert len(tokenizer) <= 450
@@ -57,7 +60,7 @@ def test_every_algorithm_serves_every_model_type(model_type, algorithm, tmp_path
         assert tokenizer.convert_ids_to_tokens(range(len(special))) == special
         assert set(tokenizer.all_special_tokens) == set(special)
         for role in ("bos", "eos", "unk", "pad", "cls", "sep", "mask"):
-            assert getattr(tokenizer, f"{role}_token_id") == ROLES[model_type].get(role)
+            assert getattr(tokenizer, f"{role}_token_id") == roles.get(role)
         assert dict(tokenizer(TEXTS)) == dict(trained(TEXTS))
         assert set(tokenizer("dog")) == {"input_ids", "attention_mask"} | (
             {"token_type_ids"} if model_type == "bert" else set()
@@ -96,20 +99,21 @@ def test_the_same_text_gives_the_same_tokenizer(model_type, algorithm):
 
 def test_characters_have_the_ids_of_their_order_and_come_back(tmp_path):
     tokenizer = train_tokenizer(["abba\n", "a b\tc"], "gpt2", 300, "char")
-    entries = ["<|endoftext|>", "<|pad|>", "\t", "\n", " ", "a", "b", "c"]
+    entries = ["<|endoftext|>", "<|unk|>", "<|pad|>", "\t", "\n", " ", "a", "b", "c"]
     assert tokenizer.get_vocab() == {entry: number for number, entry in enumerate(entries)}
     text = "  cab\n\n\t a"
-    assert tokenizer(text)["input_ids"] == [4, 4, 7, 5, 6, 3, 3, 2, 4, 5]
+    assert tokenizer(text)["input_ids"] == [5, 5, 8, 6, 7, 4, 4, 3, 5, 6]
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer("aézb")["input_ids"] == [5, 0, 0, 6]
-    assert tokenizer("a<|endoftext|>b")["input_ids"] == [5, 0, 6]
+    assert tokenizer("aézb")["input_ids"] == [6, 1, 1, 7]
+    assert tokenizer("a<|endoftext|>b")["input_ids"] == [6, 0, 7]
     assert tokenizer("ab  ca").word_ids() == [0, 0, 1, 1, 2, 2]  # words are whole, for masks
 
 
 def test_rarest_characters_fall_out_and_are_counted(capsys):
-    tokenizer = train_tokenizer(["aaaa bbb", "ccdde"], "gpt2", 5, "char")
-    assert tokenizer.convert_ids_to_tokens(range(5)) == [
+    tokenizer = train_tokenizer(["aaaa bbb", "ccdde"], "gpt2", 6, "char")
+    assert tokenizer.convert_ids_to_tokens(range(6)) == [
         "<|endoftext|>",
+        "<|unk|>",
         "<|pad|>",
         "a",
         "b",
@@ -117,15 +121,15 @@ def test_rarest_characters_fall_out_and_are_counted(capsys):
     ]  # as frequent as d, but before
     assert capsys.readouterr().err == (
         "warning: 3 of 6 different characters get no entry; they are 4 of 13 in the text (30.77%) "
-        "(fix: --vocab-size 8)\n"
-        "tokenizer: new character tokenizer, 5 entries, from the training text\n"
+        "(fix: --vocab-size 9)\n"
+        "tokenizer: new character tokenizer, 6 entries, from the training text\n"
     )
 
 
 def test_the_recipe_chooses_the_algorithm():
     recipe = settings.Recipe(tokenizer=settings.Tokenizer(algorithm="char"))
     tokenizer = load_tokenizer(recipe, CONFIG_MAPPING["gpt2"](), ["abc"])
-    assert len(tokenizer) == 5
+    assert len(tokenizer) == 6
 
 
 def test_train_writes_a_directory_that_opens(tmp_path, capsys):
@@ -148,7 +152,7 @@ def test_train_reads_columns_and_several_files(tmp_path):
     (tmp_path / "empty").mkdir()
     command = ["tokenizer", "train", first, second, "--text-column", "words", "--algorithm", "char"]
     assert main([*command, "--output-dir", str(tmp_path / "empty")]) == 0
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "empty")) == 6
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "empty")) == 7
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_train_reads_columns_and_several_files(tmp_path):
         (
             ["--vocab-size", "9", "--algorithm", "wordpiece"],
             2,
-            "9 entries can't hold every character of the text and 2 special tokens (fix: --vocab-size ",
+            "9 entries can't hold every character of the text and 3 special tokens (fix: --vocab-size ",
         ),
         (
             ["--vocab-size", "9", "--algorithm", "unigram"],
@@ -172,7 +176,7 @@ def test_train_reads_columns_and_several_files(tmp_path):
         (
             ["--vocab-size", "2", "--algorithm", "char"],
             2,
-            "2 entries can't hold more than the 2 special tokens (fix: --vocab-size 12)",
+            "2 entries can't hold more than the 3 special tokens (fix: --vocab-size 13)",
         ),
         (["--vocab-size", "100", "--model-type", "t5"], 2, "100 entries can't hold every character of the text"),
         (["--algorithm", "words"], 2, "'words' is not one of 'bpe', 'wordpiece', 'unigram', 'char'"),
@@ -217,7 +221,7 @@ def test_inspect_prints_what_can_be_counted_by_hand(tokenizers, tmp_path, capsys
     characters, octets = json.loads(capsys.readouterr().out)["tokenizers"]
     assert characters == {
         "tokenizer": names[0],
-        "entries": 7,
+        "entries": 8,
         "documents": 2,
         "tokens": 9,
         "bytes_per_token": 10 / 9,
@@ -228,12 +232,12 @@ def test_inspect_prints_what_can_be_counted_by_hand(tokenizers, tmp_path, capsys
         "words_split": 3 / 4,  # all but c
         "round_trip_failures": 1,
         "round_trip_failure_share": 0.5,
-        "first_difference": "document 2, character 1: 'zé' became '<|endoftext|'",
+        "first_difference": "document 2, character 1: 'zé' became '<|unk|><|unk'",
         "longest": 7,
         "special_tokens": {
             "bos": "<|endoftext|>",
             "eos": "<|endoftext|>",
-            "unk": "<|endoftext|>",
+            "unk": "<|unk|>",
             "pad": "<|pad|>",
         },
         "other_special_tokens": 0,
@@ -260,7 +264,7 @@ def test_inspect_puts_tokenizers_side_by_side(tokenizers, tmp_path, capsys, monk
     assert main(["tokenizer", "inspect", "./characters", "./bytes", "--data", text]) == 0
     assert capsys.readouterr().out == (
         "                      ./characters   ./bytes\n"
-        "entries               7              359\n"
+        "entries               8              359\n"
         "documents             2              2\n"
         "tokens                9              10\n"
         "bytes per token       1.111          1.000\n"
@@ -271,10 +275,10 @@ def test_inspect_puts_tokenizers_side_by_side(tokenizers, tmp_path, capsys, monk
         "longest document      7              7\n"
         "bos token             <|endoftext|>  -\n"
         "eos token             <|endoftext|>  </s>\n"
-        "unk token             <|endoftext|>  <unk>\n"
+        "unk token             <|unk|>        <unk>\n"
         "pad token             <|pad|>        <pad>\n"
         "other special tokens  -              100\n"
-        "./characters: document 2, character 1: 'zé' became '<|endoftext|'\n"
+        "./characters: document 2, character 1: 'zé' became '<|unk|><|unk'\n"
     )
 
 
@@ -286,7 +290,7 @@ def test_batches_change_no_number(tokenizers, tmp_path, capsys):
     assert (seen["documents"], seen["tokens"], seen["longest"]) == (9, 3 * 120_008, 120_000)
     assert (seen["unknown"], seen["round_trip_failures"]) == (3, 3)
     assert seen["words_split"] == 3 * 30_002 / (3 * 30_004)
-    assert seen["first_difference"] == "document 2, character 3: 'z' became '<|endoftext|'"
+    assert seen["first_difference"] == "document 2, character 3: 'z' became '<|unk|>'"
 
 
 def test_what_is_no_tokenizer_is_said(tmp_path, capsys):

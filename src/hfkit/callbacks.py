@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from hfkit import distributed
+from hfkit import adapters, distributed
 from hfkit.console import is_main_process, say
 from hfkit.errors import DivergedError, StoppedError
 
@@ -150,7 +150,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = control.should_training_stop or self._is_over()
 
     def _commit(self, step: int) -> None:
-        self.tokenizer.save_pretrained(self.run.checkpoint(step))  # so that a checkpoint is a model that opens
+        checkpoint = self.run.checkpoint(step)
+        self.tokenizer.save_pretrained(checkpoint)  # so that a checkpoint is a model that opens
+        if self.run.recipe.lora.enabled:
+            adapters.complete(checkpoint, self.trainer.model, adapters.base_for(self.run.recipe.model))
         self.run.commit(step, self._seconds(), None if self.best is None else self.best.step)
 
     def evaluate(self) -> None:

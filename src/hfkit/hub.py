@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # All that is ever asked of the Hub: no pickle, no code, no second copy of the weights in another format.
 CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.spm", "*.txt"]
-WEIGHT_FILES = ["model.safetensors", "*-of-*.safetensors"]
+WEIGHT_FILES = ["model.safetensors", "*-of-*.safetensors", "adapter_model.safetensors"]
 NEVER_FILES = ["*/*", "consolidated*"]
 
 OTHER_WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".pt", ".pth", ".safetensors")
@@ -115,6 +115,8 @@ def _check_directory(path: Path, name: str, weights: bool) -> None:
 
 def _problem(files: Collection[str], weights: bool) -> str:
     """What these top-level files lack to be a model, "no ..."; empty where they are one."""
+    if {"adapter_config.json", "adapter_model.safetensors"} <= set(files):  # to a model elsewhere
+        return ""
     others = ", ".join(sorted(file for file in files if file.endswith(OTHER_WEIGHTS))[:5])
     if "config.json" not in files and (weights or "tokenizer_config.json" not in files):  # a tokenizer needs no model
         return "no config.json" + (f" (found: {others}; GGUF isn't supported yet)" if ".gguf" in others else "")
@@ -127,7 +129,7 @@ def _problem(files: Collection[str], weights: bool) -> str:
 
 def _missing_shards(path: Path) -> str:
     index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").exists():
+    if (path / "model.safetensors").exists() or not index.exists():  # an adapter has neither
         return ""
     shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     missing = sorted(shard for shard in shards if not (path / shard).exists())
@@ -136,7 +138,9 @@ def _missing_shards(path: Path) -> str:
 
 def _models_below(path: Path) -> list[Path]:
     """Model directories one or else two levels below, by the last number in their names: the newest checkpoint last."""
-    models = [config.parent for config in list(path.glob("*/config.json")) or path.glob("*/*/config.json")]
+    names = ("config.json", "adapter_config.json")
+    here, deeper = ([config for name in names for config in path.glob(f"{level}/{name}")] for level in ("*", "*/*"))
+    models = [config.parent for config in here or deeper]
     return sorted(models, key=lambda model: (int((re.findall(r"\d+", model.name) or ["-1"])[-1]), model.name))
 
 

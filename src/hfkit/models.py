@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit import hub
+from hfkit import adapters, hub
 from hfkit.console import detail, say
-from hfkit.errors import ModelError, UsageError, did_you_mean
+from hfkit.errors import HfkitError, ModelError, UsageError, did_you_mean
 from hfkit.readers import first_line
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
     else:
         directory = hub.locate_model(model.name, model.revision, weights=not model.from_scratch)
         with _readable(model.name):
-            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            source = adapters.config_source(directory)
+            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         _check_keys(config, model.config)
         for key, value in model.config.items():
             setattr(config, key, value)
@@ -205,7 +206,7 @@ def new_or_pretrained(
             model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
     else:
         assert recipe.model.name is not None
-        model = _load_weights(auto_class, recipe.model.name, recipe.model.revision, config, dtype, new_head)
+        model = load_weights(auto_class, recipe.model.name, recipe.model.revision, config, dtype, new_head, recipe)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UsageError(
@@ -214,6 +215,8 @@ def new_or_pretrained(
         )
     if tokenizer.pad_token_id is not None:  # a classifying decoder reads its last token that is not this one
         model.config.pad_token_id = tokenizer.pad_token_id
+    if recipe.train.freeze:
+        adapters.freeze(model, recipe.train.freeze)
     return model
 
 
@@ -253,13 +256,28 @@ def describe(model: PreTrainedModel) -> str:
     return f"{model.config.model_type}, {total:,} parameters ({inner:,} without embeddings)"
 
 
-def _load_weights(
-    auto_class: Any, name: str, revision: str | None, config: PreTrainedConfig, dtype: Any, new_head: bool
+def load_weights(
+    auto_class: Any,
+    name: str,
+    revision: str | None,
+    config: PreTrainedConfig,
+    dtype: Any,
+    new_head: bool,
+    recipe: Recipe | None = None,
 ) -> PreTrainedModel:
-    directory = hub.locate_model(name, revision, weights=True)
+    """The model `name` with its weights, and with its adapter where it is one; new adapters are added as `recipe` says.
+
+    Raises ModelError where weights are missing, have other shapes or can't be read; a head's may be (`new_head`).
+    """
+    directory = base = hub.locate_model(name, revision, weights=True)
+    if adapters.is_adapter(directory):
+        base = adapters.locate_base(directory)
+        if new_head:
+            fix = f"hfkit export {name} --merge --output-dir NEW, then --model NEW"
+            raise UsageError(f"{name} is an adapter, and training begins with a whole model", fix)
     with _readable(name):
         model, info = auto_class.from_pretrained(
-            directory,
+            base,
             config=config,
             dtype=dtype,
             output_loading_info=True,
@@ -275,10 +293,13 @@ def _load_weights(
         else {key for key, _ in model.named_parameters()}
     )
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if base is not directory:
+        with _readable(name):
+            fresh -= adapters.load(model, directory)
     broken = sorted(key for key in fresh & body if ".pooler." not in key)
     if broken:
         raise ModelError(
-            f"{directory}: {len(broken)} weights are missing or have another shape, first '{broken[0]}'",
+            f"{base}: {len(broken)} weights are missing or have another shape, first '{broken[0]}'",
             "download or save the model again",
         )
     if fresh and not new_head:
@@ -290,7 +311,18 @@ def _load_weights(
         say(f"new weights (the model was not trained for this yet): {', '.join(sorted(fresh))}")
     if info["unexpected_keys"]:
         detail(f"weights of the file that this model has no use for: {', '.join(sorted(info['unexpected_keys']))}")
+    if recipe is not None and recipe.lora.enabled:
+        adapters.attach(model, recipe, fresh)
     return model
+
+
+def with_weights_of(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """A model like `model` with the weights that a checkpoint of its run holds."""
+    if adapters.has_adapter(model):
+        adapters.read(model, directory)
+        return model
+    again: PreTrainedModel = type(model).from_pretrained(directory, dtype=model.dtype, local_files_only=True)
+    return again
 
 
 def _has_head(model_type: str, auto_model: str) -> bool:
@@ -341,5 +373,7 @@ def _readable(name: str) -> Iterator[None]:
     """Turns the libraries' many ways of failing on a damaged file into one ModelError that names the model."""
     try:
         yield
+    except HfkitError:
+        raise
     except Exception as error:
         raise ModelError(f"{name}: can't be read: {first_line(error)}", "download or save the model again") from error

@@ -482,7 +482,38 @@ class Train(Section):
     dataloader_num_workers: int = setting(
         0, "Processes that prepare batches; rarely worth it for text.", "--dataloader-num-workers", rare=True, ge=0
     )
+    freeze: list[str] = setting(
+        [],
+        "Weights that stay as they are: embeddings, or layers:N (the first N); can be given several times.",
+        "--freeze",
+        unless=("lora.enabled",),
+    )
     extra: dict[str, Any] = setting({}, "Any other field of transformers.TrainingArguments, by its name there.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Section):
+    """Adapters: small matrices that are trained beside weights that stay as they are; the run holds them alone."""
+
+    enabled: bool = setting(
+        False,
+        "Train small adapters and a new head, not the model's own weights; `hfkit export RUN --merge` makes it plain.",
+        "--lora/--no-lora",
+    )
+    r: int = setting(8, "Rank of the adapters: larger ones learn more.", "--lora-r", needs="lora.enabled", ge=1)
+    alpha: float = setting(
+        16.0, "Their part is multiplied by alpha / r.", "--lora-alpha", needs="lora.enabled", rare=True, gt=0
+    )
+    dropout: float = setting(
+        0.0, "Dropout of what goes into the adapters.", "--lora-dropout", needs="lora.enabled", rare=True, ge=0, lt=1
+    )
+    targets: list[str] = setting(
+        ["all-linear"],
+        "Layers with adapters, by the end of their names; can be given several times (default: all-linear).",
+        "--lora-targets",
+        needs="lora.enabled",
+        rare=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -589,14 +620,15 @@ class Recipe(Section):
     data: Data = field(default_factory=Data)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     train: Train = field(default_factory=Train)
+    lora: Lora = field(default_factory=Lora)
     generation: Generation = field(default_factory=Generation)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 # The sections that act in each command; a field's `only` and `tasks` narrow further.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "pretrain": ("task", "model", "data", "tokenizer", "train", "evaluation"),
-    "finetune": ("task", "model", "data", "train", "evaluation"),
+    "pretrain": ("task", "model", "data", "tokenizer", "train", "lora", "evaluation"),
+    "finetune": ("task", "model", "data", "train", "lora", "evaluation"),
     "predict": ("model", "data", "evaluation"),
     "generate": ("model", "generation"),
     "evaluate": ("task", "model", "data", "evaluation"),

@@ -289,6 +289,8 @@ def _as_meant(key: str, value: Any) -> Any:
         value = [value]
     if key == "evaluation.metrics" and isinstance(value, list):
         value = [name.strip() for names in value for name in str(names).split(",")]  # bleu,rouge
+    if key in ("train.freeze", "lora.targets") and isinstance(value, list):
+        value = [part.strip() for parts in value for part in str(parts).split(",")]  # embeddings,layers:2
     if key == "train.class_weights" and isinstance(value, Mapping):
         value = yaml.safe_dump(dict(value), default_flow_style=True).strip()
     if kind.startswith(("int", "float")) and isinstance(value, bool):

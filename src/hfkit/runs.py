@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hfkit import checkpoints
+from hfkit import adapters, checkpoints
 from hfkit.checkpoints import write_atomically
 from hfkit.console import is_main_process, warn
 from hfkit.errors import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 MANIFEST, STATUS, RECIPE, LOCK, STAGED = "run.json", "status.json", "recipe.yaml", "lock.json", ".staged"
 RESULTS, DETAILS, METRICS_LOG = "all_results.json", "eval_results.json", "metrics.jsonl"
 OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "out of memory")
-PACKAGES = ("hfkit", "torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("hfkit", "torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 
 # Settings that may differ between a run and its continuation without changing a weight.
 _FREE_TO_CHANGE = {
@@ -380,7 +380,8 @@ class Run:
 
     def export(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """The model in the run directory: staged, read back, and only then moved over what was there."""
-        export(self.directory, model, tokenizer)
+        base = adapters.base_for(self.recipe.model) if adapters.has_adapter(model) else None
+        export(self.directory, model, tokenizer, base)
 
     def finish(self, scores: Mapping[str, Mapping[str, Score]], **facts: Any) -> None:
         """Writes the results and the end of the manifest; `scores` by split."""
@@ -417,11 +418,13 @@ class Run:
         write_atomically(self.directory / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False))
 
 
-def export(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def export(
+    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: adapters.Base | None = None
+) -> None:
     """Saves model and tokenizer so that `directory` holds the old model whole or the new one whole.
 
-    Raises DivergedError for a tensor that is not finite, StorageError for a full disk, ModelError where the saved
-    model does not read back.
+    `base`: of a model with adapters, which alone are saved. Raises DivergedError for a tensor that is not finite,
+    StorageError for a full disk, ModelError where the saved model does not read back, or answers otherwise.
     """
     import torch
 
@@ -436,10 +439,16 @@ def export(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     try:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
+        if base is not None:
+            adapters.complete(staged, model, base)
         for path in staged.iterdir():
             path.chmod(0o666 & ~umask())  # safetensors makes its files readable by their owner alone
             checkpoints.sync(path)
-        _, info = type(model).from_pretrained(staged, output_loading_info=True, local_files_only=True)
+        info: Mapping[str, Any] = {}
+        if base is None:
+            _, info = type(model).from_pretrained(staged, output_loading_info=True, local_files_only=True)
+        else:
+            adapters.require_saved(model, staged)
     except Exception as error:
         shutil.rmtree(staged, ignore_errors=True)
         if is_disk_full(error):
@@ -448,12 +457,14 @@ def export(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
                 "free some space, then --resume auto",
             ) from error
         raise
-    unread = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    unread = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info.get(kind, ())]
     if unread:
         raise ModelError(f"{staged}: the saved model does not read back: {unread[0]}", "report this as a bug")
-    for path in [directory / "config.json", *directory.glob("model*.safetensors*")]:
-        path.unlink(missing_ok=True)  # without config.json no half-old, half-new model can be loaded
-    for path in sorted(staged.iterdir(), key=lambda path: path.name == "config.json"):
+    last = ("config.json", adapters.SETTINGS)
+    weights = [*directory.glob("model*.safetensors*"), directory / adapters.WEIGHTS, directory / adapters.MODEL_CONFIG]
+    for path in [*(directory / name for name in last), *weights]:
+        path.unlink(missing_ok=True)  # without the last files no half-old, half-new model can be loaded
+    for path in sorted(staged.iterdir(), key=lambda path: path.name in last):
         os.replace(path, directory / path.name)
     staged.rmdir()
     checkpoints.sync(directory)
@@ -478,7 +489,7 @@ def identity(recipe: Recipe, **facts: Any) -> dict[str, Any]:
     values = {}
     for key in SETTINGS:
         section, _, _ = key.partition(".")
-        if section in ("task", "model", "data", "train", "tokenizer") and key not in _FREE_TO_CHANGE:
+        if section in ("task", "model", "data", "train", "lora", "tokenizer") and key not in _FREE_TO_CHANGE:
             value: Any = recipe
             for name in key.split("."):
                 value = getattr(value, name)

@@ -46,16 +46,18 @@ def train_tokenizer(
 
     `algorithm` is one of ALGORITHMS, None for the model type's own. bpe, unigram and char keep case and white space,
     so they give every text of known characters back, but for T5's own unigram (any white space is one blank); wordpiece
-    drops white space, and BERT's own also case and accents. A decoder's unknown token is its <|endoftext|>. For t5 the
-    sentinels <extra_id_0> to <extra_id_99> have the ids 102 down to 3: descending, as T5's, but at the front.
+    drops white space, and BERT's own also case and accents. For t5 the sentinels <extra_id_0> to <extra_id_99> have the ids 102 down to 3: descending, as T5's, but at the front.
     Raises DataError where there is no text, UsageError where `vocab_size` is too small for it.
     """
     import transformers
 
     name = NEW_TOKENIZERS.get(model_type, BYTE_LEVEL_BPE)
-    blank = getattr(transformers, name)(**({"pad_token": "<|pad|>"} if name == BYTE_LEVEL_BPE else {}))
     own = OWN_ALGORITHMS.get(name, "bpe")
     algorithm = algorithm or own
+    special = {"pad_token": "<|pad|>"} if name == BYTE_LEVEL_BPE else {}
+    if special and algorithm != "bpe":  # bytes are never unknown; what is must not look like the end of a text
+        special["unk_token"] = "<|unk|>"
+    blank = getattr(transformers, name)(**special)
     if algorithm != own:
         blank = _with_algorithm(blank, algorithm)
     num_special = len(blank.added_tokens_decoder)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit import adapters
 from hfkit.best import Best
 from hfkit.checkpoints import read_marker, step_of
 from hfkit.console import is_main_process, say
@@ -70,11 +71,20 @@ def fit(
     """What `train` returns, after the work itself."""
     stay_local(recipe)
 
-    from hfkit.models import describe, load_config, load_tokenizer, new_or_pretrained, quiet_libraries, require_head
+    from hfkit.models import (
+        describe,
+        load_config,
+        load_tokenizer,
+        new_or_pretrained,
+        quiet_libraries,
+        require_head,
+        with_weights_of,
+    )
 
     quiet_libraries()
     config = load_config(recipe)
     require_head(config, task.auto_model)  # before the data is read, which can take long
+    adapters.check(recipe, config)
     splits = load_splits(task, recipe)
 
     from transformers import Trainer, set_seed
@@ -130,7 +140,12 @@ def fit(
         say(f"{run.directory} is finished after {run.manifest['steps']:,} steps, nothing to do")
         return {"run": str(run.directory), **run.results()}
     checkpoint = on_main(
-        lambda: run.start(identity(recipe, **facts), model.num_parameters(), allow_changed=allow_changed, extend=extend)
+        lambda: run.start(
+            identity(recipe, **facts),
+            model.num_parameters(only_trainable=recipe.lora.enabled),
+            allow_changed=allow_changed,
+            extend=extend,
+        )
     )
     say(plan(args, stream, held_out, run.directory))
     say(f"expected time: {duration(step_seconds * args.max_steps)} for training on this machine")
@@ -179,13 +194,15 @@ def fit(
         optimizer_cls_and_kwargs=optimizer(recipe),
     )
     callback.take(trainer, 0.0 if checkpoint is None else read_marker(checkpoint).get("seconds", 0.0))
+    if recipe.lora.enabled:  # the Trainer reads back no checkpoint of a model that has adapters and is no PeftModel
+        trainer._load_from_checkpoint = lambda path, model=None: adapters.read(trainer.model, Path(path))
     with callback.progress():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     callback.raise_if_stopped()
     steps = trainer.state.global_step
     if best is not None and best.step not in (None, steps):
         say(f"the best model is that of step {best.step}, not the last: {best}")
-        model = type(model).from_pretrained(run.checkpoint(best.step), dtype=model.dtype, local_files_only=True)
+        model = with_weights_of(model, run.checkpoint(best.step))
     if not is_main_process():
         return {"run": str(run.directory)}
     model.config.use_cache = use_cache  # the Trainer turns it off, and generation without it is slow

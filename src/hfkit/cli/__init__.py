@@ -10,6 +10,7 @@ from hfkit import __version__, console
 from hfkit.cli.data import data
 from hfkit.cli.doctor import doctor
 from hfkit.cli.evaluate import evaluate
+from hfkit.cli.export import export
 from hfkit.cli.finetune import finetune
 from hfkit.cli.generate import generate
 from hfkit.cli.predict import predict
@@ -48,7 +49,7 @@ def hfkit(
     """Options before a command."""
 
 
-for command in (pretrain, finetune, predict, generate, evaluate, doctor):
+for command in (pretrain, finetune, predict, generate, evaluate, export, doctor):
     app.command(context_settings=_CONTEXT)(command)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")

@@ -49,6 +49,7 @@ PANELS = {
     "model": "Model",
     "tokenizer": "Model",
     "train": "Training",
+    "lora": "Training",
     "generation": "Generation",
     "evaluation": "Evaluation",
 }

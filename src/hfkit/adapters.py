@@ -1,0 +1,314 @@
+"""Which weights are trained: LoRA adapters beside a model that stays as it is, or all but a part that is frozen.
+
+A model with adapters keeps its class: they are put into its layers. Its directory holds adapter_model.safetensors,
+adapter_config.json, which names the base model, and the model's config as model_config.json: under the name of
+config.json it would make transformers look for all weights there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfkit import hub
+from hfkit.console import say
+from hfkit.errors import HfkitError, ModelError, StorageError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from hfkit.recipe import Model, Recipe
+
+SETTINGS, WEIGHTS, MODEL_CONFIG = "adapter_config.json", "adapter_model.safetensors", "model_config.json"
+NAME = "default"  # of the adapter, as peft has it
+ALL_LINEAR = "all-linear"
+MERGED_TOLERANCE = 1e-4  # of a logit, once the adapter's product is added to the weights
+
+Base = tuple[str, str | None]  # a directory or Hub name, and the commit of the latter
+
+
+def check(recipe: Recipe, config: PreTrainedConfig) -> None:
+    """UsageError where lora or train.freeze can't act on a model with this `config`."""
+    if recipe.model.from_scratch and (recipe.lora.enabled or recipe.train.freeze):
+        flag = "--lora" if recipe.lora.enabled else "--freeze"
+        raise UsageError(f"{flag} keeps trained weights, and this model begins with fresh ones", "--model NAME")
+    for part in recipe.train.freeze:
+        if num_layers(part) > config.num_hidden_layers:
+            raise UsageError(
+                f"train.freeze: {part}, but the model has {config.num_hidden_layers} layers",
+                f"--freeze layers:{config.num_hidden_layers} or fewer",
+            )
+
+
+def num_layers(part: str) -> int:
+    """How many layers an entry of train.freeze names: N of layers:N, 0 of embeddings; UsageError for other words."""
+    kind, _, count = part.partition(":")
+    if part == "embeddings":
+        return 0
+    if kind == "layers" and count.isdecimal() and int(count) > 0:
+        return int(count)
+    near = did_you_mean(part, ["embeddings", "layers:2"])
+    raise UsageError(f"train.freeze: '{part}' is neither embeddings nor layers:N", near or "--freeze layers:2")
+
+
+def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:
+    """Takes the embeddings or the first layers out of training, and says how much that is."""
+    frozen = {
+        id(weight): weight.requires_grad_(False)
+        for part in parts
+        for weight in (_first_layers(model, num_layers(part)) if num_layers(part) else _embeddings(model))
+    }
+    say(f"frozen: {', '.join(parts)}: {_count(frozen.values()):,} of {_count(model.parameters()):,} parameters")
+
+
+def _first_layers(model: PreTrainedModel, count: int) -> list[nn.Parameter]:
+    from torch import nn
+
+    total = model.config.num_hidden_layers
+    stacks = (part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == total)
+    layers = next(stacks, None)  # of an encoder-decoder: the encoder's
+    if layers is None:
+        raise UsageError(
+            f"train.freeze: {model.config.model_type} has no list of {total} layers", "--freeze embeddings"
+        )
+    return list(layers[:count].parameters())
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Tables of tokens and positions, and what BERT's kind has around them, but no tables inside layers, as T5 has."""
+    from torch import nn
+
+    inside = {id(w) for part in model.modules() if isinstance(part, nn.ModuleList) for w in part.parameters()}
+    parts = [part for name, part in model.named_modules() if isinstance(part, nn.Embedding) or "embeddings" in name]
+    return [weight for part in parts for weight in part.parameters() if id(weight) not in inside]
+
+
+def attach(model: PreTrainedModel, recipe: Recipe, fresh: Collection[str]) -> None:
+    """Puts new adapters into `model` and freezes the rest but the modules whose weights are new (`fresh`)."""
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    settings, modules = recipe.lora, {name.rpartition(".")[0] for name in fresh}
+    whole = sorted(name for name in modules if not any(name.startswith(f"{other}.") for other in modules))
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=ALL_LINEAR if settings.targets == [ALL_LINEAR] else settings.targets,
+        modules_to_save=whole or None,
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
+    )
+    linear = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about layers of both kinds, and tied weights that whole modules untie
+            model.add_adapter(config)
+    except ValueError as error:
+        named = ", ".join(settings.targets)
+        raise UsageError(
+            f"lora.targets: {model.config.model_type} has no layers that adapters fit to under {named}",
+            next(
+                filter(None, (did_you_mean(target, linear) for target in settings.targets)),
+                f"--lora-targets {ALL_LINEAR}",
+            ),
+        ) from error
+    trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    beside = f", {', '.join(whole)} whole" if whole else ""
+    say(f"LoRA of rank {settings.r}{beside}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    return bool(model._hf_peft_config_loaded)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds adapters alone, and the weights they belong to lie elsewhere."""
+    whole = ("model.safetensors", "model.safetensors.index.json")
+    return (directory / SETTINGS).exists() and not any((directory / name).exists() for name in whole)
+
+
+def base_of(directory: Path) -> Base:
+    """The base model that the adapter in `directory` names."""
+    try:
+        settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+        name, revision = settings["base_model_name_or_path"], settings.get("revision")
+    except (OSError, ValueError, KeyError, TypeError):
+        name = revision = None
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{directory / SETTINGS} names no base model", "set base_model_name_or_path there")
+    return name, revision
+
+
+def locate_base(directory: Path, weights: bool = True) -> Path:
+    """Where the base model of the adapter in `directory` lies; ModelError that names both where it is not there."""
+    name, revision = base_of(directory)
+    try:
+        return hub.locate_model(f"hf:{name}" if revision else name, revision, weights)
+    except HfkitError as error:
+        raise ModelError(
+            f"{directory} is an adapter to {name}, which can't be read: {error.problems[0][0]}",
+            f"put it back, or name its new place in {directory / SETTINGS} (base_model_name_or_path)",
+        ) from error
+
+
+def config_source(directory: Path) -> Path:
+    """Where the config of the model in `directory` is to be read from."""
+    if not is_adapter(directory):
+        return directory
+    own = directory / MODEL_CONFIG
+    return own if own.exists() else locate_base(directory, weights=False)
+
+
+def load(model: PreTrainedModel, directory: Path) -> set[str]:
+    """Puts the adapter in `directory` into its base `model`; the names of the model's weights that it replaces."""
+    from peft import PeftConfig
+    from safetensors import safe_open
+
+    config = PeftConfig.from_pretrained(str(directory))
+    if config.peft_type != "LORA":
+        raise ModelError(
+            f"{directory}: its adapter is of the kind {config.peft_type}", "LoRA is the one kind supported"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `attach`
+        model.add_adapter(config)
+    read(model, directory)
+    with safe_open(directory / WEIGHTS, "pt") as file:
+        return {name.removeprefix("base_model.model.") for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+
+def read(model: PreTrainedModel, directory: Path) -> None:
+    """Gives the adapters of `model` the weights in `directory`; ModelError where they are not the same adapters."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    try:
+        result = set_peft_model_state_dict(model, load_file(directory / WEIGHTS))
+        wrong = [*result.unexpected_keys, *(name for name in result.missing_keys if f".{NAME}" in name)]
+    except Exception as error:  # a key that is not there, a tensor of another shape, a damaged file
+        raise ModelError(f"{directory / WEIGHTS}: can't be read: {error}", "take another checkpoint") from error
+    if wrong:
+        raise ModelError(f"{directory / WEIGHTS}: {len(wrong)} weights don't fit, first '{wrong[0]}'", "save it again")
+
+
+def base_for(model: Model) -> Base:
+    """How an adapter to this model names it, so that it is found from anywhere: a whole path, or a Hub name's commit."""
+    assert model.name is not None
+    directory = hub.locate_model(model.name, model.revision)
+    if hub.is_local(model.name):
+        return str(directory.absolute()), None
+    return model.name.removeprefix("hf:"), directory.name
+
+
+def complete(directory: Path, model: PreTrainedModel, base: Base) -> None:
+    """Adds what save_pretrained leaves out of an adapter: the model's config, and where its base is to be found."""
+    model.config.to_json_file(directory / MODEL_CONFIG)
+    settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+    settings |= {"base_model_name_or_path": base[0], "revision": base[1]}
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"].sort()  # peft has a set there, and its order is another in each process
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    """What the model answers to the sample batch of its class, whatever its task."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        answer: Tensor = model(**{name: value.to(model.device) for name, value in model.dummy_inputs.items()})[0]
+    model.train(was_training)
+    return answer.float().cpu()
+
+
+def require_same(before: Tensor, after: Tensor, what: str, tolerance: float) -> None:
+    """ModelError where two answers to the sample batch differ by more than `tolerance`, absolute and relative."""
+    import torch
+
+    if not torch.allclose(before, after, rtol=tolerance, atol=tolerance):
+        difference = (before - after).abs().max()
+        raise ModelError(f"{what}: logits differ by {difference:.2g}: nothing is saved", "report this as a bug")
+
+
+def require_saved(model: PreTrainedModel, directory: Path) -> None:
+    """ModelError where the adapter in `directory`, put beside its base anew, does not answer as `model` does."""
+    from hfkit.models import load_weights
+
+    again = load_weights(type(model), str(directory), None, model.config, model.dtype, new_head=False)
+    tolerance = 1e-5 if str(model.dtype) == "torch.float32" else 1e-2
+    require_same(logits(model), logits(again.to(model.device)), f"{directory} does not read back", tolerance)
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Adds every adapter to the weights beside it, which makes `model` a plain one of the same answers."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    before = logits(model)
+    for name, part in list(model.named_modules()):
+        if isinstance(part, LoraLayer):
+            part.merge(safe_merge=True)
+            model.set_submodule(name, part.get_base_layer())
+        elif isinstance(part, ModulesToSaveWrapper):
+            model.set_submodule(name, part.modules_to_save[NAME])
+    model._hf_peft_config_loaded = False
+    del model.peft_config
+    require_same(before, logits(model), "the merged model is not the one with adapters", MERGED_TOLERANCE)
+
+
+def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> None:
+    """The model `name`, read back once written, in a new `directory` without what else a run holds, or nothing at all.
+
+    `merged`: with its adapter added to the weights; `dtype`: their number type (default: as it is). Raises UsageError
+    where there is something in `directory` or nothing to merge.
+    """
+    import torch
+    import transformers
+
+    from hfkit import runs
+    from hfkit.models import load_config, load_weights, open_tokenizer, quiet_libraries
+    from hfkit.recipe import Model, Recipe
+
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory}: {'not empty' if directory.is_dir() else 'is a file'}", "--output-dir NEW")
+    quiet_libraries()
+    config = load_config(Recipe(model=Model(name=name)))
+    source = hub.locate_model(name)
+    if merged and not is_adapter(source):
+        raise UsageError(f"{name} has no adapter to merge", "leave out --merge")
+    if dtype is not None and is_adapter(source) and not merged:
+        raise UsageError("--dtype has no effect on an adapter", "add --merge")
+    model_class = next((getattr(transformers, kind, None) for kind in config.architectures or []), None)
+    if model_class is None:
+        raise ModelError(
+            f"{name}: its config names no class of transformers", "choose a run or a model of a known kind"
+        )
+    own_dtype = config.dtype or torch.float32
+    model = load_weights(model_class, name, None, config, torch.float32 if merged else own_dtype, new_head=False)
+    if merged:
+        merge(model)
+    model.to(getattr(torch, dtype) if dtype else own_dtype)
+    directory = directory.absolute()
+    new = directory.with_name(f".{directory.name}.export")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        runs.export(
+            new, model, open_tokenizer(name, None, weights=True), base_of(source) if has_adapter(model) else None
+        )
+        os.replace(new, directory)
+    except OSError as error:
+        raise StorageError(f"{directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _count(weights: Any) -> int:
+    return sum(weight.numel() for weight in weights)
