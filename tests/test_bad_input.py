@@ -123,9 +123,9 @@ CASES = {
         "other-columns.csv has the columns sentence, stars, but good.csv has text, label (fix: give both the same)"),
     # Rows.
     "latin1 csv": (f"{TUNE} latin1.csv", 3, "latin1.csv: line 2, byte 4: 0xe9 is not UTF-8"
-        " (fix: iconv -f latin1 -t utf-8 latin1.csv > latin1.utf8.csv)"),
+        " (fix: --encoding latin-1 if it is that, or iconv -f latin1 -t utf-8 latin1.csv > latin1.utf8.csv)"),
     "latin1 text": ("pretrain --data latin1.txt", 3, "latin1.txt: line 2, byte 4: 0xe9 is not UTF-8"
-        " (fix: iconv -f latin1 -t utf-8 latin1.txt > latin1.utf8.txt)"),
+        " (fix: --encoding latin-1 if it is that, or iconv -f latin1 -t utf-8 latin1.txt > latin1.utf8.txt)"),
     "utf16": ("pretrain --data utf16.txt", 3,
         "utf16.txt: UTF-16, not UTF-8 (fix: iconv -f utf-16 -t utf-8 utf16.txt > utf16.utf8.txt)"),
     "nul": ("pretrain --data nul.txt", 3, "nul.txt: line 2, byte 1: a NUL byte, so probably not a text file"
@@ -135,7 +135,7 @@ CASES = {
     "long row": (f"{TUNE} long.csv", 3,
         "long.csv: line 2: expected 2 fields, saw 3 (fix: put double quotes around a field with a comma)"),
     "semicolons": (f"{TUNE} semicolons.csv", 3, "semicolons.csv: line 1: one column 'text;label', no comma but ';'"
-        " between names (fix: save it with commas, or as .tsv with tabs)"),
+        " between names (fix: --separator ';')"),
     "broken jsonl": (f"{TUNE} broken.jsonl", 3, "broken.jsonl: line 2, column 9: not JSON: Expecting value"
         " (fix: write one whole JSON object on each line, or one list of objects)"),
     "mixed jsonl": (f"{TUNE} mixed.jsonl", 3, "mixed.jsonl: line 2: column 'text' holds number, but text in line 1"

@@ -35,6 +35,7 @@ WORDS = "hello world this is a tiny model the quick brown fox jumps over lazy do
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
+    torch.manual_seed(0)
     return make_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
@@ -199,10 +200,50 @@ def test_kind_of_label_can_be_named():
 
 def test_class_names_stand_for_their_numbers():
     names = ClassLabel(names=["joy", "fear"])
-    assert prepared([[0, 1], [1]], List(names)) == {"labels": [["joy", "fear"], ["fear"]]}
+    assert prepared([[0, 1], [1]], List(names)) == {"labels": [[0, 1], [1]]}
     assert prepared([0, 1], names) == {"label": [0, 1]}
     with pytest.raises(DataError, match=r"row 2 has no label \(-1\)"):
         prepared([0, -1], names)
+
+
+def order_of(dataset, config):
+    keys = TASK.model_settings({"train": dataset}, config)
+    assert keys["label2id"] == {name: index for index, name in keys["id2label"].items()}
+    assert keys["problem_type"] == MULTIPLE
+    return list(keys["id2label"].values())
+
+
+def test_several_labels_keep_the_order_of_their_source(bert):
+    """Class names, the model's own, columns, else natural order; test_tasks.py has those of single labels."""
+    from hfkit.tasks.labels import with_labels
+
+    config, own = AutoConfig.from_pretrained(bert), AutoConfig.from_pretrained(bert, id2label={0: "9", 1: "10", 2: "1"})
+    names = [["10"], ["9", "1"]]
+    for feature, labels, of_model, order in [
+        (List(ClassLabel(names=["z", "a", "m"])), [[2], [0]], config, ["z", "a", "m"]),
+        (List(Value("string")), names, config, ["1", "9", "10"]),
+        (List(Value("string")), names, own, ["9", "10", "1"]),
+    ]:
+        dataset = Dataset.from_dict(
+            {"text": ["a", "b"], "label": labels}, Features({"text": Value("string"), "label": feature})
+        )
+        assert order_of(with_labels({"train": dataset}, "label", settings.Recipe())["train"], of_model) == order
+    flags = Dataset.from_dict({"text": ["a", "b"], "z": [1, 0], "a": [0, 0], "m": [1, 1]})
+    assert order_of(with_labels({"train": flags}, "z,a,m", settings.Recipe())["train"], config) == ["z", "a", "m"]
+
+
+def test_ids_of_labels_are_those_of_the_saved_model(bert):
+    """config.json is written with sorted keys, so the order of label2id says nothing."""
+    write("a.csv", "text,z,a\n" + "hello,1,0\nworld,0,1\n" * 4)
+    assert finetune(bert, "a.csv", "--label-column", "z,a", "--validation", "a.csv") == 0
+    rows = EncodedTexts(
+        TASK.load(recipe_of("a.csv", **{"data.columns.label": "z,a"}))["train"],
+        AutoTokenizer.from_pretrained("run"),
+        AutoModelForSequenceClassification.from_pretrained("run"),
+        settings.Recipe(),
+    )
+    assert rows.labels[:2] == [[1.0, 0.0], [0.0, 1.0]]
+    assert rows.names == list(hfkit.predict("run", ["hello"])[0]["probabilities"]) == ["z", "a"]
 
 
 def test_columns_of_0_and_1_are_labels():
@@ -210,7 +251,7 @@ def test_columns_of_0_and_1_are_labels():
     one = {"data.columns.label": "joy,fear, calm"}
     assert loaded(write("a.csv", content), **one)[:] == {
         "text": ["a", "b", "c"],
-        "labels": [["joy", "calm"], [], ["fear"]],
+        "labels": [[0, 2], [], [1]],
     }
     with pytest.raises(DataError, match="row 2: column 'fear' holds '2', not 0 or 1"):
         loaded(write("b.csv", content.replace("b,0,0,0", "b,0,2,0")), **one)
@@ -387,21 +428,39 @@ def long_rows(num_rows=96, seed=0):
 
 
 def test_windows_see_what_truncation_cuts_off(bert, capsys):
-    write("a.csv", long_rows())
+    write("a.csv", long_rows(160))
     write("b.csv", long_rows(seed=1))
     common = ["--validation", "b.csv", "--max-length", "16", "--dropout", "0"]
     cut = learned(bert, "a.csv", *common, "--allow-truncation", run="cut")
-    assert "warning: 96 of 96 rows (100.0%) are longer than 16 tokens and were cut (fix: --max-length 32)" in (
+    assert "warning: 160 of 160 rows (100.0%) are longer than 16 tokens and were cut (fix: --max-length 32)" in (
         capsys.readouterr().err
     )
     windows = learned(bert, "a.csv", *common, "--long-documents", "window", "--window-pooling", "max", run="windows")
-    assert "96 of 96 rows (100.0%) are longer than 16 tokens and make 288 windows" in capsys.readouterr().err
+    assert "160 of 160 rows (100.0%) are longer than 16 tokens and make 480 windows" in capsys.readouterr().err
     assert cut["eval_accuracy"] < 0.7
     assert windows["eval_accuracy"] > 0.95
     with open("b.csv") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
     labels = [answer["label"] for answer in hfkit.predict("windows", texts)]
     assert labels == ["wild" if row % 2 else "tame" for row in range(96)]
+
+
+@pytest.mark.parametrize("kind", [SINGLE, MULTIPLE, REGRESSION])
+def test_numbers_while_training_are_those_of_the_end(bert, kind):
+    """The Trainer sees the longest rows first, `evaluate` in their order: windows find their texts in both."""
+    labels = {SINGLE: "a b b", MULTIPLE: "a|b b a|b", REGRESSION: "0.5 3 1.25"}[kind].split()
+    rows = [f"{' '.join(WORDS[: 1 + row % 12])} dog,{labels[row % 3]}\n" for row in range(30)]
+    write("a.csv", "text,label\n" + "".join(rows))
+    still = ["--lr", "1e-12", "--max-steps", "2", "--eval-steps", "1", "--dropout", "0", "--validation", "a.csv"]
+    windows = ["--long-documents", "window", "--max-length", "8", "--problem-type", kind]
+    assert finetune(bert, "a.csv", *still, *windows) == 0
+    with open("run/metrics.jsonl") as log:
+        during = next(line for line in map(json.loads, log) if "eval_runtime" in line)
+    with open("run/all_results.json") as file:
+        final = json.load(file)
+    names = [f"eval_{name}" for name in ("rmse", "pearson") if kind == REGRESSION] or ["eval_log_loss", "eval_f1_macro"]
+    for name in names:
+        assert during[name] == pytest.approx(final[name], abs=1e-5)
 
 
 def test_many_cut_rows_take_a_decision(bert, capsys):
@@ -487,6 +546,7 @@ def test_a_decoder_reads_its_last_token_whatever_the_padding(kind, tmp_path):
 
 
 def test_a_decoder_learns_to_classify(tmp_path):
+    torch.manual_seed(0)
     make_gpt2(tmp_path / "gpt2")
     random = np.random.default_rng(0)
     rows = []
@@ -644,6 +704,21 @@ def test_evaluation_of_data_with_one_label_a_row_knows_the_model(bert):
     write("b.csv", "text,label\na dog,x\nhello,y\n")
     scores = hfkit.evaluate("run", **{"data.test": ["b.csv"]})
     assert list(scores) == ["f1_macro", "f1_micro", "subset_accuracy", "log_loss"]
+
+
+@pytest.mark.parametrize(
+    ("label", "options", "metric"),
+    [("score", ["--early-stopping", "1"], "pearson"), ("label", ["--early-stopping", "1"], "accuracy"),
+     ("label", ["--best", "ece"], "ece")],
+)  # fmt: skip
+def test_the_best_model_is_by_a_metric_of_its_kind(bert, label, options, metric, capsys):
+    write("a.csv", f"text,{label}\n" + "a dog,0.5\na fox,3.5\nhello,2.5\n".replace(".5", ".5" * (label == "score")) * 4)
+    steps = ["--validation", "a.csv", "--max-steps", "4", "--eval-steps", "1", "--lr", "1e-2", "--batch-size", "4"]
+    assert finetune(bert, "a.csv", *steps, *options) == 0
+    with open("run/run.json") as file:
+        assert metric in json.load(file)["best"]
+    assert main(["finetune", "--model", str(bert), "--data", "a.csv", "--best", "f1_samples"]) == 2
+    assert "unknown metric 'f1_samples' for" in capsys.readouterr().err
 
 
 def test_regression_answers_with_the_number(bert, capsys):

@@ -120,7 +120,9 @@ def test_duplicates_are_found_across_batches_and_said_again_in_a_second_run(caps
 
 def test_a_stream_is_cleaned_anew_in_each_pass_over_all_its_files(capsys: pytest.CaptureFixture[str]) -> None:
     files = [write([f"{name}{number}" for number in range(3)] + ["same"], f"{name}.jsonl") for name in "abc"]
-    stream = clean_stream(load_source(files).to_iterable_dataset(), Clean(deduplicate=True)).shuffle(seed=1, buffer_size=4)
+    stream = clean_stream(load_source(files).to_iterable_dataset(), Clean(deduplicate=True)).shuffle(
+        seed=1, buffer_size=4
+    )
     expected = sorted([f"{name}{number}" for name in "abc" for number in range(3)] + ["same"])
     orders = []
     for epoch in range(2):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SETTINGS, WEIGHTS, MODEL_CONFIG = "adapter_config.json", "adapter_model.safetensors", "model_config.json"
 NAME = "default"  # of the adapter, as peft has it
+PREFIX = "base_model.model."  # of the names in its file
 ALL_LINEAR = "all-linear"
 MERGED_TOLERANCE = 1e-4  # of a logit, once the adapter's product is added to the weights
 
@@ -92,6 +93,7 @@ def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
 def attach(model: PreTrainedModel, recipe: Recipe, fresh: Collection[str]) -> None:
     """Puts new adapters into `model` and freezes the rest but the modules whose weights are new (`fresh`)."""
     from peft import LoraConfig
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     settings, modules = recipe.lora, {name.rpartition(".")[0] for name in fresh}
@@ -104,19 +106,17 @@ def attach(model: PreTrainedModel, recipe: Recipe, fresh: Collection[str]) -> No
         modules_to_save=whole or None,
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
     )
-    linear = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about layers of both kinds, and tied weights that whole modules untie
             model.add_adapter(config)
     except ValueError as error:
-        named = ", ".join(settings.targets)
+        parts = model.named_modules()
+        linear = {name.rpartition(".")[2] for name, part in parts if isinstance(part, (nn.Linear, Conv1D))}
+        near = next(filter(None, (did_you_mean(target, linear) for target in settings.targets)), "")
         raise UsageError(
-            f"lora.targets: {model.config.model_type} has no layers that adapters fit to under {named}",
-            next(
-                filter(None, (did_you_mean(target, linear) for target in settings.targets)),
-                f"--lora-targets {ALL_LINEAR}",
-            ),
+            f"lora.targets: {model.config.model_type} has no layers named {', '.join(settings.targets)} that take one",
+            near or f"--lora-targets {ALL_LINEAR}",
         ) from error
     trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
     beside = f", {', '.join(whole)} whole" if whole else ""
@@ -180,7 +180,7 @@ def load(model: PreTrainedModel, directory: Path) -> set[str]:
         model.add_adapter(config)
     read(model, directory)
     with safe_open(directory / WEIGHTS, "pt") as file:
-        return {name.removeprefix("base_model.model.") for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        return {name.removeprefix(PREFIX) for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
 
 def read(model: PreTrainedModel, directory: Path) -> None:
@@ -189,7 +189,8 @@ def read(model: PreTrainedModel, directory: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        result = set_peft_model_state_dict(model, load_file(directory / WEIGHTS))
+        weights = {name.removeprefix(PREFIX): weight for name, weight in load_file(directory / WEIGHTS).items()}
+        result = set_peft_model_state_dict(model, weights)
         wrong = [*result.unexpected_keys, *(name for name in result.missing_keys if f".{NAME}" in name)]
     except Exception as error:  # a key that is not there, a tensor of another shape, a damaged file
         raise ModelError(f"{directory / WEIGHTS}: can't be read: {error}", "take another checkpoint") from error
@@ -198,7 +199,7 @@ def read(model: PreTrainedModel, directory: Path) -> None:
 
 
 def base_for(model: Model) -> Base:
-    """How an adapter to this model names it, so that it is found from anywhere: a whole path, or a Hub name's commit."""
+    """How an adapter names this model to be found from anywhere: by its whole path, or by its commit on the Hub."""
     assert model.name is not None
     directory = hub.locate_model(model.name, model.revision)
     if hub.is_local(model.name):
@@ -287,9 +288,7 @@ def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> No
         raise UsageError("--dtype has no effect on an adapter", "add --merge")
     model_class = next((getattr(transformers, kind, None) for kind in config.architectures or []), None)
     if model_class is None:
-        raise ModelError(
-            f"{name}: its config names no class of transformers", "choose a run or a model of a known kind"
-        )
+        raise ModelError(f"{name}: its config names no class of transformers", "choose a run of hfkit")
     own_dtype = config.dtype or torch.float32
     model = load_weights(model_class, name, None, config, torch.float32 if merged else own_dtype, new_head=False)
     if merged:
@@ -300,9 +299,8 @@ def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> No
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        runs.export(
-            new, model, open_tokenizer(name, None, weights=True), base_of(source) if has_adapter(model) else None
-        )
+        base = base_of(source) if has_adapter(model) else None
+        runs.export(new, model, open_tokenizer(name, None, weights=True), base)
         os.replace(new, directory)
     except OSError as error:
         raise StorageError(f"{directory}: {error.strerror}", "--output-dir ELSEWHERE") from error

@@ -29,11 +29,11 @@ class Best:
     last_step: int = 0  # of the last evaluation
 
     @classmethod
-    def of(cls, recipe: Recipe, task: Task) -> Best | None:
+    def of(cls, recipe: Recipe, task: Task, config: Any) -> Best | None:
         """By train.best, or the task's own metric where only train.early_stopping is given; None without either."""
         if recipe.train.best is None and recipe.train.early_stopping is None:
             return None
-        return cls(recipe.train.best or task.best_metric, recipe.train.early_stopping)
+        return cls(recipe.train.best or task.best_metric_of(config), recipe.train.early_stopping)
 
     def take_all(self, log: Iterable[Mapping[str, Any]]) -> None:
         """Takes the evaluations among the lines of `metrics.jsonl`."""

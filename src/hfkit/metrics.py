@@ -673,7 +673,7 @@ def ece(data: Inputs) -> Sample:
     confidence = data.probabilities.max(axis=1)
     gaps = (data.probabilities.argmax(axis=1) == data.actual) - confidence
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.intp) - 1, 0, ECE_BINS - 1)
-    definition = f"expected calibration error, top class, {ECE_BINS} equal bins; few rows raise it, interval included"
+    definition = f"expected calibration error, top class, {ECE_BINS} equal bins, few rows raise it, interval included"
     return Sample(
         data.rows,
         lambda weights: np.abs(by_code(weights * gaps, bins, ECE_BINS)).sum(axis=1, keepdims=True) / data.n,

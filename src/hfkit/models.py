@@ -188,7 +188,7 @@ def new_or_pretrained(
     """The model in recipe.model.dtype; what is new in it (all of it, or a head) is said aloud.
 
     Raises ModelError where weights are missing, have other shapes or can't be read; a head's may be new in training
-    alone (`new_head`).
+    alone (`new_head`), as adapters and frozen weights are.
     """
     import torch
     import transformers
@@ -206,7 +206,8 @@ def new_or_pretrained(
             model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
     else:
         assert recipe.model.name is not None
-        model = load_weights(auto_class, recipe.model.name, recipe.model.revision, config, dtype, new_head, recipe)
+        fitted = recipe if new_head else None  # a run's recipe says how it was trained in other commands, too
+        model = load_weights(auto_class, recipe.model.name, recipe.model.revision, config, dtype, new_head, fitted)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UsageError(
@@ -215,7 +216,7 @@ def new_or_pretrained(
         )
     if tokenizer.pad_token_id is not None:  # a classifying decoder reads its last token that is not this one
         model.config.pad_token_id = tokenizer.pad_token_id
-    if recipe.train.freeze:
+    if new_head and recipe.train.freeze:
         adapters.freeze(model, recipe.train.freeze)
     return model
 

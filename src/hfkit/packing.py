@@ -104,7 +104,9 @@ def pack(
         raise DataError("the text holds fewer than two tokens", "give more text with --data")
     blocks = Blocks(store, size, prefix, suffix, packed)
     if dataset.cache_files:  # not for every group of rows of a stream
-        say_once(f"tokens: {count:,} of {len(dataset):,} documents, none dropped, in {len(blocks):,} blocks of {size}")
+        say_once(
+            f"tokens: {count:,} of {len(dataset):,} document{'s' * (len(dataset) > 1)}, none dropped, in {len(blocks):,} blocks of {size}"
+        )
         if packed and len(blocks) == 1 and blocks.lengths[0] < size:
             warn(f"that is less than one block of {size} tokens", f"--block-size {count // 2}, or give more text")
     return blocks

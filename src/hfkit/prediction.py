@@ -83,7 +83,7 @@ def predict_file(
 
 
 def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> Iterator[Answer]:
-    """The answer to each text, in order; the model is loaded once, and `chunk` (CHUNK) texts are in memory at a time."""
+    """The answer to each text, in order; the model is loaded once, `chunk` (CHUNK) texts are in memory at a time."""
     import datasets
 
     from hfkit.inference import predict_rows, to_device

@@ -159,7 +159,7 @@ def fit(
         say(f"validation before training: {shown}")
         run.keep_scores_before(before)
     start = time.monotonic()
-    best = Best.of(recipe, task)
+    best = Best.of(recipe, task, config)
     callback = RunCallback(
         run,
         stream,
@@ -172,6 +172,7 @@ def fit(
         if held_out is not None and recipe.train.samples
         else None,
     )
+
     def metrics_of(output: Any) -> dict[str, float]:
         assert held_out is not None
         assert in_order is not None

@@ -45,6 +45,10 @@ class Task(ABC):
     watched: tuple[str, ...] = ()  # the names that train.best may hold where they are not those of `metrics`
     metrics: tuple[str, ...]  # the names that evaluation.metrics may hold
 
+    def best_metric_of(self, config: Any) -> str:
+        """The metric in `scores` that says how good a model with this config is."""
+        return self.best_metric
+
     @abstractmethod
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the settings that nobody gave, by dotted key; `given` are those that somebody gave."""

@@ -44,10 +44,11 @@ def with_labels(splits: Mapping[str, Dataset], label: str, recipe: Recipe, confi
     known = recipe.data.problem_type or (problem_type_of(config) if config is not None else None)
     kind = known or _guess(values, guessed, columns, recipe)
     separator = _separator(values, recipe, config) if kind == MULTIPLE and isinstance(values[0], str) else None
+    order = columns if len(columns) > 1 else _class_names(guessed, columns[0])
     prepared = {}
     for split, dataset in splits.items():
         own = values if dataset is guessed else _values(dataset, columns)
-        prepared[split] = _with_column(dataset, columns, _as(kind, own, split, separator, recipe), kind)
+        prepared[split] = _with_column(dataset, columns, _as(kind, own, split, separator), kind, order)
     return prepared
 
 
@@ -62,15 +63,21 @@ def _values(dataset: Dataset, columns: list[str]) -> list[Any]:
                     raise DataError(problem, "name one --label-column, or columns of 0 and 1")
         on = [[str(flag).lower() in ("1", "1.0", "true") for flag in flags] for flags in table]
         return [[column for column, flag in zip(columns, row, strict=True) if flag] for row in zip(*on, strict=True)]
-    feature = dataset.features[columns[0]]
     values: list[Any] = dataset[columns[0]][:]
-    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    names = _class_names(dataset, columns[0])
     if names is None:
         return values
     unlabelled = next((row for row, value in enumerate(values, 1) if value == -1), None)
     if unlabelled:
         raise DataError(f"row {unlabelled} has no label (-1)", "give data with labels")
     return [[names[one] for one in value] if isinstance(value, list) else names[value] for value in values]
+
+
+def _class_names(dataset: Dataset, column: str) -> list[str] | None:
+    """The names of a column of classes, or of lists of classes, in their order."""
+    feature = dataset.features[column]
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
 
 
 def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Recipe) -> str:
@@ -81,7 +88,7 @@ def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Reci
         return MULTIPLE
     if recipe.data.label_separator is not None:
         return MULTIPLE
-    if hasattr(dataset.features[columns[0]], "names"):
+    if _class_names(dataset, columns[0]) is not None:
         return SINGLE
     distinct = set(values)
     numbers = [_number(value) for value in distinct]
@@ -131,7 +138,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _as(kind: str, values: list[Any], split: str, separator: str | None, recipe: Recipe) -> list[Any]:
+def _as(kind: str, values: list[Any], split: str, separator: str | None) -> list[Any]:
     """`values` as labels of this kind; DataError at the first row that is none."""
     if kind == MULTIPLE:
         lists = [value if isinstance(value, list) else _parts(str(value), separator) for value in values]
@@ -155,13 +162,17 @@ def _as(kind: str, values: list[Any], split: str, separator: str | None, recipe:
     return values
 
 
-def _with_column(dataset: Dataset, columns: list[str], values: list[Any], kind: str) -> Dataset:
-    from datasets import List, Value
+def _with_column(
+    dataset: Dataset, columns: list[str], values: list[Any], kind: str, order: list[str] | None
+) -> Dataset:
+    from datasets import ClassLabel, List, Value
 
     target = COLUMNS[kind]
     if kind == SINGLE:
         return dataset.rename_columns({column: target for column in columns if column != target})
-    feature = List(Value("string")) if kind == MULTIPLE else Value("float64")
+    feature = Value("float64") if kind == REGRESSION else List(ClassLabel(names=order) if order else Value("string"))
+    if kind == MULTIPLE and order:
+        values = [[order.index(name) for name in value] for value in values]
     return dataset.remove_columns(columns).add_column(target, values, feature=feature)
 
 
@@ -175,9 +186,10 @@ def labels_of(dataset: Dataset) -> list[Any]:
 def label_names(dataset: Dataset, config: Any) -> list[str]:
     """The names of all labels of the training data, in the order of their ids.
 
-    ClassLabel order, else the model's own where the names are the same, else natural order (10 after 9).
+    The order of a ClassLabel or of columns of 0 and 1, else the model's own where the names are the same, else natural
+    order (10 after 9).
     """
-    feature = dataset.features[COLUMNS[kind_of(dataset) or SINGLE]]
+    order = _class_names(dataset, COLUMNS[kind_of(dataset) or SINGLE])
     counts = Counter(flat(labels_of(dataset)))
     if len(counts) < 2:
         raise DataError(
@@ -190,8 +202,8 @@ def label_names(dataset: Dataset, config: Any) -> list[str]:
             f"{once:,} of {len(counts):,} labels have one training row each, too little to learn them",
             "check --label-column, or merge labels",
         )
-    if hasattr(feature, "names"):
-        return list(feature.names)
+    if order is not None:
+        return list(order)
     own = [str(config.id2label[index]) for index in sorted(config.id2label)]
     return own if set(own) == set(counts) else sorted(counts, key=natural)
 

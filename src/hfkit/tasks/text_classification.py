@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from hfkit.console import say, warn
 from hfkit.errors import DataError, UsageError
 from hfkit.tasks.base import Batch, Loss, Rows, Task
-from hfkit.tasks.error_files import write_confusion, write_worst_errors
 from hfkit.tasks.labels import (
     COLUMNS,
     MULTIPLE,
@@ -23,6 +22,7 @@ from hfkit.tasks.labels import (
     kind_of,
     label_names,
     labels_of,
+    problem_type_of,
     with_labels,
 )
 
@@ -63,6 +63,9 @@ class TextClassification(Task):
     auto_model = "AutoModelForSequenceClassification"
     best_metric = "accuracy"
     metrics = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
+
+    def best_metric_of(self, config: Any) -> str:
+        return DEFAULT_METRICS[problem_type_of(config)][0]
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3: batch 16-32, 2e-5 to 5e-5, 2-4 epochs)."""
@@ -181,6 +184,8 @@ class TextClassification(Task):
         answers, labels = answered(reduced, rows), labels if rows is None else labels[rows.starts]  # type: ignore[attr-defined]
         wanted = recipe.evaluation
         names = list(wanted.metrics or DEFAULT_METRICS[kind])
+        if recipe.train.best is not None and recipe.train.best not in names:
+            names.append(recipe.train.best)
         if kind == REGRESSION and not wanted.metrics and min(np.ptp(answers), np.ptp(labels)) == 0:
             warn("all answers are the same, or all labels: they have no correlation")
             names = [name for name in names if name not in ("pearson", "spearman")]
@@ -223,6 +228,7 @@ class TextClassification(Task):
         `beside`: files of single rows go to names that begin with this path.
         """
         from hfkit.inference import predict_rows
+        from hfkit.tasks.error_files import write_confusion, write_worst_errors
 
         rows = self.encode(dataset, tokenizer, model, recipe)
         wanted = recipe.evaluation
@@ -296,7 +302,7 @@ def _require_sense(recipe: Recipe, kind: str) -> None:
     """UsageError naming every setting that has no effect on labels of this kind."""
     problems = [
         (f"unknown metric '{name}' for {kind}, which has: {', '.join(METRICS[kind])}", "name one of them")
-        for name in recipe.evaluation.metrics
+        for name in [*recipe.evaluation.metrics, *([recipe.train.best] if recipe.train.best else [])]
         if name not in METRICS[kind]
     ]
     idle = {
