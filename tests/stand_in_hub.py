@@ -5,11 +5,13 @@
         subprocess.run([sys.executable, "-m", "hfkit", ...], env=hub.env(tmp_path))
 
 It speaks what snapshot_download, from_pretrained and load_dataset ask: model and dataset info, file trees, HEAD and
-GET of files, ranges, moved names (307) and the error codes of the real Hub. `tests/conftest.py` imports the fixture.
+GET of files, ranges, moved names (307) and the error codes of the real Hub. To those who were let in it also speaks
+whoami, create_repo and upload_folder without xet. `tests/conftest.py` imports the fixture.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -33,6 +35,9 @@ ID = r"(?P<name>[^/]+(?:/[^/]+)??)"
 API_PATH = re.compile(
     rf"/api/(?P<kind>models|datasets)/{ID}(?:/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<folder>.+))?)?"
 )
+UPLOAD_PATH = re.compile(
+    rf"/api/models/{ID}/(?P<verb>preupload|commit)/main|/{ID.replace('name', 'lfs')}\.git/info/lfs/objects/batch"
+)
 FILE_PATH = re.compile(rf"/(?P<kind>datasets/)?{ID}/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
@@ -47,7 +52,7 @@ class Repository:
     """One repository: `directory` is read anew for every request, `broken` counts down."""
 
     directory: Path
-    access: Literal["public", "gated", "private"]
+    access: Literal["public", "gated", "private", "own"]
     slow: str
     broken: int
     broken_at: int | None
@@ -63,6 +68,17 @@ class Repository:
         return hashlib.sha1(b"\0".join(name.encode() + b"\0" + data for name, data in contents)).hexdigest()
 
 
+@dataclass
+class Account:
+    """Whom a token belongs to, what it allows, and where repositories go that are created with it."""
+
+    name: str
+    directory: Path
+    role: Literal["read", "write", "fineGrained"]
+    rights: tuple[str, ...]
+    organizations: tuple[str, ...]
+
+
 class StandInHub:
     """The server; `url` is its HF_ENDPOINT and `requests` what was asked so far."""
 
@@ -70,6 +86,9 @@ class StandInHub:
         self.requests: list[Request] = []
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.moved: dict[str, str] = {}
+        self.accounts: dict[str, Account] = {}  # by Authorization header
+        self.objects: dict[str, bytes] = {}  # of LFS, by sha256
+        self.refusals = 0  # of commits to come, counts down
         self.released = threading.Event()  # lets hanging answers go when the server closes
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self  # type: ignore[attr-defined]
@@ -97,7 +116,7 @@ class StandInHub:
         directory: Path,
         *,
         kind: Literal["models", "datasets"] = "models",
-        access: Literal["public", "gated", "private"] = "public",
+        access: Literal["public", "gated", "private", "own"] = "public",
         slow: str = "",
         broken: int = 0,
         broken_at: int | None = None,
@@ -107,7 +126,8 @@ class StandInHub:
     ) -> None:
         """Serves `directory` as `name`.
 
-        `access`: gated shows its file list and refuses its files, private is as good as absent.
+        `access`: gated shows its file list and refuses its files, private is as good as absent,
+        own is private and shown to whoever was let in.
         `slow`: requests whose "METHOD path" matches this pattern get no answer ("": none).
         `broken`: so many GETs of a big file stop after `broken_at` bytes of it (None: half; broken=ALWAYS: all).
         `status`: every answer has this status (503, ...). `revisions`: branches and tags, beside the commit.
@@ -118,6 +138,19 @@ class StandInHub:
         self.repositories[kind, moved_to or name] = Repository(
             Path(directory), access, slow, broken, broken_at, status, revisions
         )
+
+    def let_in(
+        self,
+        token: str,
+        name: str,
+        directory: Path,
+        *,
+        role: Literal["read", "write", "fineGrained"] = "write",
+        rights: tuple[str, ...] = (),
+        organizations: tuple[str, ...] = (),
+    ) -> None:
+        """From now on `token` is an access token of `name`, whose new repositories go into `directory`."""
+        self.accounts[f"Bearer {token}"] = Account(name, directory, role, rights, organizations)
 
     def asked(self) -> list[str]:
         """ "METHOD path" of every request so far, without queries."""
@@ -159,14 +192,82 @@ class Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
+        path = urlsplit(self.path).path
+        if path in ("/api/repos/create", "/api/validate-yaml") or UPLOAD_PATH.fullmatch(path):
+            self.hub.requests.append(Request(self.command, self.path, self.headers))
+            return self.take(path, body)
         form = parse_qs(body.decode()) if not body.startswith(b"{") else json.loads(body)
         self.asked_for = form.get("paths", [])
-        self.answer()
+        return self.answer()
+
+    def do_PUT(self) -> None:
+        """The bytes of one LFS object, which need no sign-in, as at the real Hub's storage."""
+        self.hub.requests.append(Request(self.command, self.path, self.headers))
+        data = self.body()
+        assert self.path == f"/lfs/{hashlib.sha256(data).hexdigest()}"
+        self.hub.objects[self.path.removeprefix("/lfs/")] = data
+        self.reply(200, {})
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def take(self, path: str, body: bytes) -> None:
+        """Answers what create_repo and upload_folder send."""
+        account = self.hub.accounts.get(self.headers.get("Authorization", ""))
+        if account is None or account.role == "read":
+            return self.refuse(403 if account else 401, "", "You don't have the rights to do this")
+        if path == "/api/validate-yaml":
+            return self.reply(200, {"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = f"{wanted['organization'] or account.name}/{wanted['name']}"
+            known = ("models", name) in self.hub.repositories
+            if not known:
+                access: Any = "own" if wanted["visibility"] == "private" else "public"
+                self.hub.add(name, account.directory / name, access=access)
+            return self.reply(409 if known else 200, {"url": f"{self.hub.url}/{name}"})
+        place = UPLOAD_PATH.fullmatch(path)
+        assert place is not None
+        if place["lfs"]:
+            answers = [
+                {**one, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return self.reply(200, {"transfer": "basic", "objects": answers})
+        if place["verb"] == "preupload":
+            names = [one["path"] for one in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(LFS_SUFFIXES) else "regular" for name in names}
+            files = [{"path": name, "uploadMode": modes[name], "shouldIgnore": False} for name in names]
+            return self.reply(200, {"files": files})
+        if self.hub.refusals:
+            self.hub.refusals -= 1
+            return self.refuse(403, "", "Private repository storage limit reached")
+        repository = self.hub.repositories["models", place["name"]]
+        for entry in map(json.loads, body.splitlines()):
+            value = entry["value"]
+            if entry["key"] in ("file", "lfsFile"):
+                is_object = entry["key"] == "lfsFile"
+                data = self.hub.objects[value["oid"]] if is_object else base64.b64decode(value["content"])
+                file = repository.directory / value["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+        commit = repository.commit()
+        url = f"{self.hub.url}/{place['name']}/commit/{commit}"
+        return self.reply(200, {"commitUrl": url, "commitOid": commit})
 
     def answer(self) -> None:
         self.hub.requests.append(Request(self.command, self.path, self.headers))
         path = urlsplit(self.path).path
+        if path == "/api/whoami-v2":
+            return self.answer_who()
         match = API_PATH.fullmatch(path) or FILE_PATH.fullmatch(path)
         if not match:
             return self.reply(404, {"error": f"the stand-in Hub has no route {path}"})
@@ -176,7 +277,8 @@ class Handler(BaseHTTPRequestHandler):
         kind = "models" if place["kind"] is None else place["kind"].rstrip("/")
         repository = self.hub.repositories.get((kind, place["name"]))
         signed_in = "Authorization" in self.headers
-        if repository is None or repository.access == "private":
+        known = self.headers.get("Authorization") in self.hub.accounts
+        if repository is None or repository.access == "private" or (repository.access == "own" and not known):
             # The real Hub's answer to an anonymous request for what does not exist is 401.
             return self.refuse(404 if signed_in else 401, "RepoNotFound", "Repository not found")
         if repository.slow and re.search(repository.slow, f"{self.command} {path}"):
@@ -197,6 +299,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", "Entry not found", commit)
         return self.send_file(repository, file, commit)
 
+    def answer_who(self) -> None:
+        account = self.hub.accounts.get(self.headers.get("Authorization", ""))
+        if account is None:
+            return self.refuse(401, "", "Invalid user token.")
+        scoped = [{"entity": {"type": "user", "name": account.name}, "permissions": account.rights}]
+        token = {"role": account.role, **({"fineGrained": {"scoped": scoped}} if account.rights else {})}
+        organizations = [{"type": "org", "name": name} for name in account.organizations]
+        return self.reply(200, {"name": account.name, "orgs": organizations, "auth": {"accessToken": token}})
+
     def answer_api(self, repository: Repository, place: dict[str, str], commit: str) -> None:
         files = repository.files()
         if place["verb"] == "paths-info":
@@ -211,7 +322,7 @@ class Handler(BaseHTTPRequestHandler):
             {"rfilename": name, "size": file.stat().st_size, "blobId": etag(file)} for name, file in files.items()
         ]
         gated = repository.access == "gated" and "manual"
-        info = {"id": place["name"], "sha": commit, "private": False, "gated": gated, "tags": [], "downloads": 0}
+        info = {"id": place["name"], "sha": commit, "private": repository.access == "own", "gated": gated, "tags": [], "downloads": 0}
         return self.reply(200, {**info, "siblings": siblings})
 
     def send_file(self, repository: Repository, file: Path, commit: str) -> None:

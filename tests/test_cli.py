@@ -400,7 +400,8 @@ def test_recipes_check_says_all_that_is_wrong(folder: Path, capsys: pytest.Captu
 
 def test_recipes_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     schema = json.loads(Said("recipes schema", capsys).out)
-    assert set(schema["properties"]) == {"task", "model", "data", "tokenizer", "train", "generation", "evaluation"}
+    sections = {"task", "model", "data", "tokenizer", "train", "lora", "generation", "evaluation"}
+    assert set(schema["properties"]) == sections
 
 
 def test_doctor_tells_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from hfkit.__main__ import main
 from hfkit.errors import DataError, UsageError
 from hfkit.evaluation import evaluate_files
 from hfkit.perplexity import perplexity
-from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
+from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 
 TOKENIZER = make_word_tokenizer()
 WITH_BOS = make_word_tokenizer()
@@ -26,8 +26,7 @@ def text(length, start=0):
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return make_causal_model(positions=64).eval()
+    return spread(make_causal_model(positions=64)).eval()
 
 
 def one_by_one(model, ids, context, stride):

@@ -179,6 +179,8 @@ def test_two_names_of_a_model_are_refused() -> None:
 
 # What is wrong, all of it at once.
 
+MASKED = "mlm, mlm-nsp, denoising"  # the tasks that hide tokens
+
 BAD = """\
 task: clm
 model: bert
@@ -225,7 +227,7 @@ def test_every_mistake_is_reported_with_its_line_and_its_fix(tmp_path: Path) -> 
         "line 13: train.extra.seed: is a setting of its own (fix: set train.seed)",
         "line 14: train.extra.tf32: must be true or false, not 'no'",
         "line 15: train.extra.eval_strategy: is decided by hfkit (fix: set train.eval_steps)",
-        "line 18: data.mask_probability: has no effect for clm (fix: leave it out; it acts for mlm, mlm-nsp, denoising)",
+        f"line 18: data.mask_probability: has no effect for clm (fix: leave it out; it acts for {MASKED})",
         "line 21: lr: unknown setting (fix: did you mean 'train.learning_rate'?)",
         "line 22: adam_epsilon: unknown setting (fix: set train.extra.adam_epsilon)",
         "line 23: generation.seed: has no effect in `hfkit pretrain` (fix: leave it out; it acts in generate)",
@@ -346,7 +348,7 @@ def test_every_schedule_of_the_library_that_needs_no_metric_can_be_chosen() -> N
                                                   " (fix: leave it out; it acts in finetune, evaluate)"),
         ("generate", "data.train", ["x"], "has no effect in `hfkit generate`"
                                           " (fix: leave it out; it acts in pretrain, finetune)"),
-        ("pretrain", "data.mask_probability", 0.2, "has no effect for clm (fix: leave it out; it acts for mlm, mlm-nsp, denoising)"),
+        ("pretrain", "data.mask_probability", 0.2, f"has no effect for clm (fix: leave it out; it acts for {MASKED})"),
     ],
 )  # fmt: skip
 def test_an_idle_setting_is_refused(command: str, key: str, value: Any, expected: str) -> None:
@@ -384,7 +386,7 @@ def test_a_setting_that_needs_another_one_is_refused_without_it() -> None:
 @pytest.mark.parametrize(
     ("command", "task", "expected"),
     [
-        ("pretrain", "clmm", "'clmm' is no task of `hfkit pretrain`: clm, mlm, mlm-nsp, denoising (fix: did you mean 'clm'?)"),
+        ("pretrain", "clmm", f"'clmm' is no task of `hfkit pretrain`: clm, {MASKED} (fix: did you mean 'clm'?)"),
         (
             "pretrain",
             "text-classification",
@@ -393,7 +395,7 @@ def test_a_setting_that_needs_another_one_is_refused_without_it() -> None:
         ("finetune", "mlm", "'mlm' is no task of `hfkit finetune`: text-classification (fix: hfkit pretrain)"),
         ("finetune", "xyz", "'xyz' is no task of `hfkit finetune`: text-classification"
                             " (fix: --task text-classification)"),
-        ("evaluate", "xyz", "'xyz' is no task of `hfkit evaluate`: clm, mlm, mlm-nsp, denoising, text-classification (fix: --task clm)"),
+        ("evaluate", "xyz", f"'xyz' is no task of `hfkit evaluate`: clm, {MASKED}, text-classification (fix: --task clm)"),
     ],
 )  # fmt: skip
 def test_a_wrong_task_is_refused(command: str, task: str, expected: str) -> None:

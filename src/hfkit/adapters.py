@@ -8,8 +8,6 @@ config.json it would make transformers look for all weights there.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit import hub
 from hfkit.console import say
-from hfkit.errors import HfkitError, ModelError, StorageError, UsageError, did_you_mean
+from hfkit.errors import HfkitError, ModelError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,6 +96,10 @@ def attach(model: PreTrainedModel, recipe: Recipe, fresh: Collection[str]) -> No
 
     settings, modules = recipe.lora, {name.rpartition(".")[0] for name in fresh}
     whole = sorted(name for name in modules if not any(name.startswith(f"{other}.") for other in modules))
+    shared = {id(weight) for weight in model.get_input_embeddings().parameters()}
+    for name in whole:
+        if any(id(weight) in shared for weight in model.get_submodule(name).parameters()):
+            raise UsageError(f"--lora: {name} is new, and shares its weights with the embeddings", "leave out --lora")
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -262,50 +264,6 @@ def merge(model: PreTrainedModel) -> None:
     model._hf_peft_config_loaded = False
     del model.peft_config
     require_same(before, logits(model), "the merged model is not the one with adapters", MERGED_TOLERANCE)
-
-
-def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> None:
-    """The model `name`, read back once written, in a new `directory` without what else a run holds, or nothing at all.
-
-    `merged`: with its adapter added to the weights; `dtype`: their number type (default: as it is). Raises UsageError
-    where there is something in `directory` or nothing to merge.
-    """
-    import torch
-    import transformers
-
-    from hfkit import runs
-    from hfkit.models import load_config, load_weights, open_tokenizer, quiet_libraries
-    from hfkit.recipe import Model, Recipe
-
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory}: {'not empty' if directory.is_dir() else 'is a file'}", "--output-dir NEW")
-    quiet_libraries()
-    config = load_config(Recipe(model=Model(name=name)))
-    source = hub.locate_model(name)
-    if merged and not is_adapter(source):
-        raise UsageError(f"{name} has no adapter to merge", "leave out --merge")
-    if dtype is not None and is_adapter(source) and not merged:
-        raise UsageError("--dtype has no effect on an adapter", "add --merge")
-    model_class = next((getattr(transformers, kind, None) for kind in config.architectures or []), None)
-    if model_class is None:
-        raise ModelError(f"{name}: its config names no class of transformers", "choose a run of hfkit")
-    own_dtype = config.dtype or torch.float32
-    model = load_weights(model_class, name, None, config, torch.float32 if merged else own_dtype, new_head=False)
-    if merged:
-        merge(model)
-    model.to(getattr(torch, dtype) if dtype else own_dtype)
-    directory = directory.absolute()
-    new = directory.with_name(f".{directory.name}.export")
-    try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        base = base_of(source) if has_adapter(model) else None
-        runs.export(new, model, open_tokenizer(name, None, weights=True), base)
-        os.replace(new, directory)
-    except OSError as error:
-        raise StorageError(f"{directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _count(weights: Any) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hfkit.console import say
 from hfkit.errors import DataError, UsageError
 from hfkit.metrics import Score, compute
+from hfkit.recipe import SETTINGS, acts
 from hfkit.sources import stay_local
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def evaluate(recipe: Recipe) -> dict[str, Score]:
     config = load_config(recipe)
     recipe = dataclasses.replace(recipe, task=recipe.task or _task_of(config, recipe.model.name))
     task = TASKS[recipe.task or ""]
+    _require_effect(recipe)
     if problems := task.unknown_metrics(recipe.evaluation.metrics):
         raise UsageError.of(problems)
     documents = recipe.data.documents or task.defaults({}).get("data.documents")
@@ -47,6 +49,8 @@ def evaluate(recipe: Recipe) -> dict[str, Score]:
     tokenizer = load_tokenizer(recipe, config)
     model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))
     scores = task.evaluate(model, tokenizer, splits[split], recipe)
+    if recipe.evaluation.compat is not None:  # whose names are those of the other program
+        return scores
     if missing := [name for name in recipe.evaluation.metrics if name not in scores]:
         raise DataError(f"this data has no {', '.join(missing)}", f"--metrics {','.join(scores)}")
     if "perplexity" in recipe.evaluation.metrics:  # one name for all its units, as rouge is for four numbers
@@ -65,6 +69,20 @@ def evaluate_files(
             "give one reference per prediction, in the same order",
         )
     return compute(metrics, rows[0], rows[1], interval=interval, seed=seed)
+
+
+def _require_effect(recipe: Recipe) -> None:
+    """UsageError naming every setting of the evaluation that means nothing to the model's task."""
+    problems = []
+    for key, one in SETTINGS.items():
+        section, _, name = key.partition(".")
+        if section != "evaluation" or not acts("evaluate", key) or acts("evaluate", key, recipe.task):
+            continue
+        if getattr(recipe.evaluation, name) != one.default:
+            flag, tasks = one.metadata["flags"][0], " and ".join(one.metadata["tasks"])
+            problems.append((f"{flag} has no effect for {recipe.task}, it is for {tasks}", "leave it out"))
+    if problems:
+        raise UsageError.of(problems)
 
 
 def _task_of(config: PreTrainedConfig, name: str | None) -> str:

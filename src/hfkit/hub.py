@@ -63,7 +63,8 @@ def locate_model(name: str, revision: str | None = None, weights: bool = True) -
     `weights=False` asks for configuration and tokenizer only. Raises ModelError, which names the way out.
     """
     if name.lower().endswith(".gguf"):
-        raise ModelError(f"{name}: GGUF files aren't supported yet", "give a model in safetensors format")
+        fix = f"hfkit export {shlex.quote(name)} --output-dir DIR, once, then give DIR"
+        raise ModelError(f"{name}: a GGUF file is made a plain model first", fix)
     if not is_local(name):
         return _from_hub(name.removeprefix("hf:"), revision, weights)
     if revision is not None:
@@ -119,7 +120,8 @@ def _problem(files: Collection[str], weights: bool) -> str:
         return ""
     others = ", ".join(sorted(file for file in files if file.endswith(OTHER_WEIGHTS))[:5])
     if "config.json" not in files and (weights or "tokenizer_config.json" not in files):  # a tokenizer needs no model
-        return "no config.json" + (f" (found: {others}; GGUF isn't supported yet)" if ".gguf" in others else "")
+        found = f" (found: {others}; hfkit export makes a model of a GGUF file)" if ".gguf" in others else ""
+        return "no config.json" + found
     if not weights or {"model.safetensors", "model.safetensors.index.json"} & set(files):
         return ""
     if others:
@@ -180,7 +182,7 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     seconds = max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    with _time_limit(seconds):
+    with time_limit(seconds):
         try:
             info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=seconds)
         except (httpx2.TransportError, HfHubHTTPError) as error:
@@ -200,7 +202,7 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """No answer for `seconds` is a time-out: snapshot_download waits for ever in some requests, 60 s in others."""
     from huggingface_hub import get_session
 
@@ -230,18 +232,14 @@ def _announce(name: str, commit: str, sizes: dict[str, int]) -> bool:
     if not any(file.endswith(".safetensors") for file in files):
         return False
     megabytes = sum(sizes[file] for file in files) / 1e6
-    console.say(f"downloading {name} ({megabytes:,.1f} MB) from {_host()} into {constants.HF_HUB_CACHE}")
+    console.say(f"downloading {name} ({megabytes:,.1f} MB) from {host()} into {constants.HF_HUB_CACHE}")
     return True
 
 
 def _snapshot(name: str, revision: str | None, weights: bool, local_only: bool = False, bars: bool = False) -> Path:
-    from huggingface_hub import constants, snapshot_download, utils
+    from huggingface_hub import snapshot_download
 
-    # Of its three bars one appears even in a log file, and even when there is nothing to download.
-    silence = not bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
-    if silence:
-        utils.disable_progress_bars()  # type: ignore[attr-defined]
-    try:
+    with progress_bars(bars):
         path = snapshot_download(
             name,
             revision=revision,
@@ -249,10 +247,23 @@ def _snapshot(name: str, revision: str | None, weights: bool, local_only: bool =
             ignore_patterns=NEVER_FILES,
             local_files_only=local_only,
         )
+    return Path(path)
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Inside, huggingface_hub shows its bars or, where its own variable says nothing else, none of them."""
+    from huggingface_hub import constants, utils
+
+    # Of its three bars one appears even in a log file, and even when there is nothing to download.
+    silence = not shown and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+    if silence:
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
     finally:
         if silence:
             utils.enable_progress_bars()  # type: ignore[attr-defined]
-    return Path(path)
 
 
 def _from_cache(name: str, revision: str | None, weights: bool, reason: str, fix: str) -> Path:
@@ -279,23 +290,23 @@ def _explain(error: Exception, name: str, revision: str | None, seconds: float) 
 
     match error:
         case GatedRepoError():
-            fix = f"accept the terms at {_host()}/{name}, then `hf auth login` with the same account"
+            fix = f"accept the terms at {host()}/{name}, then `hf auth login` with the same account"
             return f"{name} is gated: its owner decides who may download it", fix
         case RepositoryNotFoundError():
             fix = did_you_mean(name, (entry.name for entry in os.scandir() if entry.is_dir())) or "check the spelling"
-            return f"{_host()} has no model '{name}', or it is private", f"{fix}; for a private one: `hf auth login`"
+            return f"{host()} has no model '{name}', or it is private", f"{fix}; for a private one: `hf auth login`"
         case RevisionNotFoundError():
-            fix = f"see the branches and tags at {_host()}/{name}/tree/main, or leave it out"
+            fix = f"see the branches and tags at {host()}/{name}/tree/main, or leave it out"
             return f"{name} has no revision '{revision}'", fix
         case HfHubHTTPError() if error.response.status_code == 401:
-            return f"{_host()} refused the access token", "`hf auth login` with a valid one, or unset HF_TOKEN"
+            return f"{host()} refused the access token", "`hf auth login` with a valid one, or unset HF_TOKEN"
         case HfHubHTTPError():
             fix = "try again later, or give a directory"
-            return f"{_host()} answered {error.response.status_code} when asked for {name}", fix
+            return f"{host()} answered {error.response.status_code} when asked for {name}", fix
         case httpx2.TimeoutException():
             fix = "try again; for a slow line set HF_HUB_ETAG_TIMEOUT=60 and HF_HUB_DOWNLOAD_TIMEOUT=60"
-            return f"{_host()} did not answer within {seconds} s", fix
-    return f"no connection to {_host()} ({error})", "check the network and the proxy, or give a directory"
+            return f"{host()} did not answer within {seconds} s", fix
+    return f"no connection to {host()} ({error})", "check the network and the proxy, or give a directory"
 
 
 def _broken_off(error: Exception, name: str, revision: str | None, seconds: float) -> HfkitError:
@@ -314,10 +325,10 @@ def _broken_off(error: Exception, name: str, revision: str | None, seconds: floa
     silence = isinstance(error, httpx2.TimeoutException)
     reason = f"no answer for {seconds} s" if silence else str(error).partition("\n")[0] or type(error).__name__
     fix = "run the same command again to continue: files that arrived whole are kept"
-    return ModelError(f"the download of {name} from {_host()} broke off ({reason})", fix)
+    return ModelError(f"the download of {name} from {host()} broke off ({reason})", fix)
 
 
-def _host() -> str:
+def host() -> str:
     """The Hub's address as it may be shown: HF_ENDPOINT without a password."""
     from huggingface_hub import constants
 

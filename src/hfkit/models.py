@@ -64,7 +64,7 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
         config = _new_config(recipe)
     else:
         directory = hub.locate_model(model.name, model.revision, weights=not model.from_scratch)
-        with _readable(model.name):
+        with readable(model.name):
             source = adapters.config_source(directory)
             config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         _check_keys(config, model.config)
@@ -146,7 +146,7 @@ def open_tokenizer(name: str, revision: str | None = None, weights: bool = False
     if hub.is_local(name):
         _require_class(name)
     directory = hub.locate_model(name, revision, weights)
-    with _readable(name):
+    with readable(name):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: its tokenizer has no fast form", "save it once with use_fast=True")
@@ -276,7 +276,7 @@ def load_weights(
         if new_head:
             fix = f"hfkit export {name} --merge --output-dir NEW, then --model NEW"
             raise UsageError(f"{name} is an adapter, and training begins with a whole model", fix)
-    with _readable(name):
+    with readable(name):
         model, info = auto_class.from_pretrained(
             base,
             config=config,
@@ -295,7 +295,7 @@ def load_weights(
     )
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if base is not directory:
-        with _readable(name):
+        with readable(name):
             fresh -= adapters.load(model, directory)
     broken = sorted(key for key in fresh & body if ".pooler." not in key)
     if broken:
@@ -370,7 +370,7 @@ def _buildable(model_type: str) -> Iterator[None]:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def readable(name: str) -> Iterator[None]:
     """Turns the libraries' many ways of failing on a damaged file into one ModelError that names the model."""
     try:
         yield

@@ -104,9 +104,8 @@ def pack(
         raise DataError("the text holds fewer than two tokens", "give more text with --data")
     blocks = Blocks(store, size, prefix, suffix, packed)
     if dataset.cache_files:  # not for every group of rows of a stream
-        say_once(
-            f"tokens: {count:,} of {len(dataset):,} document{'s' * (len(dataset) > 1)}, none dropped, in {len(blocks):,} blocks of {size}"
-        )
+        documents = "1 document" if len(dataset) == 1 else f"{len(dataset):,} documents"
+        say_once(f"tokens: {count:,} of {documents}, none dropped, in {len(blocks):,} blocks of {size}")
         if packed and len(blocks) == 1 and blocks.lengths[0] < size:
             warn(f"that is less than one block of {size} tokens", f"--block-size {count // 2}, or give more text")
     return blocks
@@ -208,16 +207,21 @@ def _batches(dataset: Dataset) -> Iterator[list[str]]:
 
 def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None, words: bool) -> str:
     """Hash of all that decides the tokens: the texts themselves, the tokenizer and the options."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import xxhash
 
-    digest = xxhash.xxh3_128(json.dumps([STORE_VERSION, end, words]).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    for texts in _batches(dataset):
-        for text in texts:
-            content = text.encode()
-            digest.update(len(content).to_bytes(8, "little"))
-            digest.update(content)
-    return str(digest.hexdigest())
+    texts, lengths = xxhash.xxh3_128(), xxhash.xxh3_128()
+    for rows in dataset.select_columns(["text"]).with_format("arrow").iter(ROWS_AT_ONCE):
+        for chunk in filter(len, rows["text"].chunks):
+            column = chunk.cast(pa.large_string())
+            lengths.update(np.asarray(pc.binary_length(column)).tobytes())
+            _, places, content = column.buffers()
+            first, *_, last = np.frombuffer(places, dtype=np.int64)[column.offset :][: len(column) + 1]
+            texts.update(memoryview(content)[first:last])  # as the bytes lie in the file
+    facts = [STORE_VERSION, end, words, tokenizer.backend_tokenizer.to_str(), texts.hexdigest(), lengths.hexdigest()]
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(facts).encode()))
 
 
 def _write(folder: Path, store: TokenStore) -> None:

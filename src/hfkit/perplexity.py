@@ -1,15 +1,19 @@
-"""Perplexity of text under a causal language model, in all its units."""
+"""Perplexity of text under a causal language model, in all its units, by hfkit's definition or another program's."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfkit.errors import DataError, UsageError
+from hfkit.errors import DataError, ModelError, UsageError
 from hfkit.metrics import Score, ratio_interval
+from hfkit.results import SIZES, document_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 MAX_CONTEXT = 1024  # where neither the recipe nor the run says
 MAX_WORD_NATS = 100  # a model that knows nothing spends some 40 on an English word
 MAX_LOGITS = 1 << 27  # numbers in one batch of logits, 512 MiB in float32
+
+Window = tuple[int, int, int, int]  # document, start, stop, first token that is scored
 
 
 def perplexity(
@@ -26,6 +32,7 @@ def perplexity(
     *,
     context: int | None = None,
     stride: int | None = None,
+    bos: str = "auto",
     batch_size: int = 16,
     interval: bool = True,
     seed: int = 0,
@@ -33,89 +40,195 @@ def perplexity(
     """Perplexity of `documents` under a causal model: every token scored once, in a window that moves by `stride`.
 
     A window holds `context` tokens; all but the first score their last `stride` tokens, so each token is predicted
-    from at least context - stride tokens before it, where the document has them. Documents are apart. The tokenizer's
-    BOS token, where it has one, stands before each document and is not scored; without one the first token of a
-    document can't be scored and is left out. No EOS is added. Intervals resample documents, or windows where there is
-    one document.
+    from at least context - stride tokens before it, where the document has them. Documents are apart. With `bos`
+    "yes", or "auto" and a tokenizer that has one, a BOS token stands before each document and is not scored; without
+    it the first token of a document can't be scored and is left out. No EOS is added. Intervals resample documents,
+    or windows where there is one document.
     """
-    import torch
+    found = measure(model, tokenizer, documents, context=context, stride=stride, bos=bos, batch_size=batch_size)
+    return found.scores(interval=interval, seed=seed)
 
-    from hfkit.models import max_tokens
 
-    limit = max_tokens(model)
-    context = context or min(limit or MAX_CONTEXT, MAX_CONTEXT)
-    if limit is not None and context > limit:
-        raise UsageError(
-            f"evaluation.context {context} is longer than the model's {limit} positions", f"--context {limit}"
-        )
+@dataclass(frozen=True)
+class Likelihood:
+    """The nats that a model spends on documents, by window: `owners` says which document each window is of."""
+
+    documents: Sequence[str]
+    owners: np.ndarray
+    nats: np.ndarray
+    scored: np.ndarray
+    how: str
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Of each document: which one it is, nats, tokens scored, and exp(nats per token), None where there is none."""
+        sums = [np.bincount(self.owners, of, minlength=len(self.documents)) for of in (self.nats, self.scored)]
+        numbers = zip(self.documents, *(of.tolist() for of in sums), strict=True)
+        return [
+            {
+                **document_row(text),
+                "nll": nll,
+                "tokens": int(tokens),
+                "perplexity": math.exp(nll / tokens) if tokens else None,
+            }
+            for text, nll, tokens in numbers
+        ]
+
+    def scores(self, *, interval: bool, seed: int) -> dict[str, Score]:
+        """The numbers over all documents."""
+        by_document = len(self.documents) > 1
+        units = self.owners if by_document else np.arange(len(self.nats))
+        nats, tokens = (np.bincount(units, of, minlength=len(self.documents)) for of in (self.nats, self.scored))
+        how = f"{self.how}, resampled by {'document' if by_document else 'window'}"
+
+        def score(per: np.ndarray, change: Any, what: str) -> Score:
+            ends = ratio_interval(nats, per, seed=seed) if interval else None
+            low, high = (None, None) if ends is None else (change(ends[0]), change(ends[1]))
+            return Score(change(nats.sum() / per.sum()), low, high, int(self.scored.sum()), f"{what}; {how}")
+
+        def shares(unit: str) -> np.ndarray:
+            """Size of each unit of resampling; one document's size is shared out by tokens."""
+            total = np.array([SIZES[unit](text) for text in self.documents], dtype=float)
+            return total if by_document else tokens * total.sum() / tokens.sum()
+
+        def bits(nats_per: float) -> float:
+            return nats_per / math.log(2)
+
+        scores = {
+            "perplexity": score(tokens, math.exp, "exp(nats per token)"),
+            "bits_per_byte": score(shares("bytes"), bits, "bits per UTF-8 byte of the text"),
+            "bits_per_character": score(shares("characters"), bits, "bits per character of the text"),
+            "nll": score(tokens, float, "nats per token, token-weighted"),
+        }
+        # "Words" of a script without blanks are whole paragraphs: no number worth printing, nor one a float can hold.
+        if (nats <= MAX_WORD_NATS * shares("words")).all():
+            scores["word_perplexity"] = score(shares("words"), math.exp, "exp(nats per word between blanks)")
+        return scores
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    bos: str = "auto",
+    batch_size: int = 16,
+) -> Likelihood:
+    """What `perplexity` is made of."""
+    context = context_of(model, context)
     stride = stride or max(1, context // 2)
     if stride >= context:
         raise UsageError(
             f"evaluation.stride {stride} must be smaller than the context {context}", f"--stride {context // 2}"
         )
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    encoded = tokenizer(list(documents), add_special_tokens=False, return_attention_mask=False, verbose=False)[
-        "input_ids"
-    ]
-    sequences = [np.asarray(bos + ids, dtype=np.int64) for ids in encoded]
+    if bos == "yes" and tokenizer.bos_token_id is None:
+        raise UsageError(f"the tokenizer of {tokenizer.name_or_path} has no BOS token", "--bos no")
+    start = [] if bos == "no" or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    encoded = _encoded(tokenizer, documents, add_special_tokens=False)
+    sequences = [np.asarray(start + ids, dtype=np.int64) for ids in encoded]
     windows = [(doc, *window) for doc, ids in enumerate(sequences) for window in _windows(len(ids), context, stride)]
     if not windows:
         raise DataError("no token can be scored: every document is empty or of one token", "give longer text")
-    windows.sort(key=lambda window: window[1] - window[2])  # longest first
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    batch_size = max(1, min(batch_size, MAX_LOGITS // (context * vocabulary)))
-
-    nll, scored = np.zeros(len(windows)), np.array([stop - first for _, _, stop, first in windows])
-    model.eval()
-    with torch.inference_mode():
-        for begin in range(0, len(windows), batch_size):
-            chosen = windows[begin : begin + batch_size]
-            longest = max(stop - start for _, start, stop, _ in chosen)
-            inputs = torch.zeros(len(chosen), longest, dtype=torch.long)
-            for row, (doc, start, stop, _) in enumerate(chosen):
-                inputs[row, : stop - start] = torch.from_numpy(sequences[doc][start:stop])
-            logits = model(input_ids=inputs.to(model.device), use_cache=False).logits.float().cpu()
-            for row, (_, start, stop, first) in enumerate(chosen):
-                predicted = logits[row, first - start - 1 : stop - start - 1]
-                targets = inputs[row, first - start : stop - start]
-                losses = torch.nn.functional.cross_entropy(predicted, targets, reduction="none")
-                nll[begin + row] = losses.double().sum().item()
-
-    by_document = len(documents) > 1
-    units = np.array([doc for doc, *_ in windows]) if by_document else np.arange(len(windows))
-    nll_of, tokens_of = (np.bincount(units, weights, minlength=len(documents)) for weights in (nll, scored))
-    sizes = {
-        "byte": [len(text.encode()) for text in documents],
-        "character": [len(text) for text in documents],
-        "word": [len(text.split()) for text in documents],
-    }
-    lost = sum(len(ids) > 0 for ids in encoded) if not bos else 0
+    nats = _nats(model, sequences, windows, context, batch_size)
+    owners = np.array([doc for doc, *_ in windows])
+    scored = np.array([stop - first for *_, stop, first in windows])
+    lost = sum(len(ids) > 0 for ids in encoded) if not start else 0
     how = (
-        f"context {context}, stride {stride}, BOS {'before each document' if bos else 'none'}, "
-        f"{str(model.dtype).removeprefix('torch.')}, {int(scored.sum()):,} tokens scored, {lost:,} not, "
-        f"resampled by {'document' if by_document else 'window'}"
+        f"context {context}, stride {stride}, BOS {'before each document' if start else 'none'}, "
+        f"{_dtype(model)}, {int(scored.sum()):,} tokens scored, {lost:,} not"
     )
+    return Likelihood(documents, owners, nats, scored, how)
 
-    def score(per: np.ndarray, change: Any, what: str) -> Score:
-        ends = ratio_interval(nll_of, per, seed=seed) if interval else None
-        low, high = (None, None) if ends is None else (change(ends[0]), change(ends[1]))
-        return Score(change(nll_of.sum() / per.sum()), low, high, int(scored.sum()), f"{what}; {how}")
 
-    def shares(unit: str) -> np.ndarray:
-        """Size of each unit of resampling; one document's size is shared out by tokens."""
-        total = np.asarray(sizes[unit], dtype=float)
-        return total if by_document else tokens_of * total.sum() / tokens_of.sum()
+def compatible(
+    program: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    context: int | None = None,
+    batch_size: int = 16,
+) -> dict[str, Score]:
+    """The perplexity that `program` prints for these documents, each number defined as it has it; no intervals.
 
-    scores = {
-        "perplexity": score(tokens_of, math.exp, "exp(nats per token)"),
-        "bits_per_byte": score(shares("byte"), lambda x: x / math.log(2), "bits per UTF-8 byte of the text"),
-        "bits_per_character": score(shares("character"), lambda x: x / math.log(2), "bits per character of the text"),
-        "nll": score(tokens_of, float, "nats per token, token-weighted"),
+    lm-eval: `loglikelihood_rolling` of version 0.4 and the units of its wikitext task. evaluate: its metric
+    `perplexity`, where `context` is max_length. run-clm: transformers' example script, where `context` is block_size.
+    """
+    context = context_of(model, context)
+    how = f"{_dtype(model)}, as {program}"
+    if program == "lm-eval":
+        prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if prefix is None:
+            raise ModelError(f"the tokenizer of {tokenizer.name_or_path} has no BOS or EOS to begin with", "--bos auto")
+        sequences = [np.array([prefix, *ids]) for ids in _encoded(tokenizer, documents)]
+        windows = [(doc, *one) for doc, ids in enumerate(sequences) for one in _disjoint_windows(len(ids), context)]
+        nats, count = _total(model, sequences, windows, context, batch_size)
+        words, num_bytes = (sum(map(size, documents)) for size in (_split_words, lambda text: len(text.encode())))
+        how = (
+            f"windows of {context} tokens that don't overlap, each after one token of the window before (hfkit's "
+            f"overlap, which lowers the number), the first after {tokenizer.decode([prefix])}, the last filled up with "
+            f"context; special tokens of the tokenizer scored with the text; {how}"
+        )
+        return {
+            "perplexity": Score(math.exp(nats / count), None, None, count, f"exp(nats per token); {how}"),
+            "word_perplexity": Score(_exp(nats / words), None, None, words, f"exp(nats per word); {how}"),
+            "byte_perplexity": Score(math.exp(nats / num_bytes), None, None, num_bytes, f"exp(nats per byte); {how}"),
+            "bits_per_byte": Score(nats / num_bytes / math.log(2), None, None, num_bytes, f"bits per byte; {how}"),
+        }
+    if program == "evaluate":
+        if tokenizer.bos_token_id is None:
+            raise ModelError(f"evaluate needs a BOS token, {tokenizer.name_or_path} has none", "--compat lm-eval")
+        encoded = _encoded(tokenizer, documents, add_special_tokens=False)
+        sequences = [np.array([tokenizer.bos_token_id, *ids[: context - 1]]) for ids in encoded]
+        windows = [(doc, 0, len(ids), 1) for doc, ids in enumerate(sequences)]
+        if empty := [doc for doc, ids in enumerate(sequences, 1) if len(ids) < 2]:
+            raise DataError(f"row {empty[0]} is empty, where evaluate divides by nothing", "leave it out")
+        nats_of = _nats(model, sequences, windows, context, batch_size)
+        rows = np.exp([nats / (len(sequences[doc]) - 1) for nats, (doc, *_) in zip(nats_of, windows, strict=True)])
+        cut = sum(len(ids) > context - 1 for ids in encoded)
+        how = (
+            f"every row alike whatever its length, where hfkit weights by tokens; BOS first; {cut:,} of "
+            f"{len(documents):,} rows cut at {context} tokens; {how}"
+        )
+        value = float(rows.mean())
+        return {"mean_perplexity": Score(value, None, None, len(rows), f"mean over rows of exp(nats per token); {how}")}
+    lines = [line for text in documents for line in io.StringIO(text)]  # with their ends, as it reads text files
+    tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in _encoded(tokenizer, lines)])
+    blocks = tokens[: len(tokens) // context * context].reshape(-1, context)
+    if len(blocks) == 0:
+        raise DataError(f"{len(tokens):,} tokens fill no block of {context}: run_clm drops all", "--context LESS")
+    windows = [(block, 0, context, 1) for block in range(len(blocks))]
+    nats, count = _total(model, list(blocks), windows, context, batch_size)
+    how = (
+        f"lines one after another in blocks of {context}, where a token sees the block alone and the first of each is "
+        f"not scored ({len(blocks):,}), nor the last {len(tokens) - blocks.size:,} tokens; hfkit scores all; {how}"
+    )
+    return {
+        "perplexity": Score(math.exp(nats / count), None, None, count, f"exp(eval_loss); {how}"),
+        "nll": Score(nats / count, None, None, count, f"eval_loss, nats per token; {how}"),
     }
-    # "Words" of a script without blanks are whole paragraphs: no number worth printing, nor one that a float can hold.
-    if (nll_of <= MAX_WORD_NATS * shares("word")).all():
-        scores["word_perplexity"] = score(shares("word"), math.exp, "exp(nats per word between blanks)")
-    return scores
+
+
+def context_of(model: PreTrainedModel, wanted: int | None) -> int:
+    """The tokens that a model sees at once; UsageError where it has fewer positions than wanted."""
+    from hfkit.models import max_tokens
+
+    limit = max_tokens(model)
+    if limit is not None and wanted is not None and wanted > limit:
+        raise UsageError(
+            f"evaluation.context {wanted} is longer than the model's {limit} positions", f"--context {limit}"
+        )
+    return wanted or min(limit or MAX_CONTEXT, MAX_CONTEXT)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)["input_ids"]
+    return ids
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -126,3 +239,61 @@ def _windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int,
         if stop > scored:
             yield start, stop, scored
             scored = stop
+
+
+def _disjoint_windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
+    """The same for lm-eval: `context` tokens are scored at once, from as many before the last of them."""
+    for scored in range(1, length, context):
+        stop = min(scored + context, length)
+        yield max(0, stop - 1 - context), stop, scored
+
+
+def _split_words(text: str) -> int:
+    return len(re.split(r"\s+", text))  # blanks at an end make one more, in lm-eval
+
+
+def _exp(nats: float) -> float:
+    if nats > MAX_WORD_NATS:
+        raise DataError("word perplexity is beyond any number: few blanks divide this text", "another --compat")
+    return math.exp(nats)
+
+
+def _total(
+    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: list[Window], context: int, batch_size: int
+) -> tuple[float, int]:
+    """(nats, tokens scored) of all windows."""
+    if not windows:
+        raise DataError("no token can be scored: every document is empty", "give longer text")
+    nats = _nats(model, sequences, windows, context, batch_size)
+    return float(nats.sum()), sum(stop - first for *_, stop, first in windows)
+
+
+def _nats(
+    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: list[Window], context: int, batch_size: int
+) -> np.ndarray:
+    """The summed nats of each window's scored tokens; sorts `windows`, the longest first."""
+    import torch
+
+    windows.sort(key=lambda window: window[1] - window[2])
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    batch_size = max(1, min(batch_size, MAX_LOGITS // (context * vocabulary)))
+    nats = np.zeros(len(windows))
+    model.eval()
+    with torch.inference_mode():
+        for begin in range(0, len(windows), batch_size):
+            chosen = windows[begin : begin + batch_size]
+            longest = max(stop - start for _, start, stop, _ in chosen)
+            inputs = torch.zeros(len(chosen), longest, dtype=torch.long)
+            for row, (doc, start, stop, _) in enumerate(chosen):
+                inputs[row, : stop - start] = torch.from_numpy(sequences[doc][start:stop])
+            logits = model(input_ids=inputs[:, :-1].to(model.device), use_cache=False).logits
+            for row, (_, start, stop, first) in enumerate(chosen):
+                predicted = logits[row, first - start - 1 : stop - start - 1].float().cpu()
+                targets = inputs[row, first - start : stop - start]
+                losses = torch.nn.functional.cross_entropy(predicted, targets, reduction="none")
+                nats[begin + row] = losses.double().sum().item()
+    if not np.isfinite(nats).all():
+        raise ModelError(
+            "the model answers with NaN: its weights are broken", "an earlier checkpoint, or --dtype float32"
+        )
+    return nats

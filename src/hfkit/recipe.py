@@ -273,6 +273,14 @@ class Data(Section):
         only=("finetune", "predict", "evaluate"),
         ge=2,
     )
+    max_train_samples: int | None = setting(
+        None,
+        "Train on this many rows, drawn at random after the validation data was held out.",
+        "--max-train-samples",
+        only=("pretrain", "finetune"),
+        unless=("data.streaming",),
+        ge=1,
+    )
     streaming: bool = setting(
         False,
         "Read training data while training instead of loading it first; needs --max-steps.",
@@ -482,6 +490,17 @@ class Train(Section):
     dataloader_num_workers: int = setting(
         0, "Processes that prepare batches; rarely worth it for text.", "--dataloader-num-workers", rare=True, ge=0
     )
+    report_to: list[str] = setting(
+        [],
+        "Trackers that get the numbers, too: tensorboard, wandb, ...; can be given several times (default: none).",
+        "--report-to",
+        rare=True,
+    )
+    push: str | None = setting(
+        None,
+        "Upload the finished model to this repository, OWNER/NAME, on the Hub; a new one is private.",
+        "--push",
+    )
     freeze: list[str] = setting(
         [],
         "Weights that stay as they are: embeddings, or layers:N (the first N); can be given several times.",
@@ -562,6 +581,29 @@ class Evaluation(Section):
         only=("pretrain", "evaluate"),
         tasks=("clm",),
         ge=1,
+    )
+    bos: Literal["auto", "yes", "no"] = setting(
+        "auto",
+        "A BOS token before each document: auto (where the tokenizer has one), yes or no.",
+        "--bos",
+        rare=True,
+        only=("pretrain", "evaluate"),
+        tasks=("clm",),
+    )
+    compat: Literal["lm-eval", "evaluate", "run-clm"] | None = setting(
+        None,
+        "Perplexity as another program defines it: lm-eval, evaluate or run-clm.",
+        "--compat",
+        unless=("evaluation.stride", "evaluation.bos"),
+        only=("evaluate",),
+        tasks=("clm",),
+    )
+    pseudo_perplexity: bool = setting(
+        False,
+        "Hide one token at a time and predict it from all others (arXiv 1910.14659): a pass for every token.",
+        "--pseudo-perplexity",
+        only=("evaluate",),
+        tasks=("mlm",),
     )
     threshold: float | None = setting(
         None,

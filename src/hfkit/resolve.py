@@ -9,6 +9,7 @@ import importlib.util
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ _DECIDED = {
     "eval_strategy": "set train.eval_steps",
     "greater_is_better": "leave it out",
     "hub_always_push": "leave it out",
-    "hub_model_id": "leave it out",
-    "hub_private_repo": "leave it out",
+    "hub_model_id": "set train.push",
+    "hub_private_repo": "leave it out: a new repository is private, an existing one stays as it is",
     "hub_revision": "leave it out",
     "hub_strategy": "leave it out",
     "hub_token": "run `hf auth login`",
@@ -66,7 +67,7 @@ _DECIDED = {
     "metric_for_best_model": "set train.best",
     "optim": "set train.optimizer",
     "prediction_loss_only": "leave it out",
-    "push_to_hub": "leave it out: it is not offered yet",
+    "push_to_hub": "set train.push: OWNER/NAME",
     "remove_unused_columns": "leave it out: hfkit chooses the columns",
     "resume_from_checkpoint": "use --resume",
     "save_only_model": "leave it out: a checkpoint is always complete",
@@ -92,6 +93,26 @@ _FORMER = {
     "logging_dir": "leave it out",
     "overwrite_output_dir": "use --overwrite",
 }
+
+# What train.report_to takes, by the names of transformers.integrations: packages of which one must be installed.
+TRACKERS: dict[str, tuple[str, ...]] = {
+    "azure_ml": ("azureml-core",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet-ml",),
+    "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune", "neptune-client"),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+
+HUB_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # OWNER/NAME
 
 _EXAMPLES = {"float": "0.1", "int": "8", "list": "[a, b]", "dict": "{key: value}"}
 
@@ -173,6 +194,11 @@ def resolve(
     if isinstance(named_optimizer, str) and named_optimizer not in (optimizers := _optimizers()):
         fix = did_you_mean(named_optimizer, optimizers) or f"one of {', '.join(sorted(optimizers))}"
         problems.append((f"{given.where['train.optimizer']}: unknown optimizer '{named_optimizer}'", fix))
+    if isinstance(trackers := given.values.get("train.report_to"), list):
+        problems += [(f"{given.where['train.report_to']}: {what}", fix) for what, fix in _missing_trackers(trackers)]
+    repository = given.values.get("train.push")
+    if isinstance(repository, str) and not HUB_REPOSITORY.fullmatch(repository):
+        problems.append((f"{given.where['train.push']}: '{repository}' is no repository", "--push OWNER/NAME"))
     try:
         resolved = _validate(values)
         if task is not None:
@@ -189,6 +215,25 @@ def resolve(
     if typed.startswith("--") and sources and all(map(is_table, sources)):  # a recipe file may be for any data
         warn(f"{typed} has no effect: no source is a .txt file, and a row of a table is one document", "leave it out")
     return resolved
+
+
+def _missing_trackers(names: Sequence[Any]) -> Iterator[Problem]:
+    """A problem for each tracker that can't be used."""
+    for name in map(str, names):
+        packages = TRACKERS.get(name)
+        if packages is None:
+            fix = did_you_mean(name, TRACKERS) or f"one of {', '.join(TRACKERS)}"
+            yield f"unknown tracker '{name}'", fix
+        elif packages and not any(map(_is_installed, packages)):
+            yield f"{name} needs the package {packages[0]}, which is not installed", f"pip install {packages[0]}"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -289,7 +334,9 @@ def _as_meant(key: str, value: Any) -> Any:
         value = [value]
     if key == "evaluation.metrics" and isinstance(value, list):
         value = [name.strip() for names in value for name in str(names).split(",")]  # bleu,rouge
-    if key in ("train.freeze", "lora.targets") and isinstance(value, list):
+    if key == "train.report_to" and value == ["none"]:  # as the example scripts have it
+        value = []
+    if key in ("train.freeze", "train.report_to", "lora.targets") and isinstance(value, list):
         value = [part.strip() for parts in value for part in str(parts).split(",")]  # embeddings,layers:2
     if key == "train.class_weights" and isinstance(value, Mapping):
         value = yaml.safe_dump(dict(value), default_flow_style=True).strip()

@@ -64,6 +64,8 @@ _FREE_TO_CHANGE = {
     "train.max_tokens",
     "train.max_time",
     "train.samples",
+    "train.report_to",
+    "train.push",
     "data.train",
     "data.validation",
     "data.test",

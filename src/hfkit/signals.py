@@ -39,6 +39,13 @@ class StopSignal:
         name = signal.Signals(self.caught).name
         return StoppedError(self.caught, f"stopped by {name}; {what}", "go on with the same command and --resume auto")
 
+    def heed(self) -> None:
+        """From here on both signals end what goes on at once, also after `ignore`."""
+        self.immediate = True
+        if in_main_thread():
+            for number in NUMBERS:
+                signal.signal(number, self.handle)
+
     def ignore(self) -> None:
         """From here on both signals do nothing: the outcome is written, and only the process is left to end."""
         if in_main_thread():

@@ -46,7 +46,8 @@ def train_tokenizer(
 
     `algorithm` is one of ALGORITHMS, None for the model type's own. bpe, unigram and char keep case and white space,
     so they give every text of known characters back, but for T5's own unigram (any white space is one blank); wordpiece
-    drops white space, and BERT's own also case and accents. For t5 the sentinels <extra_id_0> to <extra_id_99> have the ids 102 down to 3: descending, as T5's, but at the front.
+    drops white space, and BERT's own also case and accents. For t5 the sentinels <extra_id_0> to <extra_id_99> have the
+    ids 102 down to 3: descending, as T5's, but at the front.
     Raises DataError where there is no text, UsageError where `vocab_size` is too small for it.
     """
     import transformers

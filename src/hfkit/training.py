@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 import re
 import statistics
 import time
@@ -13,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit import adapters
+from hfkit import adapters, hub, push
 from hfkit.best import Best
 from hfkit.checkpoints import read_marker, step_of
-from hfkit.console import is_main_process, say
+from hfkit.console import is_main_process, say, warn
 from hfkit.distributed import on_main
 from hfkit.errors import DataError, UsageError
 from hfkit.runs import Run, identity, peak_memory_mib
@@ -56,20 +57,32 @@ def train(
     Raises an HfkitError, before anything is written, where settings, data or model are at fault.
     """
     task = TASKS[recipe.task or ""]
+    pushes = recipe.train.push is not None and is_main_process()
+    if pushes:
+        push.require_access(recipe)
     run = Run.plan(recipe, task.command, resume=resume, overwrite=overwrite)
-    if run.finished and not extend:
-        run.require_same(identity(recipe))
-        say(f"{run.directory} is finished, nothing to do")
-        return {"run": str(run.directory), **run.results()}
-    with stop_signals() as signals, run.outcome(signals):
-        return fit(task, recipe, run, signals, allow_changed=allow_changed, extend=extend)
+    with stop_signals() as signals:
+        if run.finished and not extend:
+            run.require_same(identity(recipe))
+            say(f"{run.directory} is finished, nothing to do")
+            outcome = {"run": str(run.directory), **run.results()}
+        else:
+            with run.outcome(signals):
+                outcome = fit(task, recipe, run, signals, allow_changed=allow_changed, extend=extend)
+        if pushes:
+            signals.heed()  # the run is finished, and what follows can take long
+            push.upload(recipe, task.command, outcome)
+        return outcome
 
 
 def fit(
     task: Task, recipe: Recipe, run: Run, signals: StopSignal, *, allow_changed: bool, extend: bool
 ) -> dict[str, Any]:
     """What `train` returns, after the work itself."""
-    stay_local(recipe)
+    if recipe.train.push is None:
+        stay_local(recipe)
+    else:  # the upload needs the network
+        hub.no_telemetry()
 
     from hfkit.models import (
         describe,
@@ -246,7 +259,18 @@ def load_splits(task: Task, recipe: Recipe) -> dict[str, Any]:
         if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
             flag = "data" if name == "train" else name
             raise DataError(f"the {name} data has no rows", f"give rows with --{flag}")
+    if recipe.data.max_train_samples is not None:
+        splits["train"] = sampled(splits["train"], recipe.data.max_train_samples, recipe.train.seed)
     return splits
+
+
+def sampled(dataset: Dataset, num_rows: int, seed: int) -> Dataset:
+    """`num_rows` random rows of `dataset`, in its order, and says so; all of them where there are no more."""
+    if num_rows >= len(dataset):
+        warn(f"data.max_train_samples {num_rows:,} has no effect: the training data has {len(dataset):,} rows")
+        return dataset
+    say(f"training on {num_rows:,} of {len(dataset):,} rows, drawn with seed {seed}")
+    return dataset.select(sorted(random.Random(seed).sample(range(len(dataset)), num_rows)))
 
 
 def corpus(dataset: Dataset | IterableDataset) -> Iterable[str]:
@@ -295,7 +319,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         "save_strategy": "no",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
-        "report_to": "none",
+        "report_to": settings.report_to or "none",
         **settings.extra,
     }
     try:

@@ -9,10 +9,13 @@ import typer
 
 from hfkit import console
 from hfkit.cli.options import Debug, Verbose
+from hfkit.errors import UsageError
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a model directory or a name on the Hub.")],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run, a model directory, a name on the Hub or a .gguf file.")
+    ],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", metavar="DIR", help="New directory.")],
     merge: Annotated[
         bool, typer.Option("--merge", metavar="", help="Add a LoRA adapter to the weights: a plain model.")
@@ -24,15 +27,23 @@ def export(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Write the model of a run to a directory of its own: weights, config and tokenizer, and no checkpoints.
+    """Write a model to a directory of its own: weights, config, tokenizer, no checkpoints; GGUF files, too.
 
     [bold]Examples[/bold]
 
     hfkit export runs/finetune-bert-base-uncased --output-dir classifier
 
     hfkit export runs/finetune-bert-base-uncased --output-dir classifier --merge  [dim]# trained with --lora[/dim]
-    """
-    from hfkit.adapters import export as export_model
 
-    export_model(model, output_dir, merged=merge, dtype=dtype)
+    hfkit export model-Q4_1.gguf --output-dir model  [dim]# a plain model, to train or to use[/dim]
+    """
+    from hfkit.export import export as export_model
+    from hfkit.export import export_gguf
+
+    if model.lower().endswith(".gguf"):
+        if merge:
+            raise UsageError(f"{model} has no adapter to merge", "leave out --merge")
+        export_gguf(Path(model).expanduser(), output_dir, dtype=dtype)
+    else:
+        export_model(model, output_dir, merged=merge, dtype=dtype)
     console.result(str(output_dir))

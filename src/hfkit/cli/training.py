@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfkit import console
 from hfkit.errors import UsageError
 from hfkit.shipped import find_recipe
+
+if TYPE_CHECKING:
+    from hfkit.recipe import Recipe
 
 
 def run_training(
@@ -34,10 +37,20 @@ def run_training(
     if recipe is None and not any("data.train" in given for given in (*settings, *(sets or ()))):
         console.say(f"no --data given: training on {resolved.data.train[0]}, which every Python brings")
 
-    from hfkit.runs import read_scores
+    from hfkit.push import NotUploadedError
     from hfkit.training import train
 
-    outcome = train(resolved, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
+    try:
+        outcome = train(resolved, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
+    except NotUploadedError as error:
+        _show(command, resolved, error.outcome, as_json)
+        raise
+    _show(command, resolved, outcome, as_json)
+
+
+def _show(command: str, resolved: Recipe, outcome: dict[str, Any], as_json: bool) -> None:
+    from hfkit.runs import read_scores
+
     scores = read_scores(outcome["run"])
     if as_json:
         console.result_json({"run": outcome["run"], "metrics": scores.get("test") or scores.get("validation") or {}})
@@ -46,12 +59,14 @@ def run_training(
         console.result(f"{split}:")
         console.result(console.score_table(named))
     console.result(f"run: {outcome['run']}")
-    console.say(next_step(command, resolved.task or "", outcome["run"]))
+    console.say(next_step(command, resolved.task or "", outcome["run"], resolved.lora.enabled))
 
 
-def next_step(command: str, task: str, run: str) -> str:
+def next_step(command: str, task: str, run: str, is_adapter: bool) -> str:
     if command == "finetune":
         return f'next: hfkit predict {run} --text "..."'
     if task == "clm":
         return f'next: hfkit generate --model {run} --prompt "..."'
+    if is_adapter:
+        return f"next: hfkit export {run} --merge --output-dir NEW, which `hfkit finetune --model NEW` takes"
     return f"next: hfkit finetune --model {run} --data train.csv"

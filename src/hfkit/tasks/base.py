@@ -84,7 +84,7 @@ class Task(ABC):
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Examples as one padded batch."""
 
-    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:
+    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:  # noqa: B027 - most tasks have nothing to do
         """Makes the model ready for this task's batches and checks it on a first one; calling it again does nothing."""
 
     def training_loss(self, recipe: Recipe, rows: Rows | None, step_rows: int) -> Loss:

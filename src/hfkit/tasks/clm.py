@@ -153,23 +153,30 @@ class CausalLM(Task):
         recipe: Recipe,
         beside: Path | None = None,
     ) -> dict[str, Score]:
-        from hfkit.perplexity import perplexity
+        from hfkit.perplexity import compatible, measure
+        from hfkit.results import write_rows
 
         wanted = recipe.evaluation
-        return perplexity(
+        context, texts = wanted.context or recipe.data.block_size, dataset["text"][:]
+        if wanted.compat is not None:
+            given = {"context": context, "batch_size": wanted.batch_size}
+            return compatible(wanted.compat, model, tokenizer, texts, **given)
+        found = measure(
             model,
             tokenizer,
-            dataset["text"][:],
-            context=wanted.context or recipe.data.block_size,
+            texts,
+            context=context,
             stride=wanted.stride,
+            bos=wanted.bos,
             batch_size=wanted.batch_size,
-            interval=wanted.interval,
-            seed=wanted.seed,
         )
+        if beside is not None:
+            write_rows(beside, found.rows())
+        return found.scores(interval=wanted.interval, seed=wanted.seed)
 
 
 def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:
-    """ModelError where a document's logits in a packed block are not those it has alone, seen on the first of `batch`."""
+    """ModelError where a document's logits in a block of `batch` are not those that it has alone."""
     import torch
 
     seen = f"{model.config.model_type} lets the documents in one block see each other"

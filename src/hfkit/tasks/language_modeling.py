@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str
         "train.num_train_epochs": 3.0 if new else 1.0,
         "train.per_device_train_batch_size": 16 if new else 8,
         "train.per_device_eval_batch_size": 16,
-        "train.learning_rate": 1e-3 if new else 5e-5,
+        "train.learning_rate": 1e-3 if new else 5e-4 if given.get("lora.enabled") else 5e-5,
         "train.lr_scheduler_type": "cosine",
         "train.warmup_steps": 0.05,
         "train.weight_decay": 0.1 if new else 0.01,

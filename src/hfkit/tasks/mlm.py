@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.packing import pack
@@ -86,6 +87,20 @@ class MaskedLM(Task):
 
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
         return nll_scores(reduced, recipe, masked_definition(recipe))
+
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        recipe: Recipe,
+        beside: Path | None = None,
+    ) -> dict[str, Score]:
+        if not recipe.evaluation.pseudo_perplexity:
+            return super().evaluate(model, tokenizer, dataset, recipe, beside)
+        from hfkit.tasks.pseudo_perplexity import PseudoPerplexity
+
+        return PseudoPerplexity().evaluate(model, tokenizer, dataset, recipe, beside)
 
 
 class _MaskableRows:

@@ -74,7 +74,7 @@ class TextClassification(Task):
             "train.num_train_epochs": 3.0,
             "train.per_device_train_batch_size": 32,
             "train.per_device_eval_batch_size": 64,
-            "train.learning_rate": 5e-5,
+            "train.learning_rate": 5e-4 if given.get("lora.enabled") else 5e-5,  # adapters begin at nothing
             "train.lr_scheduler_type": "linear",
             "train.warmup_steps": 0.06,
             "train.weight_decay": 0.01,
