@@ -124,10 +124,10 @@ class Hfkit:
         like: Hfkit | None = None,
     ) -> None:
         from hfkit import load_recipe
+        from hfkit.arguments import training_arguments
         from hfkit.models import load_config, new_or_pretrained
         from hfkit.stream import TrainingStream
         from hfkit.tasks import TASKS
-        from hfkit.training import training_arguments
 
         self.task, self.batch_size = TASKS[task], batch_size
         self.recipe = recipe = load_recipe(

@@ -88,7 +88,7 @@ class StandInHub:
         self.moved: dict[str, str] = {}
         self.accounts: dict[str, Account] = {}  # by Authorization header
         self.objects: dict[str, bytes] = {}  # of LFS, by sha256
-        self.refusals = 0  # of commits to come, counts down
+        self.refuses = ("", 0)  # commits to this repository, counts down
         self.released = threading.Event()  # lets hanging answers go when the server closes
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self  # type: ignore[attr-defined]
@@ -247,8 +247,9 @@ class Handler(BaseHTTPRequestHandler):
             modes = {name: "lfs" if name.endswith(LFS_SUFFIXES) else "regular" for name in names}
             files = [{"path": name, "uploadMode": modes[name], "shouldIgnore": False} for name in names]
             return self.reply(200, {"files": files})
-        if self.hub.refusals:
-            self.hub.refusals -= 1
+        name, times = self.hub.refuses
+        if times and place["name"] == name:
+            self.hub.refuses = (name, times - 1)
             return self.refuse(403, "", "Private repository storage limit reached")
         repository = self.hub.repositories["models", place["name"]]
         for entry in map(json.loads, body.splitlines()):
@@ -322,7 +323,8 @@ class Handler(BaseHTTPRequestHandler):
             {"rfilename": name, "size": file.stat().st_size, "blobId": etag(file)} for name, file in files.items()
         ]
         gated = repository.access == "gated" and "manual"
-        info = {"id": place["name"], "sha": commit, "private": repository.access == "own", "gated": gated, "tags": [], "downloads": 0}
+        private = repository.access == "own"
+        info = {"id": place["name"], "sha": commit, "private": private, "gated": gated, "tags": [], "downloads": 0}
         return self.reply(200, {**info, "siblings": siblings})
 
     def send_file(self, repository: Repository, file: Path, commit: str) -> None:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 import hfkit
 from hfkit import recipe as settings
 from hfkit.__main__ import main
+from hfkit.arguments import seconds_of
 from hfkit.tasks import TASKS
-from hfkit.training import seconds_of
 from tiny_models import TEXT, make_bert, make_gpt2
 
 

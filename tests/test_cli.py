@@ -523,7 +523,12 @@ def test_shells_complete_commands_and_options() -> None:
     words = {"COMP_WORDS": "hfkit fi", "COMP_CWORD": "1", "_HFKIT_COMPLETE": "complete_bash"}
     assert process("hfkit", **words).stdout.split() == ["finetune"]
     words |= {"COMP_WORDS": "hfkit finetune --max", "COMP_CWORD": "2"}
-    assert process("hfkit", **words).stdout.split() == ["--max-length", "--max-steps", "--max-time"]
+    assert process("hfkit", **words).stdout.split() == [
+        "--max-length",
+        "--max-train-samples",
+        "--max-steps",
+        "--max-time",
+    ]
 
 
 def test_verbose_says_more_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

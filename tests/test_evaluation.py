@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,9 +11,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from hfkit import comparison
 from hfkit.__main__ import main
 from hfkit.errors import DataError, UsageError
-from hfkit.evaluation import evaluate_files
+from hfkit.evaluation import rows_of_files
 from hfkit.perplexity import perplexity
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 
@@ -232,15 +235,117 @@ def test_files_are_scored_as_the_reference_programs_score_them(tmp_path, capsys,
     assert metrics["exact_match"]["n"] == 4
 
 
-def test_tables_are_scored_by_their_text_column(tmp_path):
-    as_lines = evaluate_files(
-        write(tmp_path / "p.txt", PREDICTIONS), write(tmp_path / "r.txt", REFERENCES), ["chrf"], interval=False
+def chrf(predictions, *references, **columns):
+    return comparison.score(rows_of_files(predictions, references, **columns), ["chrf"], interval=False)["chrf"]
+
+
+def test_tables_are_scored_by_the_named_or_the_usual_column(tmp_path):
+    lines = write(tmp_path / "p.txt", PREDICTIONS), write(tmp_path / "r.txt", REFERENCES)
+    wanted = chrf(*lines)
+    usual = [json.dumps({"id": number, "text": line}) for number, line in enumerate(PREDICTIONS)]
+    assert chrf(write(tmp_path / "usual.jsonl", usual), lines[1]) == wanted
+    alone = [json.dumps({"answer": line}) for line in PREDICTIONS]
+    assert chrf(write(tmp_path / "alone.jsonl", alone), lines[1]) == wanted
+    both = ["given,wanted", *(f'"{x}","{y}"' for x, y in zip(PREDICTIONS, REFERENCES, strict=True))]
+    table = write(tmp_path / "both.csv", both)
+    assert chrf(table, table, prediction_column="given", reference_column="wanted") == wanted
+    assert chrf(table, prediction_column="given", reference_column="wanted") == wanted
+    with pytest.raises(
+        DataError, match=r"both\.csv has no column of the usual names \(prediction, .*found: given, wanted"
+    ):
+        chrf(table, lines[1])
+    with pytest.raises(DataError, match=r"both\.csv has no column 'text', found: given, wanted \(fix: --column NAME\)"):
+        chrf(table, lines[1], prediction_column="text")
+
+
+def test_several_references_come_from_several_files_or_a_list(tmp_path, capsys):
+    others = ["a cat sat on the mat", "the dog barked", "nothing", "it rains in Paris"]
+    predictions = write(tmp_path / "p.txt", PREDICTIONS)
+    files = [write(tmp_path / "r.txt", REFERENCES), write(tmp_path / "o.txt", others)]
+    expected = corpus_bleu(PREDICTIONS, [REFERENCES, others]).score
+    command = ["evaluate", "--predictions", str(predictions), "--metrics", "bleu", "--json"]
+    assert main([*command, *(part for file in files for part in ("--references", str(file)))]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]["bleu"]
+    assert found["value"] == pytest.approx(expected, rel=1e-12)
+    assert "nrefs:2" in found["definition"]
+    lists = [json.dumps({"refs": pair}) for pair in zip(REFERENCES, others, strict=True)]
+    table = write(tmp_path / "lists.jsonl", lists)
+    assert main([*command, "--references", str(table), "--reference-column", "refs"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["bleu"]["value"] == found["value"]
+
+
+def test_files_are_measured_by_group_and_kept(tmp_path, capsys):
+    lines = [
+        json.dumps({"prediction": x, "reference": y, "kind": kind})
+        for x, y, kind in [("a", "a", "one"), ("b", "b", "one"), ("a", "b", "other"), ("b", "b", "other")]
+    ]
+    file = write(tmp_path / "answers.jsonl", lines)
+    command = ["evaluate", "--predictions", str(file), "--metrics", "accuracy", "--by", "kind", "--json"]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"]["accuracy"]["value"] == 0.75
+    assert found["by"]["groups"]["other"]["accuracy"]["value"] == 0.5
+    assert found["by"]["gap"]["accuracy"]["value"] == 0.5
+    rows = [json.loads(line) for line in (tmp_path / "out" / "test_predictions.jsonl").read_text().splitlines()]
+    assert rows[0] == {"prediction": "a", "reference": "a"}
+    assert main([*command, "--by", "sort"]) == 3
+    assert "no column 'sort'" in capsys.readouterr().err
+
+
+def test_metrics_of_text_alone_need_no_references(tmp_path, capsys):
+    file = write(tmp_path / "p.txt", ["a b a b a b", "c d"])
+    command = ["evaluate", "--predictions", str(file), "--json"]
+    assert main([*command, "--metrics", "distinct_1,distinct_2"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["distinct_1"]["value"] == 4 / 8
+    assert metrics["distinct_1"]["low"] is None
+    assert main(command) == 2
+    assert "no references to compare with (fix: give --references)" in capsys.readouterr().err
+
+
+def test_two_files_are_measured_without_torch(tmp_path):
+    command = [
+        "import sys; from hfkit.__main__ import main;"
+        f"main(['evaluate', '--predictions', {str(write(tmp_path / 'p.txt', PREDICTIONS))!r}, '--references',"
+        f" {str(write(tmp_path / 'r.txt', REFERENCES))!r}, '--metrics', 'bleu', '--json']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'evaluate', 'transformers', 'datasets', 'sklearn')))"
+    ]
+    assert (
+        subprocess.run([sys.executable, "-c", *command], check=False, timeout=60, capture_output=True).returncode == 0
     )
-    rows = [json.dumps({"text": line, "id": number}) for number, line in enumerate(PREDICTIONS)]
-    as_table = evaluate_files(write(tmp_path / "p.jsonl", rows), tmp_path / "r.txt", ["chrf"], interval=False)
-    assert as_table == as_lines
-    with pytest.raises(DataError, match=r"other\.jsonl has no column 'text', found: answer"):
-        evaluate_files(write(tmp_path / "other.jsonl", ['{"answer": "a"}']), tmp_path / "r.txt", ["chrf"])
+
+
+def jsonl(path, rows):
+    return str(write(path, [json.dumps(row) for row in rows]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "metric", "message"),
+    [
+        ([("a", "b"), ("a", " ")], "bleu", "references, row 2: empty"),
+        ([([0.5, 0.5], 0), ([float("nan"), 0.5], 1)], "log_loss", "row 2: probabilities [nan, 0.5] don't add up to 1"),
+        ([([0.5, 0.5], 0), ([0.5, 0.5], 2)], "log_loss", "references, row 2: label 2 is not one of 0, 1"),
+        ([("a", "b"), ("a", 1)], "accuracy", None),
+        ([("1.5", "1"), ("x", "2")], "mae", "predictions, row 2: 'x' is not a finite number"),
+        ([(1.0, 1.0), (1.0, 2.0)], "pearson", "pearson is undefined on these 2 rows"),
+    ],
+)
+def test_rows_that_no_number_should_come_from(tmp_path, capsys, rows, metric, message):
+    file = jsonl(tmp_path / "p.jsonl", [{"prediction": x, "reference": y} for x, y in rows])
+    assert main(["evaluate", "--predictions", file, "--metrics", metric]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert (message or "p.jsonl") in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_text_without_a_token_to_score_gives_no_number(folder, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("h")
+    command = ["evaluate", "--model", str(folder / "tiny-gpt2"), "--data", str(tmp_path / "one.txt"), "--bos", "no"]
+    assert main(command) == 3
+    captured = capsys.readouterr()
+    assert "no token can be scored" in captured.err
+    assert captured.out == ""
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,8 @@ def test_what_the_hub_refuses_ends_in_one_message(hub: StandInHub, model: Path, 
         "pickled has no model.safetensors, the one format that hfkit reads since it can't hold code "
         "(found: pytorch_model.bin) "
         "(fix: https://huggingface.co/spaces/safetensors/convert adds it, then --revision refs/pr/NUMBER)",
-        "ggufs has no config.json (found: model.gguf; hfkit export makes a model of a GGUF file) (fix: take another model)",
+        "ggufs has no config.json (found: model.gguf; hfkit export makes a model of a GGUF file) "
+        "(fix: take another model)",
         "'a/b/c' is neither a directory nor a name that the Hub allows "
         "(fix: a Hub name looks like gpt2 or google-bert/bert-base-uncased)",
         "'a b' is neither a directory nor a name that the Hub allows "
@@ -393,7 +394,8 @@ def test_unusable_directory_ends_in_one_message(tmp_path: Path, monkeypatch: pyt
         "(fix: --model runs/stopped/checkpoint-10)",
         "runs/fresh": f"runs/fresh has no weights (model.safetensors) (fix: {wrote}, or add --from-scratch)",
         "runs/empty": f"runs/empty has no config.json (fix: {wrote})",
-        "runs/gguf": f"runs/gguf has no config.json (found: model-q4.gguf; hfkit export makes a model of a GGUF file) (fix: {wrote})",
+        "runs/gguf": "runs/gguf has no config.json (found: model-q4.gguf; hfkit export makes a model of a GGUF file) "
+        f"(fix: {wrote})",
         "runs/sharded": "runs/sharded has no model-00002-of-00002.safetensors (1 of 2 weight files are missing) "
         f"(fix: {wrote}, or add --from-scratch)",
         "runs/gguf/model-q4.gguf": "runs/gguf/model-q4.gguf: a GGUF file is made a plain model first "

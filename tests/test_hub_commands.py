@@ -13,7 +13,8 @@ import pytest
 from stand_in_hub import StandInHub
 from tiny_models import make_bert, make_gpt2
 
-FINETUNE = ["finetune", "--model", "bert-base-uncased", "--max-steps", "2"]
+# (the stand-in has 64 positions, where the real model has 512)
+FINETUNE = ["finetune", "--model", "bert-base-uncased", "--max-steps", "2", "--allow-truncation"]
 GENERATE = ["generate", "--model", "gpt2", "--prompt", "Once upon a time"]
 CHINESE = ["generate", "--model", "gpt2", "--prompt", "你好，世界"]
 # Several command lines in one process of the installed package, each as a user's shell would see it.

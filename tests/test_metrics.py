@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import evaluate
 import numpy as np
 import pytest
 import scipy.stats
@@ -13,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from hfkit.errors import DataError, HfkitError, UsageError
-from hfkit.metrics import METRICS, Inputs, Score, compute, confusion_matrix, draws, ratio_interval
+from hfkit.metrics import METRICS, Inputs, Score, compute, confusion_matrix, draws, load, ratio_interval
 
 # sacreBLEU's own case: https://github.com/mjpost/sacrebleu/blob/master/test/test_bleu.py
 PREDICTIONS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
@@ -473,3 +475,69 @@ def test_bleu_imports_neither_torch_nor_evaluate_nor_sklearn() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "evaluate", "sklearn", "transformers", "datasets"}.isdisjoint(json.loads(done.stdout))
+
+
+# As modules of evaluate
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "references"),
+    [
+        ("bleu", PREDICTIONS, REFERENCES),
+        ("rouge", random_texts(5), random_texts(5, seed=1)),
+        ("accuracy", ["a", "b", "b"], ["a", "b", "a"]),
+        ("f1_macro", *random_labels(30, 3)),
+        ("log_loss", *(part.tolist() for part in random_probabilities(20, 3))),
+        ("hamming_loss", [[1, 0], [1, 1]], [[1, 0], [0, 1]]),
+        ("pearson", [0.5, 0.7, 0.1], [0, 1.5, 2]),
+    ],
+)
+def test_module_of_evaluate_gives_the_same_number(name: str, predictions: Any, references: Any) -> None:
+    module = load(name)
+    expected = {key: score.value for key, score in compute([name], predictions, references, interval=False).items()}
+    assert module.compute(predictions=predictions, references=references) == expected
+    for row in zip(predictions, references, strict=True):
+        module.add(prediction=row[0], reference=row[1])
+    assert module.compute() == expected
+
+
+def test_modules_of_evaluate_combine() -> None:
+    combined = evaluate.combine([load("accuracy"), load("f1_macro"), load("mcc")])
+    for _ in range(2):
+        combined.add_batch(predictions=[0, 1, 1], references=[0, 1, 0])
+    expected = compute(["accuracy", "f1_macro", "mcc"], [0, 1, 1] * 2, [0, 1, 0] * 2)
+    assert combined.compute() == {name: score.value for name, score in expected.items()}
+    with pytest.raises(DataError, match=r"0\.2 is not a label"):
+        load("accuracy").compute(predictions=[0.2, 0.9], references=[0, 1])
+
+
+def test_unknown_names_never_run_what_lies_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("open('ran', 'w')")
+    with pytest.raises(UsageError, match="unknown metric 'mine'"):
+        load("mine")
+    with pytest.raises(UsageError, match="'mine' is a file or folder here"):
+        load("mine", allow_download=True)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(UsageError, match=r"unknown metric 'accuarcy', did you mean 'accuracy'\?"):
+        load("accuarcy")
+
+
+# Intervals
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (7, 10), (990, 1000)])
+def test_interval_of_a_share_is_wilsons(hits: int, n: int) -> None:
+    score = compute(["accuracy"], [1] * hits + [0] * (n - hits), [1] * n, labels=[0, 1])["accuracy"]
+    expected = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert bounds(score) == (pytest.approx(expected.low, abs=1e-12), pytest.approx(expected.high))
+    assert score.definition.endswith("; Wilson's interval")
+    texts = compute(["exact_match"], ["a"] * hits + ["b"] * (n - hits), ["a"] * n)["exact_match"]
+    assert bounds(texts) == (pytest.approx(100 * expected.low, abs=1e-10), pytest.approx(100 * expected.high))
+
+
+def test_calibration_error_has_no_interval() -> None:
+    score = compute(["ece"], *random_probabilities(50, 3))["ece"]
+    assert score.low is None
+    assert "no interval" in score.definition

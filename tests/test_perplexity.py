@@ -163,7 +163,7 @@ def test_pseudo_perplexity_hides_each_token_alone(folder, capsys):
         ("bert", ["--compat", "lm-eval"], "--compat has no effect for mlm, it is for clm"),
         ("bert", ["--bos", "no"], "--bos has no effect for mlm"),
         ("gpt2", ["--compat", "lm-eval", "--stride", "4"], "has no effect beside evaluation.stride"),
-        ("gpt2", ["--compat", "fairseq"], "must be one of 'lm-eval', 'evaluate' or 'run-clm'"),
+        ("gpt2", ["--compat", "fairseq"], "must be one of lm-eval, evaluate, run-clm, not 'fairseq'"),
     ],
 )
 def test_setting_of_another_task_is_refused(folder, capsys, name, arguments, message):

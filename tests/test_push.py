@@ -14,6 +14,7 @@ from stand_in_hub import StandInHub
 from tiny_models import make_bert
 
 UPLOADED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+AGAIN = "hfkit finetune kept/recipe.yaml --output-dir kept --push me/kept --resume auto"
 TOKEN = "hf_CANARYcanaryCANARYcanary"
 OWN = "ignore:Use 'content=<...>':DeprecationWarning"  # huggingface_hub 1.x's own, where it uploads without xet
 DRIVER = """
@@ -56,63 +57,77 @@ def files_in(directory: Path) -> set[str]:
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_a_finished_run_goes_up_private_or_as_its_repository_is(hub: StandInHub, work: Path, tmp_path: Path) -> None:
-    uploads, shared = tmp_path / "uploads", tmp_path / "shared"
-    shared.mkdir()
-    (shared / "README.md").write_text("as it was")
-    hub.let_in(TOKEN, "me", uploads, organizations=("lab",))
-    hub.add("lab/shared", shared)
-    host = hub.url.removeprefix("http://")
-    new, known = say(
-        hub.env(tmp_path), work, [TOKEN, *finetune("new", "me/new")], [TOKEN, *finetune("known", "lab/shared")]
-    )
+class Session:
+    """What was said, and what there is, after three uploads of which the last was refused once."""
 
-    code, out, said = new
+    def __init__(self, home: Path, work: Path) -> None:
+        self.uploads, self.shared, self.work = home / "uploads", home / "shared", work
+        self.shared.mkdir()
+        (self.shared / "README.md").write_text("as it was")
+        with StandInHub() as hub:
+            hub.let_in(TOKEN, "me", self.uploads, organizations=("lab",))
+            hub.add("lab/shared", self.shared)
+            hub.refuses = ("me/kept", 1)
+            self.host = hub.url.removeprefix("http://")
+            runs = {"new": "me/new", "known": "lab/shared", "kept": "me/kept"}
+            lines = [*(finetune(output, push) for output, push in runs.items()), AGAIN.split()[1:]]
+            self.new, self.known, self.kept, self.repeated = say(
+                hub.env(home), work, *([TOKEN, *line] for line in lines)
+            )
+            self.access = {name: repository.access for (_, name), repository in hub.repositories.items()}
+            self.tokens = hub.tokens()
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Session:
+    return Session(tmp_path_factory.mktemp("push-hub"), work)
+
+
+def test_a_new_repository_is_private_and_gets_the_model_alone(session: Session) -> None:
+    code, out, said = session.new
     assert (code, out.splitlines()[-1]) == (0, "run: new"), said
-    assert said[0] == f"push: when finished, to me/new on {host} (a new repository, private)"
-    assert f"uploaded to {host}/me/new (private)" in said
-    assert hub.repositories["models", "me/new"].access == "own"
-    assert files_in(uploads / "me/new") == UPLOADED
+    assert said[0] == f"push: when finished, to me/new on {session.host} (a new repository, private)"
+    assert said[-3:-1] == [
+        f"uploading new to me/new on {session.host}",
+        f"uploaded to {session.host}/me/new (private)",
+    ]
+    assert session.access["me/new"] == "own"
+    assert files_in(session.uploads / "me/new") == UPLOADED
     for name in UPLOADED:
-        content = (uploads / "me/new" / name).read_bytes()
-        assert content == (work / "new" / name).read_bytes()
-        assert str(work).encode() not in content
+        content = (session.uploads / "me/new" / name).read_bytes()
+        assert content == (session.work / "new" / name).read_bytes()
+        assert str(session.work).encode() not in content
         assert b"./bert" not in content
+    assert session.tokens == {f"Bearer {TOKEN}"}
 
-    code, out, said = known
+
+def test_an_existing_repository_keeps_who_sees_it_and_its_other_files(session: Session) -> None:
+    code, _, said = session.known
     assert code == 0
     assert said[0] == (
-        f"push: when finished, to lab/shared on {host} (it is there and public: everyone will see the model)"
+        f"push: when finished, to lab/shared on {session.host} (it is there and public: everyone will see the model)"
     )
-    assert f"uploaded to {host}/lab/shared (public)" in said
-    assert hub.repositories["models", "lab/shared"].access == "public"
-    assert files_in(shared) == {*UPLOADED, "README.md"}
-    assert (shared / "README.md").read_text() == "as it was"
-    assert hub.tokens() == {f"Bearer {TOKEN}"}
-    assert {request.path for request in hub.requests if "telemetry" in request.path} == set()
+    assert said[-2] == f"uploaded to {session.host}/lab/shared (public)"
+    assert session.access["lab/shared"] == "public"
+    assert files_in(session.shared) == {*UPLOADED, "README.md"}
+    assert (session.shared / "README.md").read_text() == "as it was"
 
 
-def test_a_failed_upload_leaves_a_finished_run_and_the_command_for_another_try(
-    hub: StandInHub, work: Path, tmp_path: Path
-) -> None:
-    hub.let_in(TOKEN, "me", tmp_path / "uploads")
-    hub.refusals = 1
-    again = "hfkit finetune kept/recipe.yaml --output-dir kept --push me/kept --resume auto"
-    (code, out, said), repeated = say(
-        hub.env(tmp_path), work, [TOKEN, *finetune("kept", "me/kept")], [TOKEN, *again.split()[1:]]
-    )
+def test_a_failed_upload_leaves_a_finished_run_and_the_command_for_another_try(session: Session) -> None:
+    code, out, said = session.kept
     assert code == 6
     assert out.splitlines()[-1] == "run: kept"
     assert said[-1] == (
         "error: kept is finished and complete, but it was not uploaded to me/kept: "
-        f"Private repository storage limit reached (fix: {again})"
+        f"Private repository storage limit reached (fix: {AGAIN})"
     )
-    assert json.loads((work / "kept/status.json").read_text())["state"] == "finished"
-    assert f"uploading kept to me/kept on {hub.url.removeprefix('http://')}" in said
-    assert (repeated[0], repeated[1]) == (0, out)
-    assert not [line for line in repeated[2] if line.startswith("step ")]
-    assert "kept is finished, nothing to do" in repeated[2]
-    assert files_in(tmp_path / "uploads/me/kept") == UPLOADED
+    assert json.loads((session.work / "kept/status.json").read_text())["state"] == "finished"
+
+    code, out_again, said = session.repeated
+    assert (code, out_again) == (0, out)
+    assert "kept is finished, nothing to do" in said
+    assert not [line for line in said if line.startswith("step ")]
+    assert files_in(session.uploads / "me/kept") == UPLOADED
 
 
 def test_who_may_not_write_is_told_before_anything_is_read(hub: StandInHub, work: Path, tmp_path: Path) -> None:
@@ -131,17 +146,18 @@ def test_who_may_not_write_is_told_before_anything_is_read(hub: StandInHub, work
         ("hf_writes", "lab/x"): "me may not write to lab, but to me (fix: --push me/x)",
     }
     plain = ["hf_writes", *finetune("refused", "me/x"), *missing]
-    *refused, adapter, passed = say(
-        env, work, *([token, *finetune("refused", name), *missing] for token, name in expected), [*plain, "--lora"], plain
-    )
-    assert refused == [
-        (2, "", [f"error: --push {name}: {message}"]) for (_, name), message in expected.items()
-    ]
+    lines = [[token, *finetune("refused", name), *missing] for token, name in expected]
+    used = ["hf_writes", *finetune(".", "me/x")]
+    *refused, adapter, passed = say(env, work, *lines, [*plain, "--lora"], used)
+    assert refused == [(2, "", [f"error: --push {name}: {message}"]) for (_, name), message in expected.items()]
     assert adapter[2] == [
         "error: --push me/x: the adapter would name its model by a directory of this machine (fix: leave --push out, "
         "and afterwards `hfkit export RUN --merge` for a model that needs no other)"
     ]
-    assert (passed[0], passed[2][-1]) == (3, "error: missing.csv: no such file (fix: did you mean 'train.csv'?)")
+    assert passed[2] == [
+        f"push: when finished, to me/x on {host} (a new repository, private)",
+        "error: .: not empty (fix: --resume auto, --overwrite, or --output-dir NEW)",
+    ]
     hub.close()
     ((code, _, (said,)),) = say(env, work, plain)
     assert code == 6

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import math
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hfkit.__main__ import main
 
@@ -48,6 +51,40 @@ def test_stories_have_their_published_likelihood(tmp_path, capsys):
         values.append(json.loads(capsys.readouterr().out)["metrics"]["nll"]["value"])
     assert values[4:] == pytest.approx(values[3:4] * 2, rel=1e-6)
     assert values[0] < values[3] < 1.0
+
+
+def test_stories_have_the_perplexity_that_lm_eval_prints(tmp_path, capsys):
+    """lm-eval 0.4.13, HFLM.loglikelihood_rolling in float32: 3,669 tokens, -15360.276733 and -15940.446495 nats."""
+    text = tmp_path / "text.txt"
+    text.write_bytes((SHARED / "data" / "tinyshakespeare" / "input.txt").read_bytes()[:6000])
+    command = ["evaluate", "--model", str(STORIES / "hf"), "--data", str(text), "--compat", "lm-eval", "--json"]
+    for context, nats in (("512", 15360.276733398438), ("64", 15940.446495056152)):
+        assert main([*command, "--context", context]) == 0
+        metrics = json.loads(capsys.readouterr().out)["metrics"]
+        assert metrics["perplexity"]["value"] == pytest.approx(math.exp(nats / 3669), rel=1e-6)
+        assert metrics["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / 6000, rel=1e-6)
+
+
+def test_stories_equal_one_pass_and_one_pass_a_token(tmp_path, capsys):
+    """Texts of 150 and of 3,000 characters, shorter and longer than the context of 128 tokens, against the definition."""
+    model, tokenizer = LlamaForCausalLM.from_pretrained(STORIES / "hf"), AutoTokenizer.from_pretrained(STORIES / "hf")
+    whole = (SHARED / "data" / "tinyshakespeare" / "input.txt").read_text()
+    for size in (150, 3000):
+        text = tmp_path / "text.txt"
+        text.write_text(whole[:size])
+        ids = [tokenizer.bos_token_id, *tokenizer(whole[:size], add_special_tokens=False)["input_ids"]]
+        assert (len(ids) > 128) == (size == 3000)
+        nats, start = 0.0, 0
+        for place in range(1, len(ids)):
+            start += 64 if place >= start + 128 else 0
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([ids[start:place]])).logits[0, -1].double()
+            nats -= torch.log_softmax(logits, -1)[ids[place]].item()
+        command = ["evaluate", "--model", str(STORIES / "hf"), "--data", str(text), "--context", "128", "--json"]
+        assert main(command) == 0
+        metrics = json.loads(capsys.readouterr().out)["metrics"]
+        assert metrics["nll"]["n"] == len(ids) - 1
+        assert metrics["nll"]["value"] == pytest.approx(nats / (len(ids) - 1), rel=1e-6)
 
 
 @pytest.fixture(scope="session")

@@ -395,7 +395,8 @@ def test_a_setting_that_needs_another_one_is_refused_without_it() -> None:
         ("finetune", "mlm", "'mlm' is no task of `hfkit finetune`: text-classification (fix: hfkit pretrain)"),
         ("finetune", "xyz", "'xyz' is no task of `hfkit finetune`: text-classification"
                             " (fix: --task text-classification)"),
-        ("evaluate", "xyz", f"'xyz' is no task of `hfkit evaluate`: clm, {MASKED}, text-classification (fix: --task clm)"),
+        ("evaluate", "xyz", f"'xyz' is no task of `hfkit evaluate`: clm, {MASKED}, text-classification"
+                            " (fix: --task clm)"),
     ],
 )  # fmt: skip
 def test_a_wrong_task_is_refused(command: str, task: str, expected: str) -> None:
@@ -540,10 +541,12 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     setting = SETTINGS[key]
     limits, kind = setting.metadata, str(setting.type)
     text = st.sampled_from(TRAPS) | st.text(min_size=1)
-    if key in ("task", "evaluation.metrics", "train.best"):
+    if key in ("task", "evaluation.metrics", "train.best", "train.report_to"):
         return st.nothing()
     if key == "train.optimizer":
         return st.sampled_from(["adamw", "adafactor", "sgd", "lion_32bit"])
+    if key == "train.push":
+        return st.from_regex(r"[a-z0-9]{1,5}/[a-z0-9]{1,5}", fullmatch=True)
     if key == "train.max_time":
         return st.from_regex(limits["pattern"].replace(r"\d", "[0-9]"), fullmatch=True)
     if kind.startswith("Literal"):

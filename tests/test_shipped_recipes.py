@@ -9,7 +9,7 @@ from hfkit.__main__ import main
 from hfkit.resolve import read_recipe
 from hfkit.shipped import headline, shipped_recipes
 from hfkit.tasks import TASKS
-from tiny_models import TEXT, make_bert
+from tiny_models import TEXT, make_bert, make_gpt2
 
 RECIPES = shipped_recipes()
 
@@ -17,16 +17,27 @@ RECIPES = shipped_recipes()
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = TASKS[read_recipe(RECIPES[name])[0]["task"]].command
+    settings = read_recipe(RECIPES[name])[0]
+    command, data = TASKS[settings["task"]].command, settings.get("data", {})
     line = [command, name, "--max-steps", "2", "--batch-size", "2", "--output-dir", "run"]
     if command == "pretrain":
         Path("rows.txt").write_text("\n\n".join(TEXT * 4), encoding="utf-8")
-        line += ["--data", "rows.txt", "--validation-split", "0.2", "--vocab-size", "300", "--block-size", "16"]
+        line += ["--data", "rows.txt", "--validation-split", "0.2", "--block-size", "16"]
+        if "name" in settings["model"]:
+            make = make_bert if settings["task"] == "mlm" else make_gpt2
+            line += ["--model", str(make(tmp_path / "model"))]
+        else:
+            line += ["--vocab-size", "300"]
     else:
         make_bert(tmp_path / "bert")
-        rows = [f"{text.replace(',', '')},{'ab'[number % 2]}" for number, text in enumerate(TEXT)]
-        Path("rows.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
-        line += ["--model", "./bert", "--data", "rows.csv", "--validation", "rows.csv", "--max-length", "32"]
+        texts = [text.replace(",", "") for text in TEXT]
+        rows = [f"{text},{'ab'[number % 2]}" for number, text in enumerate(texts)]
+        if data.get("problem_type") == "regression":
+            rows = [f"{text},{text},{number / 2}" for number, text in enumerate(texts)]
+        header = [] if data.get("header") is False else ["text,label"]
+        Path("rows.csv").write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
+        line += ["--model", "./bert", "--data", "rows.csv", "--max-length", "32"]
+        line += [] if "validation_split" in data else ["--validation", "rows.csv"]
     assert main(line) == 0
     assert json.loads(Path("run/status.json").read_text())["step"] == 2
 

@@ -29,8 +29,8 @@ STEPS = [
     ),
     (
         "It is fine-tuned to tell which area of the library a docstring belongs to.",
-        "finetune --model {folder}/encoder --data builtin:python-docstrings --max-length 128 --epochs 3 --lr 1e-3 "
-        "--batch-size 16 --output-dir {folder}/areas --overwrite",
+        "finetune --model {folder}/encoder --data builtin:python-docstrings --max-length 128 --allow-truncation "
+        "--epochs 3 --lr 1e-3 --batch-size 16 --output-dir {folder}/areas --overwrite",
     ),
     (
         "A sentence of our own.",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfkit.console import say
-from hfkit.errors import DataError, UsageError
-from hfkit.metrics import Score, compute
+from hfkit.errors import DataError, StorageError, UsageError
+from hfkit.metrics import Score
 from hfkit.recipe import SETTINGS, acts
+from hfkit.results import PREDICTIONS, Row, read_rows, write_rows
 from hfkit.sources import stay_local
 
 if TYPE_CHECKING:
@@ -18,12 +22,56 @@ if TYPE_CHECKING:
 
     from hfkit.recipe import Recipe
 
+# Columns of prediction files, the first that is there.
+PREDICTION_NAMES = ("prediction", "predictions", "predicted", "generated", "output", "text")
+REFERENCE_NAMES = ("references", "reference", "target", "label", "text")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Scores, the split they are of, and what the model said of each row; no rows where the task keeps none."""
+
+    scores: dict[str, Score]
+    split: str
+    rows: list[Row]
+
 
 def evaluate(recipe: Recipe) -> dict[str, Score]:
     """The metrics of recipe.model.name, a run or a model, on recipe.data.test, else on the run's own held-out data.
 
     Raises UsageError where no data is named, DataError or ModelError where data or model can't be read or don't fit.
     """
+    return _evaluate(recipe, None).scores
+
+
+def evaluate_rows(recipe: Recipe, output: Path | None = None) -> Evaluated:
+    """As `evaluate`, with the rows; files about them and the scores are left in `output`, where that is given."""
+    with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch:
+        if output is not None:
+            make_directory(output)
+        found = _evaluate(recipe, output or Path(scratch))
+    if output is not None:
+        keep_scores(output, found.split, found.scores)
+    return found
+
+
+def make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{directory}: {error.strerror}", "--output DIRECTORY") from error
+
+
+def keep_scores(directory: Path, split: str, scores: Mapping[str, Score]) -> None:
+    """Puts the scores of `split` into eval_results.json, as a run has it, beside those of other splits."""
+    from hfkit.checkpoints import write_atomically
+    from hfkit.runs import DETAILS, read_scores
+
+    details = {**read_scores(directory), split: {name: dataclasses.asdict(score) for name, score in scores.items()}}
+    write_atomically(directory / DETAILS, json.dumps({"metrics": details}, indent=1))
+
+
+def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
     from hfkit.inference import to_device
     from hfkit.models import load_config, load_tokenizer, new_or_pretrained, quiet_libraries
     from hfkit.tasks import TASKS
@@ -48,27 +96,116 @@ def evaluate(recipe: Recipe) -> dict[str, Score]:
         setattr(config, key, value)
     tokenizer = load_tokenizer(recipe, config)
     model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))
-    scores = task.evaluate(model, tokenizer, splits[split], recipe)
+    beside = None if directory is None else directory / split
+    kept = Path(f"{beside}_{PREDICTIONS}")
+    kept.unlink(missing_ok=True)  # of an earlier evaluation
+    scores = task.evaluate(model, tokenizer, splits[split], recipe, beside=beside)
+    rows = read_rows(kept) if beside is not None and kept.exists() else []
     if recipe.evaluation.compat is not None:  # whose names are those of the other program
-        return scores
+        return Evaluated(scores, split, rows)
     if missing := [name for name in recipe.evaluation.metrics if name not in scores]:
         raise DataError(f"this data has no {', '.join(missing)}", f"--metrics {','.join(scores)}")
-    if "perplexity" in recipe.evaluation.metrics:  # one name for all its units, as rouge is for four numbers
-        return scores
-    return {name: scores[name] for name in recipe.evaluation.metrics or scores}
+    if "perplexity" not in recipe.evaluation.metrics:  # one name for all its units, as rouge is for four numbers
+        scores = {name: scores[name] for name in recipe.evaluation.metrics or scores}
+    return Evaluated(scores, split, rows)
 
 
-def evaluate_files(
-    predictions: Path, references: Path, metrics: Sequence[str], *, interval: bool = True, seed: int = 0
-) -> dict[str, Score]:
-    """The text metrics of one file against another, line by line (.txt) or row by row (column `text`)."""
-    rows = [_lines(path) for path in (predictions, references)]
-    if len(rows[0]) != len(rows[1]):
-        raise DataError(
-            f"{predictions} has {len(rows[0]):,} lines, {references} has {len(rows[1]):,}",
-            "give one reference per prediction, in the same order",
-        )
-    return compute(metrics, rows[0], rows[1], interval=interval, seed=seed)
+def keep_rows(directory: Path, rows: Sequence[Row], scores: Mapping[str, Score]) -> None:
+    """Leaves what was measured from files in `directory`, as an evaluation of a model does."""
+    make_directory(directory)
+    write_rows(directory / "test", rows)
+    keep_scores(directory, "test", scores)
+
+
+def groups_of(recipe: Recipe, column: str, num_rows: int) -> list[str]:
+    """What stands in `column` of each row of recipe.data.test."""
+    from hfkit.data import load_data
+
+    if not recipe.data.test:
+        raise UsageError("--by names a column of the data", "--data FILE")
+    alone = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[], validation=[]))
+    dataset = load_data(alone)["test"]
+    if column not in dataset.column_names:
+        raise DataError(f"the data has no column '{column}', found: {', '.join(dataset.column_names)}", "--by COLUMN")
+    if len(dataset) != num_rows:
+        raise DataError(f"{len(dataset):,} rows, but {num_rows:,} were measured: no group of each", "leave out --by")
+    return [str(value) for value in dataset[column]]
+
+
+def rows_of_files(
+    predictions: Path,
+    references: Sequence[Path] = (),
+    *,
+    prediction_column: str | None = None,
+    reference_column: str | None = None,
+    by: str | None = None,
+) -> list[Row]:
+    """A row for each prediction: "prediction", and "reference" or, where there are several, "references".
+
+    A .txt file holds one a line, an empty one too; other files hold one a row, in the column named or a usual one, in
+    which a list stands for several references. Without `references` they are taken from the file of the predictions,
+    where it has such a column. `by`: a column of either that goes into the rows as "group".
+    """
+    table = _Table(predictions)
+    made = table.column(prediction_column, PREDICTION_NAMES)
+    if references:
+        others = [_Table(path) for path in references]
+    else:
+        others = [table] if table.has(reference_column, REFERENCE_NAMES[:-1]) else []
+    given = [other.column(reference_column, REFERENCE_NAMES) for other in others]
+    for path, lines in zip(references, given, strict=False):
+        if len(lines) != len(made):
+            raise DataError(
+                f"{predictions} has {len(made):,} lines, {path} has {len(lines):,}",
+                "give one reference per prediction, in the same order",
+            )
+    rows: list[Row] = [{"prediction": text} for text in made]
+    for row, texts in zip(rows, zip(*given, strict=True), strict=bool(given)):
+        if len(texts) == 1 and not isinstance(texts[0], list):
+            row["reference"] = texts[0]
+        else:
+            row["references"] = [one for text in texts for one in (text if isinstance(text, list) else [text])]
+    if by is not None:
+        holder = next((one for one in (table, *others) if one.has(by)), None)
+        if holder is None:
+            raise DataError(
+                f"no column '{by}' in {' or '.join(str(one.path) for one in (table, *others))}", "--by COLUMN"
+            )
+        for row, group in zip(rows, holder.column(by), strict=True):
+            row["group"] = str(group)
+    return rows
+
+
+class _Table:
+    """A file of predictions or references by column; a .txt file has none but its lines."""
+
+    def __init__(self, path: Path) -> None:
+        from hfkit.data import load_source
+        from hfkit.readers import format_of, read_lines
+
+        self.path, self.lines, self.names = path, None, []
+        if format_of(path)[0] == ".txt":
+            self.lines = [line.rstrip("\r\n") for _, line in read_lines(path)]
+            if not self.lines:
+                raise DataError(f"{path}: no rows", "give one text a line")
+        else:
+            self.dataset = load_source([str(path)])
+            self.names = self.dataset.column_names
+
+    def has(self, name: str | None, usual: Sequence[str] = ()) -> bool:
+        return any(one in self.names for one in ([name] if name else usual))
+
+    def column(self, name: str | None, usual: Sequence[str] = ()) -> list[Any]:
+        """The named column, else the first usual one, else the only one."""
+        if self.lines is not None:
+            return self.lines
+        found = next((one for one in ([name] if name else usual) if one in self.names), None)
+        if found is None and name is None and len(self.names) == 1:
+            found = self.names[0]
+        if found is None:
+            wanted = f"column '{name}'" if name else f"column of the usual names ({', '.join(usual)})"
+            raise DataError(f"{self.path} has no {wanted}, found: {', '.join(self.names)}", "--column NAME")
+        return list(self.dataset[found])
 
 
 def _require_effect(recipe: Recipe) -> None:
@@ -95,20 +232,3 @@ def _task_of(config: PreTrainedConfig, name: str | None) -> str:
         names = ", ".join(config.architectures or []) or "its config"
         raise UsageError(f"{name}: can't tell its task from {names}", f"--task {' or '.join(TASKS)}")
     return fitting[0]
-
-
-def _lines(path: Path) -> list[str]:
-    """One text a line, an empty one too; or the rows of the column `text`."""
-    from hfkit.readers import format_of, read_lines
-
-    if format_of(path)[0] == ".txt":
-        lines = [line.rstrip("\r\n") for _, line in read_lines(path)]
-        if not lines:
-            raise DataError(f"{path}: no rows", "give one text a line")
-        return lines
-    from hfkit.data import load_source
-
-    dataset = load_source([str(path)])
-    if "text" not in dataset.column_names:
-        raise DataError(f"{path} has no column 'text', found: {', '.join(dataset.column_names)}", "rename it to text")
-    return [str(text) for text in dataset["text"]]

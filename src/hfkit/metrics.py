@@ -10,12 +10,12 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,11 @@ from hfkit.errors import DataError, UsageError, did_you_mean
 Array: TypeAlias = npt.NDArray[np.float64]
 Codes: TypeAlias = npt.NDArray[np.intp]
 Label: TypeAlias = str | int
+Key = TypeVar("Key", bound=Hashable)
 
 WEIGHTS_AT_ONCE = 4_000_000  # floats: a bootstrap takes some 32 MB, whatever the number of rows
 ROWS_AT_ONCE = 1_000  # sacreBLEU holds every n-gram of the references it is given
+Z95 = 1.959963984540054  # the normal distribution's 97.5th percentile
 ECE_BINS = 15  # Guo et al. 2017, https://arxiv.org/abs/1706.04599
 # Burmese, Chinese, Japanese, Khmer, Lao, Thai and Tibetan: no spaces between words. Korean has them.
 SPACELESS = re.compile(
@@ -63,16 +65,22 @@ METRICS: dict[str, Callable[[Inputs], Sample]] = {
     "chrf++": lambda d: sacrebleu_sample(d, "CHRF", word_order=2),
     "ter": lambda d: sacrebleu_sample(d, "TER"),
     "rouge": lambda d: rouge_sample(d),
-    "exact_match": lambda d: best_reference(d, exact, "% of rows equal to a reference, outer blanks aside"),
-    "squad_exact_match": lambda d: best_reference(d, squad_exact, "% of rows equal to a reference, SQuAD-normalised"),
-    "token_f1": lambda d: best_reference(d, squad_f1, "F1 of SQuAD-normalised words 0-100, mean over rows"),
+    "exact_match": lambda d: share_sample(
+        d, of_best_reference(d, exact), "% of rows equal to a reference, outer blanks aside", 100
+    ),
+    "squad_exact_match": lambda d: share_sample(
+        d, of_best_reference(d, squad_exact), "% of rows equal to a reference, SQuAD-normalised", 100
+    ),
+    "token_f1": lambda d: mean_sample(
+        d, 100 * of_best_reference(d, squad_f1), "F1 of SQuAD-normalised words 0-100, mean over rows"
+    ),
     "length_ratio": lambda d: length_ratio(d),
     # Text alone.
     "distinct_1": lambda d: distinct(d, 1),
     "distinct_2": lambda d: distinct(d, 2),
     "repetition": lambda d: repetition(d),
     # Labels; predictions may also be probabilities (rows, classes), whose largest is the label.
-    "accuracy": lambda d: label_sample(d, accuracy, "share of rows whose label equals the reference"),
+    "accuracy": lambda d: accuracy_sample(d, "share of rows whose label equals the reference"),
     "balanced_accuracy": lambda d: label_sample(d, balanced_accuracy, "mean recall of the classes in the references"),
     "precision": lambda d: binary_sample(d, precision, "precision"),
     "recall": lambda d: binary_sample(d, recall, "recall"),
@@ -83,7 +91,7 @@ METRICS: dict[str, Callable[[Inputs], Sample]] = {
     "f1_micro": lambda d: (
         tag_sample(d, f1_pooled, "F1 over all pairs of a row and a label")
         if d.tagged
-        else label_sample(d, accuracy, "F1 over all classes: accuracy, as each row has one label")
+        else accuracy_sample(d, "F1 over all classes: accuracy, as each row has one label")
     ),
     "f1_weighted": lambda d: (tag_sample if d.tagged else label_sample)(
         d, f1_weighted, "mean F1 of the classes, weighted by rows of the class"
@@ -92,7 +100,7 @@ METRICS: dict[str, Callable[[Inputs], Sample]] = {
     # Tables (rows, labels) of 0 and 1: any number of labels a row. So can those above be whose names end in _macro,
     # _micro and _weighted.
     "f1_samples": lambda d: mean_sample(d, f1_of_rows(d), "F1 of each row's labels, mean over rows, 0 where undefined"),
-    "subset_accuracy": lambda d: mean_sample(
+    "subset_accuracy": lambda d: share_sample(
         d, (d.tags[0] == d.tags[1]).all(axis=1), "share of rows with exactly the labels of the reference"
     ),
     "hamming_loss": lambda d: mean_sample(
@@ -130,6 +138,7 @@ class Sample:
 
     `counts` (lines,) is how many rows each line of statistics stands for; `values` maps such weights
     (resamples, lines) to (resamples, keys), and to NaN where the metric is undefined. No `keys`: the metric's name.
+    `hits` (rows,): where the metric is `scale` times a plain share of the rows, which of them have it.
     """
 
     counts: Array
@@ -137,6 +146,8 @@ class Sample:
     definition: str
     keys: tuple[str, ...] = ()
     interval: bool = True
+    hits: Array | None = None
+    scale: float = 1
 
 
 def compute(
@@ -152,10 +163,11 @@ def compute(
     """The metrics `names` of `predictions` against `references`, by key (rouge gives four), in the order asked.
 
     Texts take one reference or a list of them a row; labels are str or int; probabilities are (rows, classes), in the
-    order of `labels`, without which references are column numbers. The interval is the percentile bootstrap over rows
-    (Efron 1979); resamples where a metric is undefined (ROC-AUC without positives) are left out. One row has no
-    interval: it says nothing of how rows vary. It is too narrow where nearly all rows are alike (accuracy of 99% on
-    100 rows: it covers the truth 65 times of 100). Draws depend on seed and rows alone, never on the other metrics.
+    order of `labels`, without which references are column numbers. The interval of a plain share of the rows, such as
+    accuracy, is Wilson's (1927), which holds near 0% and 100%, too; of other metrics the percentile bootstrap over rows
+    (Efron 1979), too narrow where nearly all rows are alike. Resamples where a metric is undefined (ROC-AUC without
+    positives) are left out. One row has no interval: it says nothing of how rows vary. Draws depend on seed and rows
+    alone, never on the other metrics.
 
     Raises UsageError for unknown names, DataError for rows that no number should be computed from.
     """
@@ -164,16 +176,46 @@ def compute(
         raise UsageError.of(unknown)
     data = Inputs(predictions, references, labels)
     samples = {name: METRICS[name](data) for name in names}
-    values = {name: defined(name, sample, data.n) for name, sample in samples.items()}
-    resampled = {name: sample for name, sample in samples.items() if interval and sample.interval and data.n > 1}
-    bounds = bootstrap(resampled, seed, resamples)
+    return scored(samples, data.n, seed=seed, resamples=resamples if interval else 0)
+
+
+def scored(samples: Mapping[str, Sample], n: int, *, seed: int = 0, resamples: int = 1000) -> dict[str, Score]:
+    """Value and interval of each sample over `n` rows, by key; no intervals where there are no `resamples`."""
+    values = {name: defined(name, sample, n) for name, sample in samples.items()}
+    uncertain = {name: sample for name, sample in samples.items() if resamples and sample.interval and n > 1}
+    drawn = bootstrap({name: one for name, one in uncertain.items() if one.hits is None}, seed, resamples)
     scores = {}
     for name, sample in samples.items():
-        lows, highs = bounds[name].tolist() if name in bounds else ([None] * len(values[name]),) * 2
-        how = f"; {resamples} resamples of rows, seed {seed}" if name in bounds else ""
-        for key, value, low, high in zip(sample.keys or (name,), values[name], lows, highs, strict=True):
-            scores[key] = Score(value, low, high, data.n, sample.definition + how)
+        ends: Sequence[tuple[float | None, float | None]] = [(None, None)] * len(values[name])
+        how = ""
+        if name in drawn:
+            ends = percentiles(drawn[name])
+            how = f"; {resamples} resamples of rows, seed {seed}"
+        elif name in uncertain:
+            ends = [wilson(value / sample.scale, n, sample.scale) for value in values[name]]
+            how = "; Wilson's interval"
+        for key, value, (low, high) in zip(sample.keys or (name,), values[name], ends, strict=True):
+            scores[key] = Score(value, low, high, n, sample.definition + how)
     return scores
+
+
+def wilson(share: float, n: int, scale: float = 1) -> tuple[float, float]:
+    """The 95% interval of a share of `n` rows, times `scale` (Wilson 1927, the score interval)."""
+    z2 = Z95**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return scale * max(0.0, middle - half), scale * min(1.0, middle + half)
+
+
+def load(name: str, *, allow_download: bool = False) -> Any:
+    """The metric `name` as an `evaluate.Metric`, for `evaluate.combine` and whoever expects one; no network.
+
+    Its `compute` gives the value by key, and takes `labels`. Names that hfkit does not know go to `evaluate.load` with
+    `allow_download` alone, as names on the Hub: a folder of that name is never run.
+    """
+    from hfkit.evaluate_modules import load as load_module
+
+    return load_module(name, allow_download=allow_download)
 
 
 def confusion_matrix(
@@ -195,8 +237,7 @@ def ratio_interval(
     if len(rows) < 2:
         return None
     sample = additive(np.ones(len(rows)), rows, lambda sums: sums[:, :1] / sums[:, 1:], "ratio of sums")
-    low, high = bootstrap({"ratio": sample}, seed, resamples)["ratio"][:, 0].tolist()
-    return low, high
+    return percentiles(bootstrap({"ratio": sample}, seed, resamples)["ratio"])[0]
 
 
 def suggestion(name: str) -> str:
@@ -212,16 +253,22 @@ def defined(name: str, sample: Sample, n: int) -> list[float]:
     return values
 
 
-def bootstrap(samples: dict[str, Sample], seed: int, resamples: int) -> dict[str, Array]:
-    """Low and high (2, keys) of each sample; samples over the same rows share their draws."""
-    values: dict[str, list[Array]] = {name: [] for name in samples}
+def bootstrap(samples: Mapping[Key, Sample], seed: int, resamples: int) -> dict[Key, Array]:
+    """Values (resamples, keys) of each sample; samples over the same rows share their draws."""
+    values: dict[Key, list[Array]] = {name: [] for name in samples}
     for counts in {id(sample.counts): sample.counts for sample in samples.values()}.values():
         group = [name for name, sample in samples.items() if sample.counts is counts]
         for weights in draws(counts, seed, resamples):
             with np.errstate(divide="ignore", invalid="ignore"):
                 for name in group:
                     values[name].append(samples[name].values(weights))
-    return {name: np.nanpercentile(np.concatenate(chunks), (2.5, 97.5), axis=0) for name, chunks in values.items()}
+    return {name: np.concatenate(chunks) for name, chunks in values.items()}
+
+
+def percentiles(values: Array) -> list[tuple[float, float]]:
+    """The middle 95% of each column; where a metric is undefined the resample is left out."""
+    low, high = np.nanpercentile(values, (2.5, 97.5), axis=0).tolist()
+    return list(zip(low, high, strict=True))
 
 
 def draws(counts: Array, seed: int, resamples: int) -> Iterator[Array]:
@@ -246,6 +293,7 @@ class Inputs:
 
     def __init__(self, predictions: Any, references: Any, labels: Sequence[Label] | None = None) -> None:
         self.predictions, self._references, self.given_labels = predictions, references, labels
+        self.systems: Sequence[Inputs] = [self]
         self.n = len(predictions)
         if self.n == 0:
             raise DataError("no rows to score", "give predictions that are not empty")
@@ -254,9 +302,13 @@ class Inputs:
                 f"{self.n} predictions but {len(references)} references", "give one per prediction, in order"
             )
 
-    @cached_property
+    @property
     def rows(self) -> Array:
         """Every row counted once: the `counts` of all metrics with a line per row, so that they share draws."""
+        return self.systems[0].ones
+
+    @cached_property
+    def ones(self) -> Array:
         return np.ones(self.n)
 
     @property
@@ -349,12 +401,20 @@ class Inputs:
                 raise row_error(side, row, f"label {label!r} is not one of {known}", "correct it, or give all labels")
         return np.fromiter(map(position.__getitem__, labels), np.intp, self.n)
 
-    @cached_property
+    @property
     def cells(self) -> tuple[Codes, Codes, Array]:
-        """Predicted class, reference class and rows of each confusion cell that holds any."""
-        size = len(self.classes)
-        cells, counts = np.unique(self.actual * size + self.predicted, return_counts=True)
-        return cells % size, cells // size, counts.astype(float)
+        """Predicted class, reference class and rows of each confusion cell that holds any, of all systems together."""
+        first, counts = self.systems[0].joint_cells
+        return self.predicted[first], self.actual[first], counts
+
+    @cached_property
+    def joint_cells(self) -> tuple[Codes, Array]:
+        """The first of the rows that have the same reference and the same answers of all systems, and their number."""
+        codes = self.actual
+        for system in self.systems:
+            codes = np.unique(codes * len(self.classes) + system.predicted, return_inverse=True)[1]
+        _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        return first, counts.astype(float)
 
     @cached_property
     def probabilities(self) -> Array:
@@ -392,6 +452,12 @@ class Inputs:
         return self.numbers[0] - self.numbers[1]
 
 
+def pair(systems: Sequence[Inputs]) -> None:
+    """Makes the samples of several systems on the same rows share their draws, so that differences can be drawn."""
+    for one in systems:
+        one.systems = systems
+
+
 def row_error(side: str, row: int, problem: str, fix: str) -> DataError:
     return DataError(f"{side}, row {row}: {problem}", fix)
 
@@ -417,6 +483,17 @@ def mean_sample(
 ) -> Sample:
     rows = np.asarray(values, float)[:, np.newaxis]
     return additive(data.rows, rows, lambda sums: finish(sums / data.n), definition)
+
+
+def share_sample(data: Inputs, hits: npt.ArrayLike, definition: str, scale: float = 1) -> Sample:
+    """`scale` times the share of rows that are hits."""
+    rows = np.asarray(hits, float)
+    return replace(mean_sample(data, scale * rows, definition), hits=rows, scale=scale)
+
+
+def accuracy_sample(data: Inputs, definition: str) -> Sample:
+    hits = np.asarray(data.predicted == data.actual, float)
+    return replace(label_sample(data, accuracy, definition), hits=hits)
 
 
 def sacrebleu_sample(data: Inputs, kind: str, **options: Any) -> Sample:
@@ -479,10 +556,9 @@ class WordTokenizer:
         return WORD.findall(text.lower())
 
 
-def best_reference(data: Inputs, score: Callable[[str, str], float], definition: str) -> Sample:
-    return mean_sample(
-        data, [100 * max(score(text, other) for other in given) for text, given in data.texts], definition
-    )
+def of_best_reference(data: Inputs, score: Callable[[str, str], float]) -> Array:
+    """The score of each row's prediction with the reference that suits it best."""
+    return np.array([max(score(text, other) for other in given) for text, given in data.texts], float)
 
 
 def exact(prediction: str, reference: str) -> float:
@@ -673,11 +749,15 @@ def ece(data: Inputs) -> Sample:
     confidence = data.probabilities.max(axis=1)
     gaps = (data.probabilities.argmax(axis=1) == data.actual) - confidence
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.intp) - 1, 0, ECE_BINS - 1)
-    definition = f"expected calibration error, top class, {ECE_BINS} equal bins, few rows raise it, interval included"
+    definition = (
+        f"expected calibration error, top class, {ECE_BINS} equal bins, too high with few rows; no interval, since "
+        "resamples raise it again"
+    )
     return Sample(
         data.rows,
         lambda weights: np.abs(by_code(weights * gaps, bins, ECE_BINS)).sum(axis=1, keepdims=True) / data.n,
         definition,
+        interval=False,
     )
 
 

@@ -294,6 +294,6 @@ def _nats(
                 nats[begin + row] = losses.double().sum().item()
     if not np.isfinite(nats).all():
         raise ModelError(
-            "the model answers with NaN: its weights are broken", "an earlier checkpoint, or --dtype float32"
+            "the model answers with NaN: its weights hold no numbers", "an earlier checkpoint, or --dtype float32"
         )
     return nats

@@ -33,14 +33,15 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file that `write_rows` wrote; DataError naming the line that is none."""
     from hfkit.readers import read_lines
 
-    rows = []
+    rows: list[Row] = []
     for number, line in read_lines(path):
         try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            raise DataError(
-                f"{path}: line {number} is no row of an evaluation", "hfkit evaluate MODEL -o DIR"
-            ) from None
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not {"prediction", "nll"} & row.keys():
+            raise DataError(f"{path}: line {number} is no row of an evaluation", "hfkit evaluate MODEL -o D")
+        rows.append(row)
     if not rows:
         raise DataError(f"{path}: no rows", "hfkit evaluate MODEL -o D")
     return rows

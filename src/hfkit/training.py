@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
-import re
-import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit import adapters, hub, push
+from hfkit.arguments import (
+    intervals,
+    number_of_steps,
+    optimizer,
+    seconds_of,
+    seconds_per_step,
+    set_schedule,
+    training_arguments,
+)
 from hfkit.best import Best
 from hfkit.checkpoints import read_marker, step_of
 from hfkit.console import is_main_process, say, warn
@@ -27,19 +33,14 @@ from hfkit.tasks import TASKS
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from hfkit.callbacks import RunCallback
     from hfkit.recipe import Recipe
     from hfkit.stream import StreamedExamples, TrainingStream
     from hfkit.tasks.base import Batch, Rows, Task
 
 TOKENIZER_ROWS = 100_000  # of a stream, for a new tokenizer
-OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # short names beside those of transformers.OptimizerNames
-STEP_OVERHEAD = 0.003  # seconds of a step beside its passes, measured on small models
-MEASURED_SHARE = 0.85  # of train.max_time that is planned for steps; the rest is for optimizer, evaluations and saves
-DECAY_SHARE = 0.2  # of the steps, at the end of warmup_stable_decay (Haegele et al. 2024, arXiv 2405.18392)
-EVALUATIONS = 5  # in a run, where train.eval_steps is not given
-LOG_LINES = 20  # in a run, where train.logging_steps is not given
 
 
 def train(
@@ -75,6 +76,18 @@ def train(
         return outcome
 
 
+class Prepared(NamedTuple):
+    """All that training starts from."""
+
+    splits: dict[str, Any]
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    rows: Rows | None  # None: they are streamed
+    held_out: Rows | None  # the validation rows, where there are any
+    encode: Callable[[Dataset], Rows]
+
+
 def fit(
     task: Task, recipe: Recipe, run: Run, signals: StopSignal, *, allow_changed: bool, extend: bool
 ) -> dict[str, Any]:
@@ -84,62 +97,28 @@ def fit(
     else:  # the upload needs the network
         hub.no_telemetry()
 
-    from hfkit.models import (
-        describe,
-        load_config,
-        load_tokenizer,
-        new_or_pretrained,
-        quiet_libraries,
-        require_head,
-        with_weights_of,
-    )
-
-    quiet_libraries()
-    config = load_config(recipe)
-    require_head(config, task.auto_model)  # before the data is read, which can take long
-    adapters.check(recipe, config)
-    splits = load_splits(task, recipe)
-
-    from transformers import Trainer, set_seed
+    splits, config, tokenizer, model, rows, held_out, _ = ready = prepare(task, recipe, run)
+    use_cache = getattr(config, "use_cache", None)
 
     from hfkit.callbacks import RunCallback, duration
-    from hfkit.stream import EvaluationRows, StreamedExamples, TrainingStream
+    from hfkit.models import with_weights_of
 
-    set_seed(recipe.train.seed)
-    tokenizer = load_tokenizer(recipe, config, corpus(splits["train"]), begun_with=run.saved_tokenizer())
-    for key, value in task.model_settings(splits, config).items():
-        setattr(config, key, value)
-    model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
-    use_cache = getattr(config, "use_cache", None)
-    say(f"model: {describe(model)}")
-
-    def encode(dataset: Dataset) -> Rows:
-        return task.encode(dataset, tokenizer, model, recipe)
-
-    rows = None if recipe.data.streaming else encode(splits["train"])
-    held_out = encode(splits["validation"]) if "validation" in splits else None
     args = training_arguments(recipe, run.directory)
     step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-    def stream_of(steps: int) -> TrainingStream | StreamedExamples:
-        if rows is not None:
-            return TrainingStream(rows, task, steps=steps, step_rows=step_rows, seed=recipe.train.seed)
-        return StreamedExamples(
-            splits["train"],
-            encode,
-            task,
-            steps=steps,
-            step_rows=step_rows,
-            device_rows=args.train_batch_size,
-            seed=recipe.train.seed,
-            buffer=recipe.data.shuffle_buffer,
-        )
-
-    step_seconds = seconds_per_step(task, model, tokenizer, stream_of(1), args)
+    examples = stream_of(1, task, recipe, ready, args).sample(args.train_batch_size)
+    mean_length = None if rows is None else float(rows.lengths.mean())
+    step_seconds = cache(lambda: seconds_per_step(task, model, tokenizer, examples, mean_length, args))
     begun = None if extend else run.steps_of_time()
     args.max_steps = begun or on_main(lambda: number_of_steps(recipe, rows, step_rows, step_seconds))
     set_schedule(args, recipe)
-    stream = stream_of(args.max_steps)
+    stream = stream_of(args.max_steps, task, recipe, ready, args)
+    task.prepare(model, task.collate(examples, tokenizer))
+
+    # From here on ranks wait for each other: a signal to one of them is heard by all, at the end of a step.
+    signals.immediate = args.world_size == 1
+    if run.finished and args.max_steps <= run.manifest["steps"]:
+        say(f"{run.directory} is finished after {run.manifest['steps']:,} steps, nothing to do")
+        return {"run": str(run.directory), **run.results()}
     facts = {
         "training data": data_hash(recipe),
         "architecture": text_hash(config.to_json_string()),
@@ -147,37 +126,28 @@ def fit(
         "train.max_steps": args.max_steps,
         "processes": args.world_size,
     }
-    # From here on ranks wait for each other: a signal to one of them is heard by all, at the end of a step.
-    signals.immediate = args.world_size == 1
-    if run.finished and args.max_steps <= run.manifest["steps"]:
-        say(f"{run.directory} is finished after {run.manifest['steps']:,} steps, nothing to do")
-        return {"run": str(run.directory), **run.results()}
+    num_trained = model.num_parameters(only_trainable=recipe.lora.enabled)
     checkpoint = on_main(
-        lambda: run.start(
-            identity(recipe, **facts),
-            model.num_parameters(only_trainable=recipe.lora.enabled),
-            allow_changed=allow_changed,
-            extend=extend,
-        )
+        lambda: run.start(identity(recipe, **facts), num_trained, allow_changed=allow_changed, extend=extend)
     )
     say(plan(args, stream, held_out, run.directory))
-    say(f"expected time: {duration(step_seconds * args.max_steps)} for training on this machine")
+    say(f"expected time: {duration(step_seconds() * args.max_steps)} for training on this machine")
     if checkpoint is not None:
         say(f"resuming from step {step_of(checkpoint)} ({checkpoint})")
-    quick = replace(recipe, evaluation=replace(recipe.evaluation, interval=False))
     before = run.scores_before()
     if checkpoint is None and task.command == "pretrain" and "validation" in splits:
-        before = task.evaluate(model, tokenizer, splits["validation"], quick)
+        before = task.evaluate(model, tokenizer, splits["validation"], without_intervals(recipe))
         shown = ", ".join(f"{name} {before[name].value:,.4g}" for name in list(before)[:2])
         say(f"validation before training: {shown}")
         run.keep_scores_before(before)
+
     start = time.monotonic()
     best = Best.of(recipe, task, config)
     callback = RunCallback(
         run,
         stream,
         signals,
-        *schedule(recipe, args.max_steps, held_out is not None),
+        *intervals(recipe, args.max_steps, held_out is not None),
         tokenizer=tokenizer,
         best=best,
         budget=None if recipe.train.max_time is None else seconds_of(recipe.train.max_time),
@@ -185,31 +155,8 @@ def fit(
         if held_out is not None and recipe.train.samples
         else None,
     )
-
-    def metrics_of(output: Any) -> dict[str, float]:
-        assert held_out is not None
-        assert in_order is not None
-        found = (in_order.in_row_order(output.predictions), in_order.in_row_order(output.label_ids))
-        return {name: score.value for name, score in task.scores(*found, held_out, quick).items()}
-
-    in_order = None if held_out is None else EvaluationRows(held_out, task, recipe.evaluation.seed)
-    trainer = Trainer(
-        model=model,
-        args=args,
-        data_collator=partial(collate, task, tokenizer),
-        train_dataset=stream,
-        eval_dataset=in_order,
-        compute_loss_func=callback.watched(task.training_loss(recipe, rows, step_rows), task.loss),
-        preprocess_logits_for_metrics=lambda outputs, labels: task.reduce(
-            outputs if isinstance(outputs, tuple) else (outputs,), labels, tokenizer
-        ),
-        compute_metrics=metrics_of,
-        callbacks=[callback],
-        optimizer_cls_and_kwargs=optimizer(recipe),
-    )
+    trainer = trainer_of(task, recipe, ready, args, stream, callback)
     callback.take(trainer, 0.0 if checkpoint is None else read_marker(checkpoint).get("seconds", 0.0))
-    if recipe.lora.enabled:  # the Trainer reads back no checkpoint of a model that has adapters and is no PeftModel
-        trainer._load_from_checkpoint = lambda path, model=None: adapters.read(trainer.model, Path(path))
     with callback.progress():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     callback.raise_if_stopped()
@@ -217,9 +164,10 @@ def fit(
     if best is not None and best.step not in (None, steps):
         say(f"the best model is that of step {best.step}, not the last: {best}")
         model = with_weights_of(model, run.checkpoint(best.step))
+
     if not is_main_process():
         return {"run": str(run.directory)}
-    model.config.use_cache = use_cache  # the Trainer turns it off, and generation without it is slow
+    model.config.use_cache = use_cache  # turned off for training, and generation without it is slow
     if held_out is not None:
         task.calibrate(model, tokenizer, held_out, recipe)
     run.export(model, tokenizer)
@@ -239,6 +187,100 @@ def fit(
         peak_memory_mib=peak_memory_mib(),
     )
     return {"run": str(run.directory), **run.results()}
+
+
+def prepare(task: Task, recipe: Recipe, run: Run) -> Prepared:
+    """Data, tokenizer and model, the model as it stands before the first step."""
+    from transformers import set_seed
+
+    from hfkit.models import describe, load_config, load_tokenizer, new_or_pretrained, quiet_libraries, require_head
+
+    quiet_libraries()
+    config = load_config(recipe)
+    require_head(config, task.auto_model)  # before the data is read, which can take long
+    adapters.check(recipe, config)
+    splits = load_splits(task, recipe)
+    if "validation" not in splits and (recipe.train.best or recipe.train.early_stopping):
+        raise UsageError("the best model is told by validation data, and there is none", "--validation FILE")
+    set_seed(recipe.train.seed)
+    tokenizer = load_tokenizer(recipe, config, corpus(splits["train"]), begun_with=run.saved_tokenizer())
+    for key, value in task.model_settings(splits, config).items():
+        setattr(config, key, value)
+    model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
+    say(f"model: {describe(model)}")
+
+    def encode(dataset: Dataset) -> Rows:
+        return task.encode(dataset, tokenizer, model, recipe)
+
+    rows = None if recipe.data.streaming else encode(splits["train"])
+    held_out = encode(splits["validation"]) if "validation" in splits else None
+    return Prepared(splits, config, tokenizer, model, rows, held_out, encode)
+
+
+def stream_of(
+    steps: int, task: Task, recipe: Recipe, ready: Prepared, args: TrainingArguments
+) -> TrainingStream | StreamedExamples:
+    """The training examples of a run of so many steps, in their order."""
+    from hfkit.stream import StreamedExamples, TrainingStream
+
+    seed, device_rows = recipe.train.seed, args.train_batch_size
+    step_rows = device_rows * args.gradient_accumulation_steps * args.world_size
+    if ready.rows is not None:
+        return TrainingStream(ready.rows, task, steps=steps, step_rows=step_rows, seed=seed)
+    return StreamedExamples(
+        ready.splits["train"],
+        ready.encode,
+        task,
+        steps=steps,
+        step_rows=step_rows,
+        device_rows=device_rows,
+        seed=seed,
+        buffer=recipe.data.shuffle_buffer,
+    )
+
+
+def trainer_of(
+    task: Task,
+    recipe: Recipe,
+    ready: Prepared,
+    args: TrainingArguments,
+    stream: TrainingStream | StreamedExamples,
+    callback: RunCallback,
+) -> Trainer:
+    """The stock Trainer, put together from the task's functions."""
+    from transformers import Trainer
+
+    from hfkit.stream import EvaluationRows
+
+    held_out = None if ready.held_out is None else EvaluationRows(ready.held_out, task, recipe.evaluation.seed)
+
+    def metrics_of(output: Any) -> dict[str, float]:
+        assert held_out is not None
+        found = (held_out.in_row_order(output.predictions), held_out.in_row_order(output.label_ids))
+        scores = task.scores(*found, held_out.rows, without_intervals(recipe))
+        return {name: score.value for name, score in scores.items()}
+
+    trainer = Trainer(
+        model=ready.model,
+        args=args,
+        data_collator=partial(collate, task, ready.tokenizer),
+        train_dataset=stream,
+        eval_dataset=held_out,
+        compute_loss_func=callback.watched(task.training_loss(recipe, ready.rows, stream.step_rows), task.loss),
+        preprocess_logits_for_metrics=lambda outputs, labels: task.reduce(
+            outputs if isinstance(outputs, tuple) else (outputs,), labels, ready.tokenizer
+        ),
+        compute_metrics=metrics_of,
+        callbacks=[callback],
+        optimizer_cls_and_kwargs=optimizer(recipe),
+    )
+    if recipe.lora.enabled:  # the Trainer reads back no checkpoint of a model that has adapters and is no PeftModel
+        trainer._load_from_checkpoint = lambda path, model=None: adapters.read(trainer.model, Path(path))
+    return trainer
+
+
+def without_intervals(recipe: Recipe) -> Recipe:
+    return replace(recipe, evaluation=replace(recipe.evaluation, interval=False))
 
 
 def collate(task: Task, tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, Any]]) -> Batch:
@@ -281,108 +323,6 @@ def corpus(dataset: Dataset | IterableDataset) -> Iterable[str]:
     return (row["text"] for row in dataset.take(TOKENIZER_ROWS))
 
 
-def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
-    """The one place that knows the field names of TrainingArguments; how many steps there are is set later."""
-    import torch
-    import transformers
-
-    settings, has_accelerator = recipe.train, torch.accelerator.is_available()
-    precision = probed_precision() if settings.precision == "auto" else settings.precision
-    if precision == "float16" and not has_accelerator:
-        raise UsageError("train.precision float16 needs a GPU", "--precision float32")
-    mixed = recipe.model.dtype == "float32"  # weights of half the size need no conversion
-    options: dict[str, Any] = {
-        "output_dir": str(directory),
-        "seed": settings.seed,
-        "per_device_train_batch_size": settings.per_device_train_batch_size,
-        "per_device_eval_batch_size": settings.per_device_eval_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.lr_scheduler_type,
-        "warmup_steps": settings.warmup_steps,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "dataloader_num_workers": settings.dataloader_num_workers,
-        "optim": OPTIMIZERS.get(settings.optimizer, settings.optimizer),
-        "adam_beta2": settings.adam_beta2 or 0.999,
-        "activation_checkpointing": settings.gradient_checkpointing,
-        "bf16": mixed and precision == "bfloat16",
-        "fp16": mixed and precision == "float16",
-        "torch_compile": settings.compile,
-        "use_cpu": not has_accelerator,
-        "max_steps": 1,
-        "train_sampling_strategy": "sequential",  # the stream is shuffled already
-        "remove_unused_columns": False,
-        "label_names": ["labels"],  # BertForPreTraining has a second kind, without which nothing would be scored
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "no",  # RunCallback saves, then evaluates
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "report_to": settings.report_to or "none",
-        **settings.extra,
-    }
-    try:
-        return transformers.TrainingArguments(**options)
-    except (ValueError, TypeError, ImportError) as error:
-        raise UsageError(f"train: {str(error).strip().splitlines()[0]}", "hfkit recipes schema") from error
-
-
-def probed_precision() -> str:
-    """The number type of the arithmetic that this machine is fast at: bfloat16 on GPUs and CPUs with matrix units for
-    it, else float32 (a CPU without them is five times slower in bfloat16, also where it has instructions for it)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
-
-
-def optimizer(recipe: Recipe) -> tuple[Any, dict[str, Any]] | None:
-    """The optimizer with its settings where the Trainer has no field for them."""
-    import torch
-
-    if recipe.train.optimizer == "sgd":
-        return torch.optim.SGD, {"lr": recipe.train.learning_rate, "momentum": recipe.train.momentum}
-    return None
-
-
-def number_of_steps(recipe: Recipe, rows: Rows | None, step_rows: int, step_seconds: float) -> int:
-    """Optimizer steps of the run, by the first budget that is given: steps, tokens, time or epochs."""
-    settings = recipe.train
-    if settings.max_steps is not None:
-        return settings.max_steps
-    if settings.max_time is not None:
-        steps = max(1, int(MEASURED_SHARE * seconds_of(settings.max_time) / step_seconds))
-        say(f"{settings.max_time} is time for about {steps:,} steps of {step_seconds:.3g} s, evaluations included")
-        return steps
-    if rows is None:
-        raise UsageError("the length of a stream is not known", "--max-steps N, or --max-time 30m")
-    if settings.max_tokens is not None:
-        return math.ceil(settings.max_tokens / (float(rows.lengths.mean()) * step_rows))
-    return math.ceil(len(rows) * (settings.num_train_epochs or 1.0) / step_rows)
-
-
-def set_schedule(args: TrainingArguments, recipe: Recipe) -> None:
-    """What follows from the number of steps."""
-    args.logging_steps = recipe.train.logging_steps or max(1, args.max_steps // LOG_LINES)
-    options = args.lr_scheduler_kwargs or {}
-    if recipe.train.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in options:
-        args.lr_scheduler_kwargs = {**options, "num_decay_steps": math.ceil(DECAY_SHARE * args.max_steps)}
-
-
-def seconds_of(time_given: str) -> float:
-    """Seconds of a time such as 90s, 30m or 1h30m."""
-    parts = re.findall(r"([0-9.]+)([hms])", time_given)
-    return sum(float(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
-
-
-def schedule(recipe: Recipe, max_steps: int, evaluates: bool) -> tuple[int, int]:
-    """Steps between evaluations (0: none) and between checkpoints."""
-    eval_steps = recipe.train.eval_steps or math.ceil(max_steps / EVALUATIONS)
-    return (eval_steps if evaluates else 0), recipe.train.save_steps or eval_steps
-
-
 def plan(
     args: TrainingArguments, stream: TrainingStream | StreamedExamples, held_out: Rows | None, directory: Path
 ) -> str:
@@ -395,37 +335,6 @@ def plan(
     if (padding := stream.padding()) >= 0.001:
         parts.append(f"{padding:.1%} padding")
     return f"training: {', '.join(parts)}, into {directory}"
-
-
-def seconds_per_step(
-    task: Task,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    stream: TrainingStream | StreamedExamples,
-    args: TrainingArguments,
-) -> float:
-    """Seconds of one optimizer step, from timed passes over a first batch, on which the model is prepared, too.
-
-    Random states and weights stay as they are.
-    """
-    import torch
-
-    model.to(args.device).train()
-    examples = stream.sample(args.train_batch_size)
-    task.prepare(model, task.collate(examples, tokenizer))
-    tokens = sum(len(example["input_ids"]) for example in examples)
-    seconds: list[float] = []
-    with torch.random.fork_rng():
-        while len(seconds) < 3 or (sum(seconds) < 1 and len(seconds) < 20):  # the first pass warms up
-            start = time.monotonic()
-            batch = {name: tensor.to(args.device) for name, tensor in task.collate(examples, tokenizer).items()}
-            labels = batch.pop("labels")
-            task.loss(model(**batch), labels).backward()  # type: ignore[no-untyped-call]
-            seconds.append(time.monotonic() - start)
-    model.zero_grad()
-    mean = stream.mean_length or tokens / len(examples)
-    rows = stream.step_rows / int(args.world_size)
-    return statistics.median(seconds[1:]) / tokens * mean * rows + STEP_OVERHEAD
 
 
 def data_hash(recipe: Recipe) -> str:

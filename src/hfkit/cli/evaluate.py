@@ -13,16 +13,38 @@ from hfkit.cli.options import Debug, Json, ModelArgument, Set, Verbose, with_set
 from hfkit.errors import UsageError
 from hfkit.recipe import Evaluation, Recipe
 
+References = Annotated[
+    list[Path] | None,
+    typer.Option("--references", metavar="FILE", help="What they should have been; several files for several each."),
+]
+Column = Annotated[
+    str | None, typer.Option("--column", metavar="NAME", help="Column of --predictions and --references.")
+]
+PredictionColumn = Annotated[
+    str | None, typer.Option("--prediction-column", metavar="NAME", help="Column of --predictions.")
+]
+ReferenceColumn = Annotated[
+    str | None, typer.Option("--reference-column", metavar="NAME", help="Column of --references.")
+]
+
 
 @with_settings("evaluate", data__test=("--data", "--test"))
 def evaluate(
     settings: dict[str, Any],
     model_: ModelArgument = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", metavar="FILE", help="Texts that a model wrote, one a line.")
+        Path | None, typer.Option("--predictions", metavar="FILE", help="What a model wrote: .txt, .jsonl, .csv, ...")
     ] = None,
-    references: Annotated[
-        Path | None, typer.Option("--references", metavar="FILE", help="What they should have been.")
+    references: References = None,
+    column: Column = None,
+    prediction_column: PredictionColumn = None,
+    reference_column: ReferenceColumn = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="COLUMN", help="Every metric for each group, too, and their gap.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Keep eval_results.json and a line for every row here."),
     ] = None,
     set_: Set = None,
     json: Json = False,
@@ -37,7 +59,7 @@ def evaluate(
 
     hfkit evaluate runs/finetune-bert-base-uncased  [dim]# on what it held out[/dim]
 
-    hfkit evaluate runs/finetune-bert-base-uncased --data dev.csv --json
+    hfkit evaluate runs/finetune-bert-base-uncased --data dev.csv --by genre --json
 
     hfkit evaluate --model gpt2 --data book.txt --metrics perplexity
 
@@ -45,31 +67,96 @@ def evaluate(
     """
     from hfkit.resolve import resolve
 
-    if predictions is None and references is None:
-        recipe = resolve("evaluate", run=model_, flags=settings, sets=set_ or ())
+    recipe = resolve("evaluate", run=model_, flags=settings, sets=set_ or ())
+    wanted = recipe.evaluation
+    metrics, groups = wanted.metrics, []
+    if predictions is None and not references:
+        _refuse({"--column": column, "--prediction-column": prediction_column, "--reference-column": reference_column})
         if recipe.model.name is None:
             raise UsageError("there is nothing to evaluate", "hfkit evaluate RUN, or --predictions F --references G")
 
-        from hfkit.evaluation import evaluate as evaluate_model
+        from hfkit.evaluation import evaluate as scores_of
+        from hfkit.evaluation import evaluate_rows, groups_of
 
-        scores = evaluate_model(recipe)
+        if by is None and output is None:
+            scores = scores_of(recipe)
+        else:
+            found = evaluate_rows(recipe, output)
+            scores, rows = found.scores, found.rows
+        if by is not None:
+            if not rows:
+                raise UsageError("--by: this task keeps no predictions of single rows", "leave it out")
+            groups = groups_of(recipe, by, len(rows))
     else:
-        if predictions is None or references is None:
+        if predictions is None:
             raise UsageError("predictions and references go together", "--predictions FILE --references FILE")
-        recipe = resolve("evaluate", run=model_, flags=settings, sets=set_ or ())
-        wanted = recipe.evaluation
-        acting = Evaluation(metrics=wanted.metrics, interval=wanted.interval, seed=wanted.seed)
-        if recipe != Recipe(evaluation=acting):
-            fix = "leave out all but --predictions, --references, --metrics and --seed"
-            raise UsageError("a model or data has no part in comparing two files", fix)
+        require_files_alone(recipe)
 
-        from hfkit.evaluation import evaluate_files
+        from hfkit.comparison import score
+        from hfkit.evaluation import keep_rows, rows_of_files
 
-        scores = evaluate_files(
-            predictions, references, wanted.metrics or ["bleu", "rouge"], interval=wanted.interval, seed=wanted.seed
+        rows = rows_of_files(
+            predictions,
+            references or (),
+            prediction_column=prediction_column or column,
+            reference_column=reference_column or column,
+            by=by,
         )
-    named = {name: dataclasses.asdict(score) for name, score in scores.items()}
+        groups = [row.pop("group") for row in rows] if by is not None else []
+        metrics = metrics or ["bleu", "rouge"]
+        scores = score(rows, metrics, interval=wanted.interval, seed=wanted.seed)
+        if output is not None:
+            keep_rows(output, rows, scores)
+
+    named = {name: dataclasses.asdict(one) for name, one in scores.items()}
+    result: dict[str, Any] = {"metrics": named}
+    if by is not None:
+        from hfkit.comparison import by_group
+
+        sliced = by_group(rows, groups, metrics, interval=wanted.interval, seed=wanted.seed)
+        of_groups = {
+            group: {name: dataclasses.asdict(one) for name, one in found.items()}
+            for group, found in sliced["groups"].items()
+        }
+        result["by"] = {"column": by, "groups": of_groups, "gap": sliced["gap"]}
     if json:
-        console.result_json({"metrics": named})
-    else:
-        console.result(console.score_table(named))
+        from hfkit.runs import versions
+
+        console.result_json({**result, "versions": versions()})
+        return
+    console.result(console.score_table(named))
+    if by is not None:
+        console.result(_group_table(result["by"]))
+
+
+def require_files_alone(recipe: Recipe) -> None:
+    """UsageError where more is set than what predictions that are there already are measured by."""
+    wanted = recipe.evaluation
+    acting = Evaluation(metrics=wanted.metrics, interval=wanted.interval, seed=wanted.seed)
+    if recipe != Recipe(evaluation=acting):
+        fix = "leave out all but the files, their columns, --metrics and --seed"
+        raise UsageError("a model or data has no part in measuring files of predictions", fix)
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    if given := [flag for flag, value in options.items() if value is not None]:
+        raise UsageError(f"{given[0]} has no effect without --predictions", "leave it out")
+
+
+def _group_table(by: dict[str, Any]) -> str:
+    """For each metric a line per group, and the gap."""
+    lines = []
+    for metric, gap in by["gap"].items():
+        lines.append(f"{metric} by {by['column']}")
+        width = max(len(group) for group in [*by["groups"], "gap"])
+        for group, found in by["groups"].items():
+            if metric in found:
+                one = found[metric]
+                lines.append(f"  {group:<{width}}  {one['value']:<8.4g} {interval(one):<18} n={one['n']:,}")
+        pair = f"{gap['largest']} - {gap['smallest']}"
+        lines.append(f"  {'gap':<{width}}  {gap['value']:<8.4g} {interval(gap):<18} {pair}")
+    return "\n".join(lines)
+
+
+def interval(one: dict[str, Any]) -> str:
+    return "" if one["low"] is None else f"[{one['low']:.4g}, {one['high']:.4g}]"

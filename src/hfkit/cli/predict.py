@@ -42,13 +42,14 @@ def predict(
 ) -> None:
     """Label texts with a fine-tuned classifier.
 
-    A line per text: label, probability, and the next three labels with theirs; or all its labels; or its number.
+    A line per text: its label with probability and the next three, or all its
+    labels, or its number.
 
     [bold]Examples[/bold]
 
     hfkit predict runs/finetune-bert-base-uncased --text "a fine film"
 
-    hfkit predict runs/finetune-bert-base-uncased --input new.csv --output answers.jsonl
+    hfkit predict runs/my-classifier --input new.csv --output answers.jsonl
 
     cat new.txt | hfkit predict runs/finetune-bert-base-uncased --input - --json
     """

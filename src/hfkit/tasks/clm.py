@@ -159,8 +159,7 @@ class CausalLM(Task):
         wanted = recipe.evaluation
         context, texts = wanted.context or recipe.data.block_size, dataset["text"][:]
         if wanted.compat is not None:
-            given = {"context": context, "batch_size": wanted.batch_size}
-            return compatible(wanted.compat, model, tokenizer, texts, **given)
+            return compatible(wanted.compat, model, tokenizer, texts, context=context, batch_size=wanted.batch_size)
         found = measure(
             model,
             tokenizer,

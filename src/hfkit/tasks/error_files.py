@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from hfkit.tasks.labels import MULTIPLE, REGRESSION
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hfkit.results import Row
     from hfkit.tasks.encoded_texts import EncodedTexts
 
 WORST = 100  # rows in the file of worst errors
@@ -64,6 +65,19 @@ def write_worst_errors(
         told = _told(rows, actual[row], answers[row], threshold)
         lines.append(json.dumps({"row": row + 1, **texts, **told, "loss": float(losses[row])}, ensure_ascii=False))
     write_atomically(Path(f"{beside}_worst_errors.jsonl"), "".join(f"{line}\n" for line in lines))
+
+
+def prediction_rows(dataset: Dataset, answers: np.ndarray, rows: EncodedTexts, threshold: float) -> Iterator[Row]:
+    """Text, label, answer and all probabilities of each row, as `hfkit.results` has them."""
+    texts = dataset.select_columns([name for name in ("text", "text_pair") if name in dataset.column_names])
+    for text, actual, answer in zip(texts, _actual(rows), answers, strict=True):
+        told = _told(rows, actual, answer, threshold)
+        row = {**text, "reference": told["label"], "prediction": told["predicted"]}
+        if rows.kind != REGRESSION:
+            row["probabilities"] = {
+                name: float(f"{share:.9g}") for name, share in zip(rows.names, answer.tolist(), strict=True)
+            }
+        yield row
 
 
 def _actual(rows: EncodedTexts) -> np.ndarray:

@@ -228,7 +228,8 @@ class TextClassification(Task):
         `beside`: files of single rows go to names that begin with this path.
         """
         from hfkit.inference import predict_rows
-        from hfkit.tasks.error_files import write_confusion, write_worst_errors
+        from hfkit.results import write_rows
+        from hfkit.tasks.error_files import prediction_rows, write_confusion, write_worst_errors
 
         rows = self.encode(dataset, tokenizer, model, recipe)
         wanted = recipe.evaluation
@@ -237,6 +238,7 @@ class TextClassification(Task):
             given = answered(reduced, rows)
             write_confusion(beside, given, rows, threshold_of(rows, recipe))  # type: ignore[arg-type]
             write_worst_errors(beside, dataset, given, rows, threshold_of(rows, recipe))  # type: ignore[arg-type]
+            write_rows(beside, prediction_rows(dataset, given, rows, threshold_of(rows, recipe)))  # type: ignore[arg-type]
         return {**self.scores(reduced, labels, rows, recipe), **_baseline(dataset)}
 
     def answers(self, reduced: np.ndarray, rows: Rows, recipe: Recipe) -> Iterator[dict[str, Any]]:
