@@ -339,7 +339,7 @@ def test_model_is_measured_by_group(folder, capsys):
         (["a"], 2, "1 system to compare"),
         (["a", "a"], 2, "1 system to compare"),
         (["a", "b"], 3, "kept no predictions"),
-        (["a", "b", "--dtype", "float16"], 2, "has no part in measuring files"),
+        (["a", "b", "--dtype", "float16"], 2, "a model or data has no part in comparing two files"),
         (["a", "b", "--references", "none.txt"], 3, "none.txt"),
         (["data.csv", "short.csv"], 3, "data.csv: line 1 is no row of an evaluation"),
         (["bert", "a", "--data", "data.csv", "--task", "mlm"], 2, "its task keeps no predictions"),
@@ -371,3 +371,31 @@ def test_files_of_predictions_are_compared(tmp_path, capsys):
     assert by_name["exact_match"]["difference"] == pytest.approx(-200 / 3)
     assert by_name["exact_match"]["p"] == 0.5  # 2 of 2 to one side
     assert found["rows"][0]["answers"] == {files[0]: "yes", files[1]: "no"}
+
+
+# Rows and metrics
+
+
+def test_rows_give_the_numbers_of_their_tables():
+    """Rows of several labels and of numbers, as an evaluation keeps them, are measured as the arrays would be."""
+    rng = np.random.default_rng(0)
+    names = ["x", "y", "z"]
+    actual, shares = rng.random((40, 3)) < 0.4, rng.random((40, 3)).round(3)
+    rows = [
+        {
+            "text": str(number),
+            "reference": [name for name, has in zip(names, row, strict=True) if has],
+            "prediction": [name for name, share in zip(names, given, strict=True) if share >= 0.5],
+            "probabilities": dict(zip(names, given.tolist(), strict=True)),
+        }
+        for number, (row, given) in enumerate(zip(actual, shares, strict=True))
+    ]
+    decided = compute(["f1_macro", "subset_accuracy"], (shares >= 0.5).astype(float), actual.astype(float))
+    of_shares = compute(["log_loss", "mean_average_precision"], shares, actual.astype(float))
+    assert score(rows, [*decided, *of_shares]) == {**decided, **of_shares}
+    assert list(score(rows)) == ["f1_macro", "f1_micro", "subset_accuracy", "log_loss"]
+    x, y = rng.normal(size=30), rng.normal(size=30)
+    assert score(numbers(x, y)) == compute(["pearson", "spearman", "rmse", "mae"], x, y)
+    gains = most_different({"a": rows, "b": [{**row, "probabilities": dict.fromkeys(names, 0.5)} for row in rows]})
+    right = np.where(actual, shares, 1 - shares).mean(axis=1)
+    assert abs(gains[0]["gain"]) == pytest.approx(np.abs(0.5 - right).max())

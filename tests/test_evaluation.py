@@ -300,6 +300,8 @@ def test_metrics_of_text_alone_need_no_references(tmp_path, capsys):
     assert metrics["distinct_1"]["value"] == 4 / 8
     assert metrics["distinct_1"]["low"] is None
     assert main(command) == 2
+    assert "predictions and references go together" in capsys.readouterr().err
+    assert main([*command, "--metrics", "distinct_1,bleu"]) == 2
     assert "no references to compare with (fix: give --references)" in capsys.readouterr().err
 
 

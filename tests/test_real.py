@@ -66,7 +66,7 @@ def test_stories_have_the_perplexity_that_lm_eval_prints(tmp_path, capsys):
 
 
 def test_stories_equal_one_pass_and_one_pass_a_token(tmp_path, capsys):
-    """Texts of 150 and of 3,000 characters, shorter and longer than the context of 128 tokens, against the definition."""
+    """Texts of 150 and of 3,000 characters: shorter and longer than the context of 128 tokens."""
     model, tokenizer = LlamaForCausalLM.from_pretrained(STORIES / "hf"), AutoTokenizer.from_pretrained(STORIES / "hf")
     whole = (SHARED / "data" / "tinyshakespeare" / "input.txt").read_text()
     for size in (150, 3000):

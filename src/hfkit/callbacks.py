@@ -160,6 +160,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         """Metrics of the validation data, logged; random states are left as they were."""
         import torch
 
+        start = time.monotonic()
         with torch.random.fork_rng():
             metrics = self.trainer.evaluate()
             if self.best is not None:
@@ -169,6 +170,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if self.show is not None and is_main_process():
                 for line in self.show(self.trainer.model):
                     say(f"    {line}")
+        step, then = self._logged
+        self._logged = (step, then + time.monotonic() - start)  # tokens/s are those of training
 
     def _is_over(self) -> bool:
         """Whether patience or time has run out."""

@@ -75,6 +75,7 @@ def score_table(scores: dict[str, dict[str, Any]]) -> str:
         meaning = score["definition"].partition("; ")[0] if len(tails) == 1 else score["definition"]
         lines.append(f"  {name:<{width}}  {score['value']:<8.4g} {interval:<18} {meaning}")
     if len(tails) == 1:
-        number = f"n={next(iter(scores.values()))['n']:,}"
-        lines.append(f"  ({tails.pop()}, {number}, 95% intervals)")
+        facts = [tails.pop(), f"n={next(iter(scores.values()))['n']:,}"]
+        facts += ["95% intervals"] if any(score["low"] is not None for score in scores.values()) else []
+        lines.append(f"  ({', '.join(facts)})")
     return "\n".join(lines)

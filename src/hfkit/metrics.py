@@ -54,6 +54,9 @@ LOWER_IS_BETTER = {
     "log_loss", "brier", "ece", "mse", "rmse", "mae", "ter", "hamming_loss",
 }  # fmt: skip
 
+# Of text alone.
+WITHOUT_REFERENCES = {"distinct_1", "distinct_2", "repetition"}
+
 METRICS: dict[str, Callable[[Inputs], Sample]] = {
     # Text against one or several references.
     "bleu": lambda d: sacrebleu_sample(d, "BLEU", force=True),

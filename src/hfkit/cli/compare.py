@@ -40,14 +40,15 @@ def compare(
 ) -> None:
     """Compare systems on the same data: each with the first, metric by metric.
 
-    A difference comes with its 95% interval and a p-value (paired bootstrap; McNemar's test for accuracy), then the
-    rows where the first two differ most. Different data is refused.
+    A difference has a 95% interval and a p-value: of a paired bootstrap, or of
+    McNemar's test for accuracy. Then come the rows where the first two differ
+    most. Systems that were measured on different data are refused.
 
     [bold]Examples[/bold]
 
     hfkit compare runs/small runs/large  [dim]# on what both held out[/dim]
 
-    hfkit compare runs/small runs/large --data dev.csv --metrics accuracy,f1_macro
+    hfkit compare runs/small runs/large --data dev.csv --metrics accuracy,mcc
 
     hfkit compare a.txt b.txt --references ref.txt --metrics bleu,chrf
     """

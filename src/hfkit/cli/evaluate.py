@@ -59,12 +59,14 @@ def evaluate(
 
     hfkit evaluate runs/finetune-bert-base-uncased  [dim]# on what it held out[/dim]
 
-    hfkit evaluate runs/finetune-bert-base-uncased --data dev.csv --by genre --json
+    hfkit evaluate runs/finetune-bert-base-uncased --data dev.csv --by genre
 
     hfkit evaluate --model gpt2 --data book.txt --metrics perplexity
 
     hfkit evaluate --predictions out.txt --references ref.txt --metrics bleu
     """
+    from hfkit.metrics import WITHOUT_REFERENCES
+    from hfkit.readers import is_table
     from hfkit.resolve import resolve
 
     recipe = resolve("evaluate", run=model_, flags=settings, sets=set_ or ())
@@ -88,7 +90,7 @@ def evaluate(
                 raise UsageError("--by: this task keeps no predictions of single rows", "leave it out")
             groups = groups_of(recipe, by, len(rows))
     else:
-        if predictions is None:
+        if predictions is None or not (references or is_table(str(predictions)) or set(metrics) & WITHOUT_REFERENCES):
             raise UsageError("predictions and references go together", "--predictions FILE --references FILE")
         require_files_alone(recipe)
 
@@ -134,8 +136,8 @@ def require_files_alone(recipe: Recipe) -> None:
     wanted = recipe.evaluation
     acting = Evaluation(metrics=wanted.metrics, interval=wanted.interval, seed=wanted.seed)
     if recipe != Recipe(evaluation=acting):
-        fix = "leave out all but the files, their columns, --metrics and --seed"
-        raise UsageError("a model or data has no part in measuring files of predictions", fix)
+        fix = "leave out all but --predictions, --references, --metrics and --seed"
+        raise UsageError("a model or data has no part in comparing two files", fix)
 
 
 def _refuse(options: dict[str, Any]) -> None:

@@ -124,11 +124,12 @@ class CausalLM(Task):
     def samples(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe
     ) -> list[str]:
-        """How the model goes on, greedily, from the beginning of the first block."""
+        """How the model goes on, greedily, from the beginning of the first document."""
         import torch
 
-        block = rows[0]["input_ids"]
+        block, starts = rows[0]["input_ids"], rows[0]["starts"]
         half = min(len(block), 2 * SAMPLE_TOKENS) // 2
+        half = int(min([half, *starts]))  # up to the next document
         prompt = torch.from_numpy(block[:half])[None].to(model.device)
         was_training = model.training
         model.eval()
