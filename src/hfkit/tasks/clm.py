@@ -6,16 +6,15 @@ import inspect
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError
 from hfkit.packing import Blocks, pack
-from hfkit.tasks.base import IGNORED, Batch, Rows, Task
+from hfkit.tasks.base import IGNORED, Batch, Rows
 from hfkit.tasks.language_modeling import (
-    language_model_defaults,
-    load_documents,
+    LanguageModel,
     nll_scores,
     pad_blocks,
     token_statistics,
@@ -34,18 +33,12 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 24  # of the prompt and of the continuation that `samples` shows
 
 
-class CausalLM(Task):
-    command = "pretrain"
+class CausalLM(LanguageModel):
+    new_type = "gpt2"
+    documents = "file"
     auto_model = "AutoModelForCausalLM"
-    best_metric = "nll"
     watched = ("nll", "perplexity", "bits_per_byte", "token_accuracy")
     metrics = ("perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "nll")
-
-    def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {**language_model_defaults(given, new_type="gpt2"), "data.documents": "file"}
-
-    def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        return load_documents(recipe)
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError, UsageError
 from hfkit.packing import pack
-from hfkit.tasks.base import Batch, Rows, Task
+from hfkit.tasks.base import Batch, Rows
 from hfkit.tasks.language_modeling import (
-    language_model_defaults,
-    load_documents,
+    LanguageModel,
     nll_scores,
     pad_blocks,
     token_statistics,
@@ -27,17 +26,10 @@ if TYPE_CHECKING:
     from hfkit.recipe import Recipe
 
 
-class Denoising(Task):
-    command = "pretrain"
+class Denoising(LanguageModel):
+    new_type = "t5"
     auto_model = "AutoModelForSeq2SeqLM"
-    best_metric = "nll"
     metrics = ("perplexity", "token_accuracy", "nll")
-
-    def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {**language_model_defaults(given, new_type="t5"), "data.documents": "blank-line"}
-
-    def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        return load_documents(recipe)
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import DataError, UsageError
-from hfkit.tasks.base import IGNORED, Batch
+from hfkit.tasks.base import IGNORED, Batch, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from hfkit.recipe import Recipe
 
 BUILTIN_TEXT = "builtin:python-docs"
+
+
+class LanguageModel(Task):
+    """A pretraining task: documents in, the mean negative log-likelihood out."""
+
+    command = "pretrain"
+    best_metric = "nll"
+    new_type: str  # the architecture of a new model where nobody names one
+    documents = "blank-line"  # what a document is in a .txt file where nobody says
+
+    def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {**language_model_defaults(given, self.new_type), "data.documents": self.documents}
+
+    def load(self, recipe: Recipe) -> dict[str, Dataset]:
+        return load_documents(recipe)
 
 
 def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.packing import pack
-from hfkit.tasks.base import Batch, Rows, Task
+from hfkit.tasks.base import Batch, Rows
 from hfkit.tasks.language_modeling import (
-    language_model_defaults,
-    load_documents,
+    LanguageModel,
     nll_scores,
     pad_blocks,
     token_statistics,
@@ -28,17 +27,10 @@ if TYPE_CHECKING:
     from hfkit.recipe import Recipe
 
 
-class MaskedLM(Task):
-    command = "pretrain"
+class MaskedLM(LanguageModel):
+    new_type = "bert"
     auto_model = "AutoModelForMaskedLM"
-    best_metric = "nll"
     metrics: tuple[str, ...] = ("perplexity", "token_accuracy", "nll")
-
-    def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {**language_model_defaults(given, new_type="bert"), "data.documents": "blank-line"}
-
-    def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        return load_documents(recipe)
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
