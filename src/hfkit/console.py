@@ -74,8 +74,9 @@ def score_table(scores: dict[str, dict[str, Any]]) -> str:
         interval = "" if score["low"] is None else f"[{score['low']:.4g}, {score['high']:.4g}]"
         meaning = score["definition"].partition("; ")[0] if len(tails) == 1 else score["definition"]
         lines.append(f"  {name:<{width}}  {score['value']:<8.4g} {interval:<18} {meaning}")
-    if len(tails) == 1:
-        facts = [tails.pop(), f"n={next(iter(scores.values()))['n']:,}"]
-        facts += ["95% intervals"] if any(score["low"] is not None for score in scores.values()) else []
-        lines.append(f"  ({', '.join(facts)})")
+    numbers = {score["n"] for score in scores.values()}
+    facts = [*tails] if len(tails) == 1 else []
+    facts += [f"n={number:,}" for number in numbers] if len(numbers) == 1 else []
+    facts += ["95% intervals"] if any(score["low"] is not None for score in scores.values()) else []
+    lines += [f"  ({', '.join(facts)})"] if facts else []
     return "\n".join(lines)
