@@ -105,7 +105,7 @@ def evaluations(log, metric="eval_nll"):
 def test_the_best_model_is_kept_not_the_last(folder, tmp_path, capsys):
     """Text that is unlike the training text is understood worse and worse."""
     run = tmp_path / "run"
-    options = ["--max-steps", "30", "--eval-steps", "3", "--lr", "3e-2", "--save-total-limit", "1", "--best", "nll"]
+    options = ["--max-steps", "30", "--eval-steps", "3", "--lr", "6e-2", "--save-total-limit", "1", "--best", "nll"]
     manifest, log = trained(folder, run, *options)
     found = evaluations(log)
     assert list(found) == list(range(3, 31, 3))  # after the last step, too
@@ -124,7 +124,7 @@ def test_the_best_model_is_kept_not_the_last(folder, tmp_path, capsys):
 
 
 def test_training_ends_where_nothing_gets_better(folder, tmp_path, capsys):
-    options = ["--max-steps", "60", "--eval-steps", "3", "--lr", "3e-2", "--early-stopping", "2"]
+    options = ["--max-steps", "60", "--eval-steps", "3", "--lr", "6e-2", "--early-stopping", "2"]
     manifest, log = trained(folder, tmp_path / "run", *options)
     found = evaluations(log)
     best = min(found, key=found.get)

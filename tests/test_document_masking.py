@@ -96,11 +96,14 @@ def test_a_model_that_can_not_keep_documents_apart_is_refused(tmp_path, capsys):
 
 
 def test_the_check_finds_documents_that_see_each_other():
-    model = model_of("llama", "sdpa")
-    batch = batch_of(model)
-    CLM.prepare(model, batch)
-    model.config.use_cache = True  # what turns the library's mask off
     from hfkit.tasks.clm import check_document_masking
 
-    with pytest.raises(ModelError, match="llama lets the documents in one block see each other"):
-        check_document_masking(model, batch)
+    model = model_of("llama", "sdpa")
+    batch = batch_of(model)
+    single = {name: tensor[2:] for name, tensor in batch.items()}  # a block of one document
+    for some in (batch, single):
+        model.config.use_cache = False
+        check_document_masking(model, some)
+        model.config.use_cache = True  # what turns the library's mask off
+        with pytest.raises(ModelError, match="llama lets the documents in one block see each other"):
+            check_document_masking(model, some)

@@ -9,6 +9,7 @@ TEXT = ["hello world, this is a tiny model", "the quick brown fox jumps over the
 
 def make_gpt2(directory: Path) -> Path:
     """A causal language model of GPT-2's type with a byte-level BPE tokenizer."""
+    import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
@@ -16,6 +17,7 @@ def make_gpt2(directory: Path) -> Path:
     bpe.train_from_iterator(TEXT, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
     tokenizer = GPT2TokenizerFast(tokenizer_object=bpe._tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
     )
@@ -26,6 +28,7 @@ def make_gpt2(directory: Path) -> Path:
 
 def make_bert(directory: Path) -> Path:
     """A masked language model of BERT's type with a lower-case WordPiece tokenizer."""
+    import torch
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
@@ -33,6 +36,7 @@ def make_bert(directory: Path) -> Path:
     pieces.train_from_iterator(TEXT, vocab_size=200, show_progress=False)
     tokenizer = BertTokenizerFast(tokenizer_object=pieces._tokenizer)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)
     BertForMaskedLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -35,9 +35,12 @@ class TokenStore(NamedTuple):
 class Blocks:
     """The tokens of a store as blocks of `size`, each between `prefix` and `suffix`.
 
-    A row holds `input_ids` and `starts`, the places in it where a document begins that is not the block's first; and
-    `words` where the store has them. Without `packed`, no block holds more than one document.
+    A row holds `input_ids`; where documents are `apart` (they are, unless somebody turns that off) `starts`, the places
+    in it where a document begins that is not the block's first; and `words` where the store has them. Without
+    `packed`, no block holds more than one document.
     """
+
+    apart = True
 
     def __init__(
         self, store: TokenStore, size: int, prefix: Sequence[int] = (), suffix: Sequence[int] = (), packed: bool = True
@@ -66,11 +69,10 @@ class Blocks:
         first = int(self.first[index])
         stop = first + int(self.lengths[index]) - len(self.prefix) - len(self.suffix)
         inner = self.store.tokens[first:stop].astype(np.int64)
-        documents = self.store.starts[slice(*np.searchsorted(self.store.starts, (first + 1, stop)))]
-        row = {
-            "input_ids": np.concatenate([self.prefix, inner, self.suffix]),
-            "starts": np.unique(documents) - first + len(self.prefix),
-        }
+        row = {"input_ids": np.concatenate([self.prefix, inner, self.suffix])}
+        if self.apart:
+            documents = self.store.starts[slice(*np.searchsorted(self.store.starts, (first + 1, stop)))]
+            row["starts"] = np.unique(documents) - first + len(self.prefix)
         if self.store.words is not None:
             edges = np.ones(len(self.prefix), dtype=bool), np.ones(len(self.suffix), dtype=bool)
             row["words"] = np.concatenate([edges[0], self.store.words[first:stop], edges[1]])

@@ -184,12 +184,13 @@ def test_killed_rank_ends_the_others(
     rank: int, material: Material, unbroken: Unbroken, resumed: Resumed, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    launched = launch(material.command("mlm", run), tmp_path / "said", ranks=2)
+    patient = ["--set", "train.extra.ddp_timeout=15"]  # gloo hears of a death at once, or now and then not at all
+    launched = launch(material.command("mlm", run, *patient), tmp_path / "said", ranks=2)
     launched.wait_until(lambda: 10 in committed(run))
     launched.signal(signal.SIGKILL, rank)
     ended = launched.wait()
     assert all(code != 0 for code in ended.codes)
     assert ended.seconds < 30
-    again = resumed("mlm", run, ranks=2)
+    again = resumed("mlm", run, *patient, ranks=2)
     assert again.codes == [0, 0], again.err
     assert state_hash(run) == unbroken("mlm", ranks=2)

@@ -49,32 +49,37 @@ class CausalLM(LanguageModel):
                 "give one document, or a tokenizer that has an eos_token",
             )
         blocks = pack(dataset, tokenizer, model, block_size=recipe.data.block_size, end=tokenizer.eos_token_id)
-        if not recipe.data.document_masking:
-            blocks.store = blocks.store._replace(starts=blocks.store.starts[:1])
+        # All batches of a run must have the same keys: ranks share them out (and of a stream nobody knows the rest).
+        several = recipe.data.streaming or len(blocks.store.starts) > 1
+        blocks.apart = recipe.data.document_masking and several
         return blocks
 
     def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
         """A block whose documents begin at position 0 each, with nothing to say about their first token."""
         import numpy as np
 
-        ids, starts = row["input_ids"], row["starts"]
-        begins, labels = np.zeros(len(ids), dtype=np.int64), ids.copy()
-        begins[starts] = starts
+        ids, starts = row["input_ids"], row.get("starts", [])
+        labels = ids.copy()
         labels[[0, *starts]] = IGNORED
-        return {"input_ids": ids, "labels": labels, "position_ids": np.arange(len(ids)) - np.maximum.accumulate(begins)}
+        example = {"input_ids": ids, "labels": labels}
+        if "starts" in row:
+            begins = np.zeros(len(ids), dtype=np.int64)
+            begins[starts] = starts
+            example["position_ids"] = np.arange(len(ids)) - np.maximum.accumulate(begins)
+        return example
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Blocks without an attention mask: padding only ever follows the text, where a causal model can't see it.
 
-        Where a document begins inside a block, `position_ids` start again there, from which the library makes a mask
-        between documents (transformers.masking_utils.find_packed_sequence_indices), if it gets no attention mask.
+        With several documents `position_ids` start again at each, from which the library makes a mask between them
+        (transformers.masking_utils.find_packed_sequence_indices), if it gets no attention mask.
         """
         import torch
 
         batch = pad_blocks(examples, tokenizer)
         del batch["attention_mask"]
         longest = batch["input_ids"].shape[1]
-        if any(example["position_ids"][-1] + 1 < len(example["position_ids"]) for example in examples):
+        if "position_ids" in examples[0]:
             positions = torch.arange(longest).repeat(len(examples), 1)
             for row, example in zip(positions, examples, strict=True):
                 length = len(example["position_ids"])
@@ -120,7 +125,7 @@ class CausalLM(LanguageModel):
         """How the model goes on, greedily, from the beginning of the first document."""
         import torch
 
-        block, starts = rows[0]["input_ids"], rows[0]["starts"]
+        block, starts = rows[0]["input_ids"], rows[0].get("starts", [])
         half = min(len(block), 2 * SAMPLE_TOKENS) // 2
         half = int(min([half, *starts]))  # up to the next document
         prompt = torch.from_numpy(block[:half])[None].to(model.device)
@@ -175,15 +180,17 @@ def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:
     seen = f"{model.config.model_type} lets the documents in one block see each other"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ModelError(f"{seen}: it takes no position_ids", "--no-document-masking")
-    positions = batch["position_ids"]
-    block = int((positions[:, 1:] == 0).sum(1).argmax())  # the one with the most documents
-    starts = [*(positions[block] == 0).nonzero()[:, 0].tolist(), positions.shape[1]]
+    block = int((batch["position_ids"][:, 1:] == 0).sum(1).argmax())  # the one with the most documents
+    positions = batch["position_ids"][block]
+    if positions[1:].ne(0).all():  # one alone: it is taken for two
+        positions = torch.arange(len(positions)) % max(len(positions) // 2, 1)
+    starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(positions)]
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        inputs = {name: batch[name][block : block + 1].to(model.device) for name in ("input_ids", "position_ids")}
-        packed = model(**inputs).logits[0]
-        alone = [model(input_ids=inputs["input_ids"][:, a:b]).logits[0] for a, b in itertools.pairwise(starts)]
+        ids = batch["input_ids"][block : block + 1].to(model.device)
+        packed = model(input_ids=ids, position_ids=positions[None].to(model.device)).logits[0]
+        alone = [model(input_ids=ids[:, a:b]).logits[0] for a, b in itertools.pairwise(starts)]
     model.train(was_training)
     difference = (packed - torch.cat(alone)).abs().max().item()
     if difference > (1e-3 if packed.dtype == torch.float32 else 0.3):
