@@ -28,6 +28,7 @@ from hfkit.inference import predict_rows
 from hfkit.tasks import TASKS
 from hfkit.tasks.base import IGNORED
 from hfkit.tasks.denoising import noise, segments
+from one_step import GRADIENT
 from tiny_models import make_bert, make_gpt2, make_word_tokenizer, spread
 
 DENOISING = TASKS["denoising"]
@@ -289,14 +290,7 @@ def test_gradient_does_not_depend_on_accumulation(folder, tmp_path):
             "data.validation_split": 0.0,
             "data.block_size": 40,  # the last block is a short one, with fewer labels
             "train.output_dir": str(tmp_path / f"run-{passes}"),
-            "train.max_steps": 1,
-            "train.learning_rate": 1.0,
-            "train.lr_scheduler_type": "constant",
-            "train.warmup_steps": 0.0,
-            "train.weight_decay": 0.0,
-            "train.max_grad_norm": 1e9,
-            "train.optimizer": "sgd",
-            "train.momentum": 0.0,
+            **GRADIENT,
             "train.per_device_train_batch_size": rows,
             "train.gradient_accumulation_steps": passes,
         }

@@ -13,14 +13,11 @@ from hfkit.__main__ import main
 from hfkit.errors import DataError, ModelError, UsageError
 from hfkit.perplexity import compatible, measure, perplexity
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
+from tiny_models import make_word_text as text
 
 WITHOUT_BOS = make_word_tokenizer()
 WITH_BOS = make_word_tokenizer()
 WITH_BOS.bos_token = "w49"
-
-
-def text(length, start=0):
-    return " ".join(f"w{(start + 7 * place + place * place) % 49}" for place in range(length))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from hfkit.inference import predict_rows
 from hfkit.stream import EvaluationRows
 from hfkit.tasks import TASKS
 from hfkit.tasks.base import IGNORED
+from one_step import GRADIENT
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
 CLM, MLM, CLASSIFICATION = TASKS["clm"], TASKS["mlm"], TASKS["text-classification"]
@@ -88,15 +89,7 @@ def test_gradient_does_not_depend_on_accumulation(command, task, kind, rows_file
             "data.train": [str(rows_file)],
             "data.validation_split": 0.0,
             "train.output_dir": str(run),
-            "train.max_steps": 1,
-            "train.dropout": 0.0,
-            "train.learning_rate": 1.0,
-            "train.lr_scheduler_type": "constant",
-            "train.warmup_steps": 0.0,
-            "train.weight_decay": 0.0,
-            "train.max_grad_norm": 1e9,
-            "train.optimizer": "sgd",
-            "train.momentum": 0.0,
+            **GRADIENT,
             "train.per_device_train_batch_size": rows,
             "train.gradient_accumulation_steps": passes,
         }

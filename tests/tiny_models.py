@@ -54,6 +54,11 @@ def make_word_tokenizer(num_words: int = 50, eos: str | None = "</s>"):
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
 
 
+def make_word_text(length: int, start: int = 0) -> str:
+    """So many words of `make_word_tokenizer`, in an order that does not repeat soon."""
+    return " ".join(f"w{(start + 7 * place + place * place) % 49}" for place in range(length))
+
+
 def make_causal_model(positions: int = 64, vocabulary: int = 64):
     """A Llama of a few thousand parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM

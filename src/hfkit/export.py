@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,14 +82,8 @@ def _write(
     directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: tuple[str, str | None] | None
 ) -> None:
     """Model (of an adapter's `base`) and tokenizer in `directory`, which appears whole or not at all."""
-    directory = directory.absolute()
-    new = directory.with_name(f".{directory.name}.export")
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        runs.export(new, model, tokenizer, base)
-        os.replace(new, directory)
+        with runs.new_directory(directory) as new:
+            runs.export(new, model, tokenizer, base)
     except OSError as error:
         raise StorageError(f"{directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

@@ -487,5 +487,4 @@ def _share(count: int, rows: int) -> str:
 
 
 def _sample(text: str) -> str:
-    words = " ".join(text.split())
-    return f"e.g. {words if len(words) <= 60 else words[:59] + '…'}"
+    return f"e.g. {short(' '.join(text.split()), 60)}"

@@ -170,7 +170,7 @@ def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | Non
     first_of_word: list[np.ndarray] = [np.zeros(0, dtype=bool)]
     lengths: list[int] = []
     num_bytes = 0
-    for texts in _batches(dataset):
+    for texts in text_batches(dataset, BATCH_CHARACTERS):
         for text, encoding in zip(texts, encode(texts, add_special_tokens=False), strict=True):
             ids = np.asarray(encoding.ids, dtype=dtype)
             tokens += [ids, closing]
@@ -192,15 +192,15 @@ def begins_word(word_ids: Sequence[int | None]) -> np.ndarray:
     return changes
 
 
-def _batches(dataset: Dataset) -> Iterator[list[str]]:
-    """Texts in lists of about BATCH_CHARACTERS, so that one tokenizer call stays small."""
+def text_batches(dataset: Dataset, most: int, column: str = "text") -> Iterator[list[str]]:
+    """Texts in lists of about `most` characters, so that one tokenizer call stays small."""
     texts: list[str] = []
     characters = 0
-    for rows in dataset.select_columns(["text"]).iter(ROWS_AT_ONCE):
-        for text in rows["text"]:
+    for rows in dataset.select_columns([column]).iter(ROWS_AT_ONCE):
+        for text in rows[column]:
             texts.append(text)
             characters += len(text)
-            if characters >= BATCH_CHARACTERS:
+            if characters >= most:
                 yield texts
                 texts, characters = [], 0
     if texts:

@@ -420,8 +420,9 @@ def _iconv(path: Path, encoding: str) -> str:
     return f"decompress it, then {convert}" if format_of(path)[1] else convert
 
 
-def short(text: str) -> str:
-    return text if len(text) <= 40 else text[:39] + "…"
+def short(text: str, most: int = 40) -> str:
+    """At most so many characters of `text`, an ellipsis for the rest."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def first_line(error: BaseException) -> str:

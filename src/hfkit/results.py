@@ -9,6 +9,7 @@ from typing import Any
 
 from hfkit.checkpoints import write_atomically
 from hfkit.errors import DataError
+from hfkit.readers import short
 
 PREDICTIONS = "predictions.jsonl"
 SHOWN = 80  # characters of a document; its digest says which it is
@@ -52,7 +53,7 @@ def document_row(text: str) -> Row:
     import xxhash
 
     return {
-        "text": text if len(text) <= SHOWN else text[: SHOWN - 1] + "…",
+        "text": short(text, SHOWN),
         "digest": xxhash.xxh3_128(text.encode()).hexdigest(),
         **{unit: size(text) for unit, size in SIZES.items()},
     }

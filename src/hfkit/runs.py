@@ -420,6 +420,19 @@ class Run:
         write_atomically(self.directory / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False))
 
 
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """Where to write what `directory`, new or empty, is to hold; it appears whole, or not at all where that fails."""
+    staged = directory.absolute().with_name(f".{directory.absolute().name}.new")
+    shutil.rmtree(staged, ignore_errors=True)  # what a process that was killed has left
+    try:
+        staged.mkdir(parents=True)
+        yield staged
+        os.replace(staged, directory)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
 def export(
     directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: adapters.Base | None = None
 ) -> None:

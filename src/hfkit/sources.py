@@ -36,7 +36,11 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")  # owner/name
 def stay_local(recipe: Recipe) -> None:
     """Cuts the network off where no model and no data in `recipe` is on the Hub."""
     models = [name for name in (recipe.model.name, recipe.tokenizer.name) if name is not None]
-    data = [*recipe.data.train, *recipe.data.validation, *recipe.data.test]
+    stay_local_with(models, [*recipe.data.train, *recipe.data.validation, *recipe.data.test])
+
+
+def stay_local_with(models: Sequence[str], data: Sequence[str]) -> None:
+    """Cuts the network off where none of these models (or tokenizers) and sources is on the Hub."""
     if all(map(hub.is_local, models)) and all(map(is_local, data)):
         hub.no_network()
     else:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfkit import hub
 from hfkit.console import say, warn
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
-from hfkit.sources import is_local
+from hfkit.packing import text_batches
+from hfkit.sources import stay_local_with
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -203,12 +201,12 @@ def train_on(
 
     The directory is there with all of its files or not at all. Raises UsageError, DataError or StorageError.
     """
-    from hfkit.runs import require_writable
+    from hfkit.runs import new_directory, require_writable
 
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise UsageError(f"{output_dir}: not empty", "--output-dir NEW")
     require_writable(output_dir)
-    _stay_local([], sources)
+    stay_local_with([], sources)
 
     from transformers import CONFIG_MAPPING
 
@@ -219,14 +217,11 @@ def train_on(
         raise UsageError(f"--model-type '{model_type}' is unknown", did_you_mean(model_type, CONFIG_MAPPING))
     dataset, column = _read(sources, "file", text_column)
     tokenizer = train_tokenizer(dataset[column], model_type, vocab_size, algorithm)
-    staged = output_dir.absolute().with_name(f".{output_dir.absolute().name}.{os.getpid()}")
     try:
-        tokenizer.save_pretrained(staged)
-        os.rename(staged, output_dir)  # takes the place of an empty directory, too
+        with new_directory(output_dir) as staged:
+            tokenizer.save_pretrained(staged)
     except OSError as error:
         raise StorageError(f"{output_dir}: can't be written: {error.strerror}", "--output-dir ELSEWHERE") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return tokenizer
 
 
@@ -264,7 +259,7 @@ def inspect(names: Sequence[str], sources: Sequence[str], text_column: str | Non
 
     Memory holds a batch of documents, however many there are.
     """
-    _stay_local(names, sources)
+    stay_local_with(names, sources)
     from hfkit.models import open_tokenizer, quiet_libraries
 
     quiet_libraries()
@@ -276,7 +271,7 @@ def inspect(names: Sequence[str], sources: Sequence[str], text_column: str | Non
 def _inspect(name: str, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, column: str) -> Inspection:
     num: Counter[str] = Counter()
     longest, difference = 0, None
-    for texts in _batches(dataset[column]):
+    for texts in text_batches(dataset, BATCH_CHARACTERS, column):
         encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             words, split = _count_split(text, offsets)
@@ -329,20 +324,6 @@ def _difference(document: int, text: str, back: str, characters: int = 12) -> st
     return f"document {document}, character {same + 1}: {ours!r} became {theirs!r}"
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of whole texts of some BATCH_CHARACTERS together."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _read(sources: Sequence[str], documents: str, column: str | None) -> tuple[Dataset, str]:
     """All sources as one data set, and its column with the text."""
     from hfkit.data import load_source, text_column
@@ -350,11 +331,3 @@ def _read(sources: Sequence[str], documents: str, column: str | None) -> tuple[D
 
     dataset = load_source(sources, documents)
     return dataset, text_column(dataset, Recipe(data=Data(train=list(sources), columns=Columns(text=column))))
-
-
-def _stay_local(names: Sequence[str], sources: Sequence[str]) -> None:
-    """Cuts the network off where no tokenizer and no data is on the Hub."""
-    if all(map(hub.is_local, names)) and all(map(is_local, sources)):
-        hub.no_network()
-    else:
-        hub.no_telemetry()

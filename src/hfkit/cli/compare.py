@@ -128,6 +128,7 @@ def _table(first: str, differences: Sequence[Difference]) -> str:
 
 
 def _short(value: Any) -> str:
+    from hfkit.readers import short
+
     text = value if isinstance(value, str) else json_.dumps(value, ensure_ascii=False)
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return short(" ".join(text.split()), SHOWN)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfkit.checkpoints import write_atomically
+from hfkit.metrics import confusion_matrix
 from hfkit.tasks.labels import MULTIPLE, REGRESSION
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def write_confusion(beside: Path, answers: np.ndarray, rows: EncodedTexts, thres
             cells = (given & wanted, given & ~wanted, ~given & wanted, ~given & ~wanted)
             table.append([name, *(str(int(cell.sum())) for cell in cells)])
     else:
-        counts = Counter(zip(actual.tolist(), answers.argmax(axis=1).tolist(), strict=True))
+        _, matrix = confusion_matrix(answers.argmax(axis=1).tolist(), actual.tolist(), labels=range(len(names)))
         table = [["label \\ predicted", *names]]
-        table += [[name, *(str(counts[one, other]) for other in range(len(names)))] for one, name in enumerate(names)]
+        table += [[name, *map(str, counts)] for name, counts in zip(names, matrix.tolist(), strict=True)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
     write_atomically(Path(f"{beside}_confusion.csv"), text.getvalue())
