@@ -1,6 +1,8 @@
 """Every recipe that comes with hfkit runs, on tiny data."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,12 @@ def test_recipe_opens_with_what_it_does_and_how_to_run_it(name: str) -> None:
     assert comments[-2].startswith(f"# Run: hfkit {TASKS[read_recipe(RECIPES[name])[0]['task']].command} {name}")
     assert comments[-1].startswith("# Worth trying: ")
     assert len(headline(RECIPES[name])) > 40
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_recipe_says_is_worth_trying_can_be_typed(name: str) -> None:
+    (said,) = (line for line in RECIPES[name].read_text().splitlines() if line.startswith("# Worth trying: "))
+    flags = re.split("[,;]", said.removeprefix("# Worth trying: "))[0]
+    command = TASKS[read_recipe(RECIPES[name])[0]["task"]].command
+    line = shlex.split(flags) if flags.startswith("--") else []
+    assert main([command, name, *line, "--dry-run"]) == 0
