@@ -129,10 +129,11 @@ def disturb(cell: Cell, launched: Launched, run: Path, number: int, ranks: tuple
     except AssertionError as error:
         return str(error), False
     seconds = time.monotonic() - start
-    if ended.code == 0:
+    if status(run)["state"] == "finished":  # all is on disk, whatever signal met the process on its way out
         cell.ends["finished first"] += 1
-        state = status(run)["state"]
-        return ("" if state == "finished" else f"exit code 0 and {state}"), state == "finished"
+        return "", True
+    if ended.code == 0:
+        return f"exit code 0 and {status(run)['state']}", False
     cell.ends[signal.Signals(number).name] += 1
     if number == signal.SIGTERM:
         cell.stopping.append(seconds)
