@@ -75,7 +75,7 @@ def test_mistakes_raise_one_error_that_names_them_all() -> None:
         hfkit.load_recipe("finetune", **{"train.learning_rat": 1, "train.seed": "x", "generation.seed": 1})
     assert str(caught.value).splitlines() == [
         "train.learning_rat: unknown setting (fix: did you mean 'train.learning_rate'?)",
-        "generation.seed: has no effect in `hfkit finetune` (fix: leave it out; it acts in generate)",
+        "generation.seed: has no effect in `hfkit finetune` (fix: leave it out; it acts in generate, chat)",
         "train.seed: must be a whole number, not 'x' (fix: e.g. 42)",
     ]
     assert caught.value.exit_code == 2

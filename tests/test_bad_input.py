@@ -214,7 +214,7 @@ STARTS = {  # the rest is a list or a library's own words
     "unknown metric": "unknown metric 'bleu', this task has: accuracy, ",
     "broken config": "./broken-config: can't be read: ",
     "pickled weights": "./pickled has no model.safetensors, the one format that hfkit reads since it can't hold code "
-    "(found: pytorch_model.bin) (fix: convert it: python -c ",
+    "(found: pytorch_model.bin) (fix: --allow-pickle, or convert it: python -c ",
     "weights cut short": "./cut-short: can't be read: ",
     "missing predictions": "nothing.txt: can't be read: No such file or directory",
 }

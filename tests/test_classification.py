@@ -338,7 +338,7 @@ def test_loss_and_gradient_do_not_depend_on_accumulation(bert, kind, column, val
     random, values = np.random.default_rng(0), values.split()
     rows = [f"{' '.join(random.choice(WORDS, 1 + 5 * (row % 4)))}\t{values[row % len(values)]}" for row in range(32)]
     write("a.tsv", f"text\t{column}\n" + "\n".join(rows) + "\n")
-    plain = "--optimizer sgd --momentum 0 --lr 1e-3 --lr-scheduler-type constant --warmup-steps 0 --weight-decay 0"
+    plain = "--optimizer sgd --momentum 0 --lr 1e-2 --lr-scheduler-type constant --warmup-steps 0 --weight-decay 0"
     fixed = [*plain.split(), "--max-grad-norm", "1e9", "--dropout", "0", "--validation-split", "0"]
     losses, weights = {}, {}
     for batch, passes in [(32, 1), (8, 4)]:
@@ -353,6 +353,21 @@ def test_loss_and_gradient_do_not_depend_on_accumulation(bert, kind, column, val
     assert max((weights[1][name] - before[name]).abs().max() for name in before if name in weights[1]) > 1e-6
     for name, tensor in weights[1].items():
         torch.testing.assert_close(tensor, weights[4][name], rtol=1e-4, atol=1e-6)
+
+
+def test_new_head_for_several_labels_begins_with_their_frequencies(bert):
+    """8 rows: a in all, b in one, c in four. A head that was trained keeps what it has."""
+    write(
+        "a.tsv",
+        "text\tlabels\n" + "".join(f"{WORDS[n]}\t{'a,b' if n == 0 else 'a,c' if n % 2 else 'a'}\n" for n in range(8)),
+    )
+    fixed = ["--problem-type", MULTIPLE, "--validation-split", "0", "--max-steps", "1", "--lr", "1e-9"]
+    assert finetune(bert, "a.tsv", *fixed, "--label-separator", ",", run="first") == 0
+    bias = load_file("first/model.safetensors")["classifier.bias"]
+    torch.testing.assert_close(bias, torch.tensor([9 / 1, 2 / 8, 5 / 5]).log(), rtol=0, atol=1e-6)
+    write("b.tsv", "text\tlabels\n" + "".join(f"{word}\ta,b,c\n" for word in WORDS[:8]))
+    assert finetune("first", "b.tsv", *fixed, "--label-separator", ",", run="second") == 0
+    torch.testing.assert_close(load_file("second/model.safetensors")["classifier.bias"], bias, rtol=0, atol=1e-6)
 
 
 def test_losses_are_those_of_torch():

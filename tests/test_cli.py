@@ -22,7 +22,7 @@ from hfkit.resolve import read_recipe, resolve
 from stand_in_hub import SOURCE
 from tiny_models import make_bert, make_gpt2
 
-COMMANDS = ["pretrain", "finetune", "predict", "generate", "evaluate", "doctor", "recipes"]
+COMMANDS = ["pretrain", "finetune", "predict", "generate", "chat", "evaluate", "doctor", "recipes"]
 RECIPES = Path(__file__).parents[1] / "recipes"
 ROWS = [("hello world", "good"), ("the lazy dog", "bad"), ("the quick brown fox", "good"), ("a tiny model", "bad")]
 
@@ -115,8 +115,10 @@ def test_two_ways_to_write_an_option_are_alike(one: str, other: str, capsys: pyt
 def test_an_alias_after_two_dashes_is_no_option() -> None:
     from hfkit.cli.options import without_aliases
 
-    assert without_aliases(["generate", "--train_file", "x", "--", "--train_file"]) == [
-        "generate", "--data", "x", "--", "--train_file",
+    line = ["--train_file", "x", "--", "--train_file", "y z"]
+    assert without_aliases(["compare", *line]) == ["compare", "--data", "x", "--", "--train_file", "y z"]
+    assert without_aliases(["pretrain", *line]) == [
+        "pretrain", "--data", "x", "--launcher-arguments=--train_file 'y z'",
     ]  # fmt: skip
 
 
@@ -163,12 +165,12 @@ def test_every_setting_with_a_flag_can_be_typed(command: str, capsys: pytest.Cap
         ("recipes xyz", "No such command 'xyz' (fix: hfkit recipes --help)"),
         ("recipes show", "Missing argument 'name' (fix: hfkit recipes --help)"),
         ("finetune --learning_rat 3", "No such option: --learning-rat (fix: did you mean --learning-rate?)"),
-        ("finetune --learn 3", "No such option: --learn (fix: did you mean --header, --learning-rate, --lr?)"),
+        ("finetune --learn 3", "No such option: --learn (fix: did you mean --header, --lr, --plan?)"),
         ("finetune --lr", "Option '--lr' requires an argument (fix: hfkit finetune --help)"),
         ("--zzz", "No such option: --zzz (fix: hfkit --help)"),
         ("generate a b --prompt c", "Got unexpected extra argument(s) (b) (fix: hfkit generate --help)"),
         ("generate --prompt x", "no model is named (fix: hfkit generate MODEL ...)"),
-        ("generate gpt2", "there is no prompt (fix: --prompt 'Once upon a time')"),
+        ("generate gpt2", "there is no prompt (fix: --prompt 'Once upon a time' or --input FILE)"),
         ("generate ./gpt2 --model ./bert --prompt x", "two models are named: ./gpt2 and ./bert (fix: name one)"),
         ("predict --text x", "no model is named (fix: hfkit predict MODEL ...)"),
         ("predict ./bert", "there is no text to classify (fix: --text 'some text' or --input FILE)"),
@@ -289,10 +291,11 @@ def test_generate_prints_the_continuation_alone(capsys: pytest.CaptureFixture[st
     alone = Said("generate ./gpt2 --prompt 'the quick' --max-new-tokens 4", capsys)
     echoed = Said("generate ./gpt2 --prompt 'the quick' --max-new-tokens 4 --echo", capsys)
     as_json = Said("generate --model ./gpt2 --prompt 'the quick' --max_new_tokens 4 --prompt '你好' --json", capsys)
-    assert (alone.code, alone.err) == (0, "")
+    assert (alone.code, alone.err) == (0, "warning: the text was cut after 4 tokens (fix: --max-new-tokens 8)\n")
     assert echoed.out == "the quick" + alone.out
     first, second = map(json.loads, as_json.out.splitlines())
-    assert first == {"prompt": "the quick", "text": alone.out.removesuffix("\n")}
+    assert (first["prompt"], first["text"]) == ("the quick", alone.out.removesuffix("\n"))
+    assert (first["tokens"], first["finish_reason"]) == (4, "length")
     assert second["prompt"] == "你好"
 
 
@@ -432,7 +435,7 @@ def test_help_says_what_it_does_and_its_examples_are_right(command: str, capsys:
         assert re.search(rf"^│ {name} +[A-Z]", said.out, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "predict", "generate", "evaluate"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "predict", "generate", "chat", "evaluate"])
 def test_examples_in_help_fit_a_line_and_name_what_exists(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     import hfkit.cli
 
@@ -535,7 +538,10 @@ def test_verbose_says_more_on_stderr(capsys: pytest.CaptureFixture[str]) -> None
     line = "generate ./gpt2 --prompt dog --max-new-tokens 2"
     quiet, loud = Said(line, capsys), Said(f"{line} -v", capsys)
     assert quiet.out == loud.out
-    assert (quiet.err, loud.err.splitlines()[0].partition(" ")[0]) == ("", "generation:")
+    cut = "warning: the text was cut after 2 tokens (fix: --max-new-tokens 4)"
+    assert quiet.err.splitlines() == [cut]
+    assert loud.err.splitlines()[0].startswith("generation: ")
+    assert loud.err.splitlines()[-1] == cut
 
 
 def test_only_the_main_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[Any]) -> None:

@@ -218,6 +218,19 @@ def test_rows_that_differ_most_come_first():
     assert shown[1]["gain"] == pytest.approx(0.35)
 
 
+def test_rows_of_probabilities_and_of_tags_are_compared_too():
+    a, b = ([{"prediction": [share, 1 - share], "reference": 1}] * 2 for share in (0.3, 0.8))
+    assert most_different({"a": a, "b": b[:1] + a[1:]})[0]["gain"] == pytest.approx(0.2 - 0.7)
+    assert {one.metric: one.difference for one in compare({"a": a, "b": a}, ["log_loss"])} == {"log_loss": 0}
+    assert [one.metric for one in compare({"a": a + b, "b": b + a})][:2] == ["accuracy", "f1_macro"]
+    tags = [
+        {"prediction": given, "references": ["B-X", "I-X", "O", "O"]} for given in (["B-X", "O", "O", "O"], ["O"] * 4)
+    ]
+    assert [row["gain"] for row in most_different({"a": tags[:1], "b": tags[1:]})] == [-0.25]
+    (_, _, found) = compare({"a": tags[:1] * 3, "b": tags[1:] * 3}, ["entity_f1"])
+    assert (found.metric, found.first, found.value) == ("entity_f1", 0, 0)
+
+
 # Groups
 
 

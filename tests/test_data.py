@@ -231,7 +231,7 @@ WRONG = [
 @pytest.mark.parametrize(("name", "content", "message"), WRONG, ids=[name for name, *_ in WRONG])
 def test_one_line_names_file_line_and_fix(name: str, content: str | bytes, message: str, cache: Path) -> None:
     assert problem(write(name, content)) == f"{name}: {message}"
-    assert not list(cache.glob("hfkit/*"))
+    assert all(path.suffix == ".lock" for path in cache.glob("hfkit/*"))
 
 
 def test_error_after_many_rows_names_its_line() -> None:
@@ -532,7 +532,7 @@ def test_disk_that_takes_no_more_is_a_storage_error(cache: Path) -> None:
     assert done.stderr == ""
     assert done.stdout.startswith(f"6 {cache}/hfkit/")
     assert done.stdout.endswith(": the data cache can't be used: File too large (fix: set HF_DATASETS_CACHE=FOLDER)\n")
-    assert [file for file in cache.rglob("*") if file.is_file()] == []
+    assert [file for file in cache.rglob("*") if file.is_file() and file.suffix != ".lock"] == []
     assert load("a.txt")["text"] == ["x" * 100_000]
 
 
@@ -550,7 +550,7 @@ def test_four_processes_at_once_agree(cache: Path) -> None:
     assert len({out for out, _ in outputs}) == 1
     assert outputs[0][0].startswith("20000 ")
     assert {err for _, err in outputs} == {""}
-    assert sorted(file.name for file in cache.rglob("*") if file.is_file()) == ["data.arrow", "data.xxh3"]
+    assert sorted(file.name for file in cache.rglob("data.*") if file.is_file()) == ["data.arrow", "data.xxh3"]
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------

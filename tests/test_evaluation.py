@@ -182,7 +182,7 @@ def test_masked_model_is_measured_on_masked_tokens(folder, capsys):
     ("arguments", "code", "message"),
     [
         (["--task", "clm"], 2, "bert reads in both directions"),
-        (["--task", "text-classification"], 3, "no column is clearly the label"),
+        (["--task", "text-classification"], 3, "text.txt: no column is clearly the label"),
         (["--metrics", "rouge"], 2, "rouge"),
     ],
 )
@@ -296,6 +296,8 @@ def test_metrics_of_text_alone_need_no_references(tmp_path, capsys):
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert metrics["distinct_1"]["value"] == 4 / 8
     assert metrics["distinct_1"]["low"] is None
+    assert main([*command[:-1], "--metrics", "distinct_1,repetition", "--no-interval"]) == 0
+    assert "(no interval by resampling" not in capsys.readouterr().out  # of one line alone: it stands there
     assert main(command) == 2
     assert "predictions and references go together" in capsys.readouterr().err
     assert main([*command, "--metrics", "distinct_1,bleu"]) == 2

@@ -13,12 +13,12 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     T5ForSequenceClassification,
-    set_seed,
 )
 
 import hfkit
 from hfkit.__main__ import main
 from hfkit.errors import UsageError
+from hfkit.generation import load_generator
 from hfkit.tokenization import train_tokenizer
 from tiny_models import TEXT, make_bert, make_gpt2, spread
 
@@ -106,17 +106,47 @@ def test_beams_are_those_of_the_library(gpt2):
         assert text == tokenizer.decode(made, skip_special_tokens=True)
 
 
-def test_sampling_repeats_with_its_seed_and_is_that_of_the_library(gpt2):
-    settings = {"generation.max_new_tokens": 12, "generation.do_sample": True, "generation.temperature": 0.8}
+SAMPLED = {"generation.max_new_tokens": 12, "generation.do_sample": True, "generation.temperature": 0.8}
 
-    def sample(seed):
-        return hfkit.generate(str(gpt2), ["hello"], **settings, **{"generation.seed": seed})[0]
 
-    assert sample(1) == sample(1)
-    assert len({sample(seed) for seed in range(4)}) > 1
-    set_seed(1)
-    made, tokenizer = directly(gpt2, "hello", max_new_tokens=12, do_sample=True, temperature=0.8)
-    assert sample(1) == tokenizer.decode(made, skip_special_tokens=True)
+def test_drawn_text_repeats_with_its_seed_whatever_is_in_its_batch(gpt2):
+    def sample(prompts, seed=1, **more):
+        return hfkit.generate(str(gpt2), prompts, **SAMPLED, **more, **{"generation.seed": seed})
+
+    together = sample(PROMPTS)
+    assert together == sample(PROMPTS, **{"generation.batch_tokens": 1})  # each alone
+    assert together[:1] == sample(PROMPTS[:1])
+    assert len(set(sample(["hello"] * 5))) == 5
+    assert len({sample(["hello"], seed)[0] for seed in range(4)}) == 4
+    twice = sample(["hello", "fox"], **{"generation.num_return_sequences": 2})
+    assert len(set(twice)) == 4
+    assert [twice[0], twice[2]] == sample(["hello", "fox"])
+
+
+def test_draws_have_the_probabilities_that_the_library_draws_with(gpt2):
+    """2,000 draws of one token under every narrowing at once, against the softmax of the library's own scores."""
+    narrowed = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
+    tokenizer = AutoTokenizer.from_pretrained(gpt2)
+    model = AutoModelForCausalLM.from_pretrained(gpt2).eval()
+    ids = torch.tensor([tokenizer("hello")["input_ids"]])
+    more = {"pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}
+    scores = model.generate(ids, max_new_tokens=1, do_sample=True, **narrowed, **more).scores[0][0]
+    expected = scores.softmax(-1)
+    settings = {f"generation.{name}": value for name, value in narrowed.items()}
+    generator = load_generator(
+        hfkit.load_recipe(
+            "generate",
+            **{"model.name": str(gpt2), "generation.do_sample": True, "generation.max_new_tokens": 1, **settings},
+        )
+    )
+    drawn = [answer.ids[0] for answers in generator.answers([ids[0].tolist()] * 2000) for answer in answers]
+    counts = torch.bincount(torch.tensor(drawn), minlength=len(expected))
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    statistic = ((counts - 2000 * expected)[possible] ** 2 / (2000 * expected[possible])).sum()
+    degrees = int(possible.sum()) - 1
+    assert degrees > 5
+    assert statistic < degrees + 4 * (2 * degrees) ** 0.5  # chi-square: mean and four standard deviations
 
 
 def test_stdout_holds_the_continuation_alone(gpt2, capsys):
@@ -129,7 +159,7 @@ def test_stdout_holds_the_continuation_alone(gpt2, capsys):
     assert capsys.readouterr().out == "你好，世界" + text + "\n"
     assert main([*command, "--prompt", "hello", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == {"prompt": "你好，世界", "text": text}
+    assert (lines[0]["prompt"], lines[0]["text"]) == ("你好，世界", text)
     assert lines[1]["prompt"] == "hello"
 
 
@@ -172,13 +202,13 @@ def test_sampling_settings_without_sampling_are_warned_about(gpt2, capsys, optio
     command = ["generate", "--model", str(gpt2), "--prompt", "hello", "--max-new-tokens", "2"]
     assert main(command) == 0
     greedy = capsys.readouterr()
-    assert "warning" not in greedy.err
+    assert "no effect" not in greedy.err
     assert main([*command, option, "1"]) == 0
     captured = capsys.readouterr()
     assert f"warning: {name} has no effect without sampling (fix: --do-sample)" in captured.err
     assert captured.out == greedy.out
     assert main([*command, option, "1", "--do-sample"]) == 0
-    assert "warning" not in capsys.readouterr().err
+    assert "no effect" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])

@@ -1,6 +1,7 @@
 """A GGUF file becomes a plain model with the same weights and the same words."""
 
 import json
+import shutil
 
 import gguf
 import numpy as np
@@ -95,22 +96,59 @@ def test_a_gguf_file_becomes_a_plain_model(made, tmp_path, capsys):
     assert main([*line, "--block-size", "16", "--output-dir", str(tmp_path / "run")]) == 0
 
 
+def test_generate_reads_a_gguf_file_or_the_plain_copy_that_it_keeps(made, tmp_path, capsys):
+    file, *_ = made
+    assert main(["export", str(file), "--output-dir", str(tmp_path / "plain")]) == 0
+    line = ["--prompt", "the quick", "--max-new-tokens", "5"]
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "plain"), *line]) == 0
+    text = capsys.readouterr().out
+    assert main(["generate", str(file), *line]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == text
+    assert f"{file}: its weights are unpacked each time (hfkit generate --convert DIR keeps" in captured.err
+    kept, written = tmp_path / "kept", []
+    for said in (f"{kept} is a plain copy of {file}, used from now on", f"using {kept}, the plain copy of {file}\n"):
+        assert main(["generate", str(file), *line, "--convert", str(kept)]) == 0
+        captured = capsys.readouterr()
+        assert captured.out == text
+        assert said in captured.err
+        written.append((kept / "model.safetensors").stat().st_mtime_ns)
+    assert written[0] == written[1]
+    other = shutil.copy(file, tmp_path / "other.gguf")
+    assert main(["generate", str(other), *line, "--convert", str(kept)]) == 2
+    assert f"{kept} holds something else than a copy of {other} (fix: --convert NEW)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (
-            ["generate", "GGUF", "--prompt", "x"],
+            ["evaluate", "GGUF", "--data", "text.txt"],
             5,
             "tiny.gguf: a GGUF file is made a plain model first (fix: hfkit exp",
         ),
         (["export", "nowhere.gguf", "-o", "new"], 5, "nowhere.gguf: no such file"),
         (["export", "GGUF", "-o", "new", "--merge"], 2, "tiny.gguf has no adapter to merge"),
         (["export", "broken.gguf", "-o", "new"], 5, "broken.gguf: can't be read"),
+        (["generate", "broken.gguf", "--prompt", "x"], 5, "broken.gguf: can't be read"),
+        (["generate", "nowhere.gguf", "--prompt", "x", "--convert", "new"], 5, "nowhere.gguf: no such file"),
+        (
+            ["generate", "GGUF", "--prompt", "x", "--convert", "."],
+            2,
+            "tiny.gguf (fix: --convert NEW)",
+        ),
+        (
+            ["generate", ".", "--prompt", "x", "--convert", "new"],
+            2,
+            "--convert makes plain models of GGUF files, and . is none",
+        ),
     ],
 )
 def test_what_can_not_be_done_with_a_gguf_file_is_said(arguments, code, said, made, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    (tmp_path / "text.txt").write_text("hello world")
     assert main([str(made[0]) if word == "GGUF" else word for word in arguments]) == code
     assert said in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

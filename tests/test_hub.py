@@ -153,7 +153,8 @@ def test_what_the_hub_refuses_ends_in_one_message(hub: StandInHub, model: Path, 
         "(fix: try again later, or give a directory)",
         "pickled has no model.safetensors, the one format that hfkit reads since it can't hold code "
         "(found: pytorch_model.bin) "
-        "(fix: https://huggingface.co/spaces/safetensors/convert adds it, then --revision refs/pr/NUMBER)",
+        "(fix: --allow-pickle, or https://huggingface.co/spaces/safetensors/convert adds it, then "
+        "--revision refs/pr/NUMBER)",
         "ggufs has no config.json (found: model.gguf; hfkit export makes a model of a GGUF file) "
         "(fix: take another model)",
         "'a/b/c' is neither a directory nor a name that the Hub allows "
@@ -330,7 +331,7 @@ def test_pickled_weights_are_refused_with_a_command_that_converts_them(
         f"{directory} has no model.safetensors, the one format that hfkit reads since it can't hold code "
         "(found: pytorch_model.bin)"
     )
-    command = shlex.split(fix.removeprefix("convert it: "))
+    command = shlex.split(fix.removeprefix("--allow-pickle, or convert it: "))
     assert command[:2] == ["python", "-c"]
     subprocess.run([sys.executable, *command[1:]], check=True)
     assert locate_model(str(directory)) == directory

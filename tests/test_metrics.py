@@ -123,6 +123,18 @@ def test_rouge_equals_rouge_score_on_one_line_several_lines_and_several_referenc
         assert score.value == pytest.approx(100 * np.mean([row[key].fmeasure for row in rows]), rel=1e-12)
 
 
+def test_stemmed_rouge_equals_that_of_rouge_score_and_has_names_of_its_own() -> None:
+    predictions, references = ["the cats were running", "a dog"], ["a cat runs", "the dogs barked"]
+    scores = compute(["rouge", "rouge_stem"], predictions, references, interval=False)
+    scorer = RougeScorer(["rouge1", "rougeLsum"], use_stemmer=True)
+    rows = [scorer.score(*pair) for pair in zip(references, predictions, strict=True)]
+    for key in ("rouge1", "rougeLsum"):
+        assert scores[f"{key}_stem"].value == pytest.approx(100 * np.mean([row[key].fmeasure for row in rows]))
+    assert scores["rouge1"].value == 0
+    assert scores["rouge1_stem"].value > 20
+    assert "stem:yes" in scores["rouge1_stem"].definition
+
+
 def test_rouge_splits_scripts_without_spaces_and_says_so() -> None:
     scores = compute(["rouge"], ["今天天气很好。", "the cat"], ["今天天气不错。", "the cat"], interval=False)
     assert scores["rouge1"].value == pytest.approx((100 * 4 / 6 + 100) / 2)
@@ -286,6 +298,20 @@ def test_number_metrics_equal_scipy_and_scikit_learn() -> None:
     assert {name: score.value for name, score in scores.items()} == pytest.approx(expected, abs=1e-12)
 
 
+def test_entities_are_counted_as_conlleval_does() -> None:
+    """Worked out by hand: three of the four predicted ones are among the six of the references."""
+    references = ["B-X I-X O B-X I-Y", "O I-Y I-Y", ["B-X", "B-X"]]
+    predictions = ["B-X I-X O I-X O", "O B-Y O", ["O", "B-X"]]
+    scores = compute(["entity_f1"], predictions, references, interval=False)
+    assert list(scores) == ["entity_precision", "entity_recall", "entity_f1"]
+    # references: X 0-2, X 3-4, Y 4-5; Y 1-3; X 0-1, X 1-2. predictions: X 0-2, X 3-4; Y 1-2; X 1-2.
+    assert scores["entity_precision"].value == pytest.approx(3 / 4)
+    assert scores["entity_recall"].value == pytest.approx(3 / 6)
+    assert scores["entity_f1"].value == pytest.approx(2 * 3 / (4 + 6))
+    same = compute(["entity_f1"], references, references)["entity_f1"]
+    assert (same.value, same.low, same.high, same.n) == (1, 1, 1, 3)
+
+
 # Intervals
 
 
@@ -408,6 +434,12 @@ def test_intervals_of_means_and_ratios_cover_the_truth() -> None:
         ("distinct_2", ["a", "b"], None, "distinct_2 is undefined on these 2 rows"),
         ("accuracy", [1, 2], ["1", "2"], "predictions, row 1: 1 is not a label"),
         ("accuracy", [1, 1], [1, None], "references, row 2: None is not a label"),
+        ("accuracy", ["a", "b"], ["a", ""], "references, row 2: empty"),
+        ("entity_f1", ["O O", "O"], ["O O", "O"], "entity_f1 is undefined on these 2 rows"),
+        ("entity_f1", ["O O", "O"], ["O O", "O O"], "predictions, row 2: 1 tags for 2 words"),
+        ("entity_f1", ["O", "X"], ["O", "O"], "predictions, row 2: 'X' are no tags"),
+        ("entity_f1", [["O"], ["O"]], [["O"], None], "references, row 2: None are no tags"),
+        ("rouge_stem", ["a", "b"], ["a", "你好"], "rouge_stem is for English"),
         ("log_loss", [[0.5, 0.5], [float("nan"), 1]], [0, 1], "predictions, row 2: .*softmax"),
         ("log_loss", [[0.5, 0.5], [-1.0, 2.0]], [0, 1], "predictions, row 2: .*softmax"),
         ("log_loss", [[0.5, 0.5], [1.0]], [0, 1], "predictions, row 2: 1 probabilities for 2 labels"),
@@ -451,6 +483,7 @@ KINDS = [
     ([0.25, 1.5], [1.0, 2.0]),
     ([[0.5, 0.5]] * 2, [0, 1]),
     ([[1, 0], [0, 1]], [[1, 1], [0, 1]]),
+    (["O B-X", "I-X"], ["B-X I-X", "O"]),
 ]
 
 

@@ -23,9 +23,11 @@ def lines(name: str) -> list[str]:
 
 def test_rouge_and_bleu_of_xsum() -> None:
     predictions, references = lines("convs2s-test-output.txt"), lines("gold-test-sentences.txt")
-    scores = compute(["rouge", "bleu_none"], predictions, references)
+    scores = compute(["rouge", "rouge_stem", "bleu_none"], predictions, references)
     rounded = [round(scores[key].value, 3) for key in ("rouge1", "rouge2", "rougeL", "rougeLsum")]
     assert rounded == [30.002, 10.798, 24.489, 24.489]  # rouge_score 0.1.2 without stemmer
+    stemmed = [round(scores[f"{key}_stem"].value, 3) for key in ("rouge1", "rouge2", "rougeL")]
+    assert stemmed == [30.945, 11.023, 25.050]  # and with
     assert scores["rouge1"].n == 11_334
     assert scores["bleu_none"].value == BLEU(tokenize="none", force=True).corpus_score(predictions, [references]).score
     assert all(score.low < score.value < score.high for score in scores.values())  # type: ignore[operator]

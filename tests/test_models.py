@@ -335,7 +335,7 @@ def test_tokenizer_larger_than_the_embeddings_is_a_usage_error(gpt2, tmp_path, c
     assert f"the tokenizer has {entries} entries, the model only {entries - 9}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "canary"])
+@pytest.mark.parametrize("model_type", ["gpt2", "homemade"])
 def test_code_in_a_model_directory_never_runs(gpt2, tmp_path, capsys, model_type):
     evil, canary = shutil.copytree(gpt2, tmp_path / "evil"), tmp_path / "canary"
     code = f"open({str(canary)!r}, 'w').close()\n"

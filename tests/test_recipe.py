@@ -230,7 +230,7 @@ def test_every_mistake_is_reported_with_its_line_and_its_fix(tmp_path: Path) -> 
         f"line 18: data.mask_probability: has no effect for clm (fix: leave it out; it acts for {MASKED})",
         "line 21: lr: unknown setting (fix: did you mean 'train.learning_rate'?)",
         "line 22: adam_epsilon: unknown setting (fix: set train.extra.adam_epsilon)",
-        "line 23: generation.seed: has no effect in `hfkit pretrain` (fix: leave it out; it acts in generate)",
+        "line 23: generation.seed: has no effect in `hfkit pretrain` (fix: leave it out; it acts in generate, chat)",
         "--set train.sed: unknown setting (fix: did you mean 'train.seed'?)",
         'line 17: data.train: must be text, not 3 (fix: put it in quotes: "3")',
         "line 19: data.validation_split: must be below 1, not 2 (fix: e.g. 0.05)",
@@ -345,7 +345,7 @@ def test_every_schedule_of_the_library_that_needs_no_metric_can_be_chosen() -> N
         ("predict", "train.seed", 1, "has no effect in `hfkit predict`"
                                      " (fix: leave it out; it acts in pretrain, finetune)"),
         ("predict", "evaluation.metrics", ["f1"], "has no effect in `hfkit predict`"
-                                                  " (fix: leave it out; it acts in finetune, evaluate)"),
+                                                  " (fix: leave it out; it acts in finetune, generate, evaluate)"),
         ("generate", "data.train", ["x"], "has no effect in `hfkit generate`"
                                           " (fix: leave it out; it acts in pretrain, finetune)"),
         ("pretrain", "data.mask_probability", 0.2, f"has no effect for clm (fix: leave it out; it acts for {MASKED})"),
@@ -547,6 +547,8 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(["adamw", "adafactor", "sgd", "lion_32bit"])
     if key == "train.push":
         return st.from_regex(r"[a-z0-9]{1,5}/[a-z0-9]{1,5}", fullmatch=True)
+    if key == "train.per_device_train_batch_size":
+        return st.just("auto") | st.integers(1, 10**6)
     if key == "train.max_time":
         return st.from_regex(limits["pattern"].replace(r"\d", "[0-9]"), fullmatch=True)
     if kind.startswith("Literal"):
@@ -652,13 +654,13 @@ def test_every_setting_is_described_and_acts_somewhere(key: str) -> None:
         assert any(acts(command, key, task) for command in COMMANDS)
     name = key.rpartition(".")[2]
     code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py") if path.stem not in ("recipe",))
-    if key.startswith("generation."):  # handed over as a whole
+    if key.startswith("generation."):
         from transformers import GenerationConfig
 
-        assert name == "seed" or hasattr(GenerationConfig(), name)
-    else:  # cleaning steps go by their names
-        wanted = rf'"{name}":' if key.startswith("data.clean.") else rf"\w\.{name}\b"
-        assert re.search(wanted, code), f"nothing reads {key}"
+        if hasattr(GenerationConfig(), name):  # these are handed over as a whole
+            return
+    wanted = rf'"{name}":' if key.startswith("data.clean.") else rf"\w\.{name}\b"  # cleaning steps go by their names
+    assert re.search(wanted, code), f"nothing reads {key}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -36,7 +36,8 @@ def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.
         rows = [f"{text},{'ab'[number % 2]}" for number, text in enumerate(texts)]
         if data.get("problem_type") == "regression":
             rows = [f"{text},{text},{number / 2}" for number, text in enumerate(texts)]
-        header = [] if data.get("header") is False else ["text,label"]
+        columns = {"text": "text", "label": "label", **data.get("columns", {})}
+        header = [] if data.get("header") is False else [f"{columns['text']},{columns['label']}"]
         Path("rows.csv").write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
         line += ["--model", "./bert", "--data", "rows.csv", "--max-length", "32"]
         line += [] if "validation_split" in data else ["--validation", "rows.csv"]

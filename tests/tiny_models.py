@@ -77,3 +77,31 @@ def spread(model, seed: int = 0):
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.4)
     return model
+
+
+def make_speaker(directory: Path, tokenizer, script: list[int]) -> Path:
+    """A GPT-2 that heeds nothing but where it is: behind a text of n tokens it says script[n - 1], script[n], ..."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    positions = len(script)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=positions,
+        n_embd=positions,
+        n_inner=1,
+        n_layer=1,
+        n_head=1,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = GPT2LMHeadModel(config)
+    for name, parameter in model.named_parameters():
+        if "ln_f" not in name:
+            parameter.data.zero_()
+    model.transformer.wpe.weight.data += torch.eye(positions)
+    model.lm_head.weight.data[script, range(positions)] = 10.0  # far from all others, for draws too
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

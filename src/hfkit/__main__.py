@@ -12,6 +12,7 @@ import typer
 from hfkit import console
 from hfkit.console import is_main_process
 from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, format_problem
+from hfkit.launcher import leave_word
 from hfkit.signals import end_with_launcher, stop_signals
 
 
@@ -34,10 +35,12 @@ def _command(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console.begin()
     try:
-        code = app(args=without_aliases(arguments), prog_name="hfkit", standalone_mode=False)
+        code = app(args=without_aliases(arguments), prog_name="hfkit", standalone_mode=False, obj=arguments)
     except HfkitError as error:
         if "--debug" in arguments:
             traceback.print_exc()
+        if leave_word(error):
+            return error.exit_code
         # Rank 0 speaks for all, but for what may have befallen another rank alone.
         if is_main_process() or isinstance(error, StorageError | OutOfMemoryError):
             for problem in error.problems:

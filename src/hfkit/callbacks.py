@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from hfkit import adapters, distributed
+from hfkit import adapters, distributed, sharding
 from hfkit.console import is_main_process, say
 from hfkit.errors import DivergedError, StoppedError
 
@@ -102,6 +102,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if sharding.is_asked(args):
+            sharding.require_sharded(kwargs["model"])
         self._started = self._logged = (state.global_step, time.monotonic())
         self.signals.immediate = False
         if self.best is not None:
@@ -152,6 +154,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def _commit(self, step: int) -> None:
         checkpoint = self.run.checkpoint(step)
         self.tokenizer.save_pretrained(checkpoint)  # so that a checkpoint is a model that opens
+        sharding.complete(checkpoint, self.trainer.model)
         if self.run.recipe.lora.enabled:
             adapters.complete(checkpoint, self.trainer.model, adapters.base_for(self.run.recipe.model))
         self.run.commit(step, self._seconds(), None if self.best is None else self.best.step)
@@ -167,7 +170,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 self.best.take(self.trainer.state.global_step, metrics)
                 if self.best.over:
                     say(f"  no better for {self.best.waited} evaluations: {self.best} stays the best, training ends")
-            if self.show is not None and is_main_process():
+            if self.show is not None:  # on all ranks: of sharded weights each has a part only
                 for line in self.show(self.trainer.model):
                     say(f"    {line}")
         step, then = self._logged

@@ -209,6 +209,11 @@ def _goodness(row: Row) -> float:
         if isinstance(actual, list):
             return float(np.mean([share if name in actual else 1 - share for name, share in shares.items()]))
         return shares[actual]
+    if isinstance(made := row["prediction"], list):  # probabilities of the classes, or an answer for each label or word
+        if "reference" in row:
+            return float(made[row["reference"]])
+        pairs = zip(made, row["references"], strict=True)
+        return float(np.mean([x == y if isinstance(x, str) else 1 - abs(x - y) for x, y in pairs]))
     if isinstance(row.get("reference"), float | int):
         return -abs(float(row["prediction"]) - float(row["reference"]))
     return max(squad_f1(str(row["prediction"]), str(one)) for one in row.get("references", [row.get("reference")]))
@@ -244,6 +249,8 @@ def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
         return tuple(name for name, (per, _) in PER.items() if per in row and per != "words")
     if "probabilities" in row:
         return DEFAULT_METRICS[MULTIPLE if isinstance(row["reference"], list) else SINGLE]
+    if isinstance(row["prediction"], list) and "reference" in row:
+        return DEFAULT_METRICS[SINGLE]
     return DEFAULT_METRICS[REGRESSION] if isinstance(row.get("reference"), float | int) else TEXTS
 
 

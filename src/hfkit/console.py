@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _verbose = False
+_silent = False
 _said: set[str] = set()
 
 
@@ -37,9 +40,20 @@ def result_json(value: Any) -> None:
     result(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside, `say` and `warn` print nothing: what is done there is done again, and told then."""
+    global _silent
+    _silent = True
+    try:
+        yield
+    finally:
+        _silent = False
+
+
 def say(text: str) -> None:
     """Prints progress and decisions on stderr."""
-    if is_main_process():
+    if is_main_process() and not _silent:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -68,14 +82,14 @@ def warn(text: str, fix: str = "") -> None:
 def score_table(scores: dict[str, dict[str, Any]]) -> str:
     """A line per metric: name, value, interval and what it is; how all of them were taken stands once below."""
     width = max(map(len, scores), default=0)
-    tails = {tail for score in scores.values() if (tail := score["definition"].partition("; ")[2])}
+    tails = {score["definition"].partition("; ")[2] for score in scores.values()}
     lines = []
     for name, score in scores.items():
         interval = "" if score["low"] is None else f"[{score['low']:.4g}, {score['high']:.4g}]"
         meaning = score["definition"].partition("; ")[0] if len(tails) == 1 else score["definition"]
         lines.append(f"  {name:<{width}}  {score['value']:<8.4g} {interval:<18} {meaning}")
     numbers = {score["n"] for score in scores.values()}
-    facts = [*tails] if len(tails) == 1 else []
+    facts = [*filter(None, tails)] if len(tails) == 1 else []
     facts += [f"n={number:,}" for number in numbers] if len(numbers) == 1 else []
     facts += ["95% intervals"] if any(score["low"] is not None for score in scores.values()) else []
     lines += [f"  ({', '.join(facts)})"] if facts else []

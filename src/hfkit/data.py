@@ -52,7 +52,12 @@ LABEL_NAMES = (
 ID_NAMES = ("id", "idx", "index", "guid", "uid", "unnamed: 0")
 GUESSED_ROWS = 1000  # that a guess by content looks at
 STREAM_SAMPLE = 1000  # first rows of a stream, from which its text column is found
-FLAGS = {"text": "--text-column", "text_pair": "--text-pair-column", "label": "--label-column"}
+FLAGS = {
+    "text": "--text-column",
+    "text_pair": "--text-pair-column",
+    "label": "--label-column",
+    "target": "--target-column",
+}
 
 
 def load_data(recipe: Recipe) -> DatasetDict:
@@ -239,6 +244,16 @@ def find_text(splits: dict[str, Dataset], recipe: Recipe) -> str:
     return text
 
 
+def pair_columns(loaded: DatasetDict, recipe: Recipe) -> tuple[str, str]:
+    """(text, target): the target is named, the text named or guessed among the others; their rows are checked."""
+    splits = as_splits(loaded)
+    target = _named(splits, recipe, "target")
+    assert target is not None
+    text = text_column(loaded.remove_columns(target), recipe)
+    _check_rows(splits, recipe, [target])
+    return text, target
+
+
 def classification_columns(dataset: Dataset | DatasetDict, recipe: Recipe) -> tuple[str, str | None, str]:
     """(text, second text of a pair or None, label), each named or guessed (and said aloud); their rows are checked.
 
@@ -249,7 +264,7 @@ def classification_columns(dataset: Dataset | DatasetDict, recipe: Recipe) -> tu
     guessed = recipe.data.columns.text is None or recipe.data.columns.label is None
     if guessed and _is_first(splits, recipe):
         texts = f"text columns: {text} + {pair}" if pair else f"text column: {text}"
-        flags = ", ".join(FLAGS[role] for role in FLAGS if role != "text_pair" or pair)
+        flags = ", ".join(FLAGS[role] for role in ("text", "text_pair", "label") if role != "text_pair" or pair)
         idle = [column for column in shared_columns(splits) if column.isdecimal() and column not in (text, pair, label)]
         unused = f", not used: {', '.join(idle)}" if idle else ""
         console.say(f"{texts}, label column: {label}{unused} (change with {flags})")
@@ -364,16 +379,16 @@ def _unclear(
         found = ", ".join(f"{column} ({short(str(first[column]))})" for column in columns)
     elif (
         recipe.data.header is None
-        and _has_table(recipe)
+        and _has_table(recipe, next(iter(splits)))
         and not {*TEXT_NAMES, *LABEL_NAMES} & {*map(str.lower, columns)}
     ):
         fix += ", or --no-header if these are values of a first row"
-    name = ", ".join(_sources_of(recipe, "train"))
+    name = ", ".join(_sources_of(recipe, next(iter(splits))))
     return DataError(f"{name}: no column is clearly the {role}, found: {found}", fix)
 
 
-def _has_table(recipe: Recipe) -> bool:
-    return any(format_of(Path(source))[0] in (".csv", ".tsv") for source in _sources_of(recipe, "train"))
+def _has_table(recipe: Recipe, split: str) -> bool:
+    return any(format_of(Path(source))[0] in (".csv", ".tsv") for source in _sources_of(recipe, split))
 
 
 def _check_rows(splits: dict[str, Dataset], recipe: Recipe, texts: list[str], label: str | None = None) -> None:

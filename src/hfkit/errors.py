@@ -7,6 +7,7 @@ HfkitError            1  never raised itself: a bug of ours shows its traceback 
 +-- ModelError        5  a model, tokenizer or checkpoint that can't be read
 +-- StorageError      6  disk full, not writable
 +-- OutOfMemoryError  7  no room for the batch or the model
++-- LostProcessError  8  another process or machine of the run is gone or can't be reached
 +-- BusyError        75  another process works in the directory
 +-- StoppedError     130 (Ctrl-C) or 143 (SIGTERM), after saving
 """
@@ -56,6 +57,10 @@ class StorageError(HfkitError):
 
 class OutOfMemoryError(HfkitError):
     exit_code = 7
+
+
+class LostProcessError(HfkitError):
+    exit_code = 8
 
 
 class BusyError(HfkitError):

@@ -7,10 +7,12 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.console import say
+from hfkit.console import is_main_process, say
+from hfkit.distributed import together
 from hfkit.errors import DataError, StorageError, UsageError
 from hfkit.metrics import Score
 from hfkit.recipe import SETTINGS, acts
@@ -41,12 +43,14 @@ def evaluate(recipe: Recipe) -> dict[str, Score]:
 
     Raises UsageError where no data is named, DataError or ModelError where data or model can't be read or don't fit.
     """
-    return _evaluate(recipe, None).scores
+    with together():
+        return _evaluate(recipe, None).scores
 
 
 def evaluate_rows(recipe: Recipe, output: Path | None = None) -> Evaluated:
     """As `evaluate`, with the rows; files about them and the scores are left in `output`, where that is given."""
-    with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch:
+    output = output if is_main_process() else None
+    with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch, together():
         if output is not None:
             make_directory(output)
         found = _evaluate(recipe, output or Path(scratch))
@@ -209,14 +213,11 @@ class _Table:
 
 
 def _require_effect(recipe: Recipe) -> None:
-    """UsageError naming every setting of the evaluation that means nothing to the model's task."""
+    """UsageError naming every setting that means nothing to the model's task."""
     problems = []
     for key, one in SETTINGS.items():
-        section, _, name = key.partition(".")
-        if section != "evaluation" or not acts("evaluate", key) or acts("evaluate", key, recipe.task):
-            continue
-        if getattr(recipe.evaluation, name) != one.default:
-            flag, tasks = one.metadata["flags"][0], " and ".join(one.metadata["tasks"])
+        if acts("evaluate", key) and not acts("evaluate", key, recipe.task) and attrgetter(key)(recipe) != one.default:
+            flag, tasks = one.metadata["flags"][0].partition("/")[0], " and ".join(one.metadata["tasks"])
             problems.append((f"{flag} has no effect for {recipe.task}, it is for {tasks}", "leave it out"))
     if problems:
         raise UsageError.of(problems)
@@ -230,5 +231,5 @@ def _task_of(config: PreTrainedConfig, name: str | None) -> str:
     fitting = [task for task in TASKS if was_saved_with(TASKS[task].auto_model, config)] if config.architectures else []
     if len(fitting) != 1:
         names = ", ".join(config.architectures or []) or "its config"
-        raise UsageError(f"{name}: can't tell its task from {names}", f"--task {' or '.join(TASKS)}")
+        raise UsageError(f"{name}: can't tell its task from {names}", f"--task {' or '.join(fitting or TASKS)}")
     return fitting[0]

@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hfkit import checkpoints, console
+from hfkit import checkpoints, console, permissions, sharding
 from hfkit.errors import HfkitError, ModelError, StorageError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import httpx2
 
-# All that is ever asked of the Hub: no pickle, no code, no second copy of the weights in another format.
+# All that is asked of the Hub: no second copy of the weights in another format; no code and no pickle but where a
+# person allows them on the command line.
 CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.spm", "*.txt"]
 WEIGHT_FILES = ["model.safetensors", "*-of-*.safetensors", "adapter_model.safetensors"]
+CODE_FILES, PICKLED_FILES = ["*.py"], ["pytorch_model*.bin"]
 NEVER_FILES = ["*/*", "consolidated*"]
+
+SAFE, PICKLED = ({name, f"{name}.index.json"} for name in ("model.safetensors", "pytorch_model.bin"))
 
 OTHER_WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".pt", ".pth", ".safetensors")
 PASSING_STATUS = {408, 429, 500, 502, 503, 504}  # the Hub has no time now: as good as no connection
@@ -62,7 +66,7 @@ def locate_model(name: str, revision: str | None = None, weights: bool = True) -
     A Hub model's directory is named after its commit. `hf:NAME` is the Hub's even where a directory has that name.
     `weights=False` asks for configuration and tokenizer only. Raises ModelError, which names the way out.
     """
-    if name.lower().endswith(".gguf"):
+    if is_gguf(name):
         fix = f"hfkit export {shlex.quote(name)} --output-dir DIR, once, then give DIR"
         raise ModelError(f"{name}: a GGUF file is made a plain model first", fix)
     if not is_local(name):
@@ -74,6 +78,10 @@ def locate_model(name: str, revision: str | None = None, weights: bool = True) -
     if "/" not in name and not name.startswith((".", "~")):
         _say_shadowed(name)
     return path
+
+
+def is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
 
 
 def is_local(name: str) -> bool:
@@ -105,11 +113,13 @@ def _check_directory(path: Path, name: str, weights: bool) -> None:
     problem = _problem(files, weights) or (_missing_shards(path) if weights else "")
     if not problem:
         return
+    if fix := sharding.fix_for(path):
+        raise ModelError(f"{name} has its weights in shards", fix)
     if "config.json" not in files and (models := _models_below(path)):
         found = ", ".join(model.relative_to(path).as_posix() for model in models[-5:])
         raise ModelError(f"{name} has {problem} itself, but in: {found}", f"--model {shlex.quote(str(models[-1]))}")
     if "pytorch_model" in problem:
-        raise ModelError(f"{name} has {problem}", f"convert it: {_conversion(path)}")
+        raise ModelError(f"{name} has {problem}", f"{permissions.PICKLE}, or convert it: {_conversion(path)}")
     fix = "give a directory that hfkit or save_pretrained wrote"
     raise ModelError(f"{name} has {problem}", fix + (", or add --from-scratch" if "config.json" in files else ""))
 
@@ -122,7 +132,7 @@ def _problem(files: Collection[str], weights: bool) -> str:
     if "config.json" not in files and (weights or "tokenizer_config.json" not in files):  # a tokenizer needs no model
         found = f" (found: {others}; hfkit export makes a model of a GGUF file)" if ".gguf" in others else ""
         return "no config.json" + found
-    if not weights or {"model.safetensors", "model.safetensors.index.json"} & set(files):
+    if not weights or SAFE & set(files) or (permissions.allows(permissions.PICKLE) and PICKLED & set(files)):
         return ""
     if others:
         return f"no model.safetensors, the one format that hfkit reads since it can't hold code (found: {others})"
@@ -192,11 +202,14 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
             return _from_cache(name, revision, weights, message, fix)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         if problem := _problem(sizes, weights):
-            convert = "https://huggingface.co/spaces/safetensors/convert adds it, then --revision refs/pr/NUMBER"
+            convert = (
+                f"{permissions.PICKLE}, or https://huggingface.co/spaces/safetensors/convert adds it, then "
+                "--revision refs/pr/NUMBER"
+            )
             raise ModelError(f"{name} has {problem}", convert if "pytorch_model" in problem else "take another model")
         bars = weights and _announce(name, str(info.sha), sizes) and sys.stderr.isatty() and console.is_main_process()
         try:
-            return _snapshot(name, revision, weights, bars=bars)
+            return _snapshot(name, revision, _patterns(weights, sizes), bars=bars)
         except (httpx2.TransportError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet
             raise _broken_off(error, name, revision, seconds) from error
 
@@ -225,25 +238,38 @@ def _announce(name: str, commit: str, sizes: dict[str, int]) -> bool:
     files = [
         file
         for file in sizes
-        if any(fnmatch(file, pattern) for pattern in CONFIG_FILES + WEIGHT_FILES)
+        if any(fnmatch(file, pattern) for pattern in _patterns(True, sizes))
         and not any(fnmatch(file, pattern) for pattern in NEVER_FILES)
         and not isinstance(try_to_load_from_cache(name, file, revision=commit), str)
     ]
-    if not any(file.endswith(".safetensors") for file in files):
+    if not any(file.endswith((".safetensors", ".bin")) for file in files):
         return False
     megabytes = sum(sizes[file] for file in files) / 1e6
     console.say(f"downloading {name} ({megabytes:,.1f} MB) from {host()} into {constants.HF_HUB_CACHE}")
     return True
 
 
-def _snapshot(name: str, revision: str | None, weights: bool, local_only: bool = False, bars: bool = False) -> Path:
+def _patterns(weights: bool, files: Collection[str] = ()) -> list[str]:
+    """What is asked for of a model whose `files` are these."""
+    pickled = weights and permissions.allows(permissions.PICKLE) and PICKLED & set(files) and not SAFE & set(files)
+    return [
+        *CONFIG_FILES,
+        *(CODE_FILES if permissions.allows(permissions.REMOTE_CODE) else []),
+        *(WEIGHT_FILES if weights else []),
+        *(PICKLED_FILES if pickled else []),
+    ]
+
+
+def _snapshot(
+    name: str, revision: str | None, patterns: list[str], local_only: bool = False, bars: bool = False
+) -> Path:
     from huggingface_hub import snapshot_download
 
     with progress_bars(bars):
         path = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=CONFIG_FILES + (WEIGHT_FILES if weights else []),
+            allow_patterns=patterns,
             ignore_patterns=NEVER_FILES,
             local_files_only=local_only,
         )
@@ -271,7 +297,7 @@ def _from_cache(name: str, revision: str | None, weights: bool, reason: str, fix
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     try:
-        path = _snapshot(name, revision, weights, local_only=True)
+        path = _snapshot(name, revision, _patterns(weights), local_only=True)
     except IncompleteSnapshotError:
         raise ModelError(f"{reason}, and only a part of {name} is in the cache", fix) from None
     except LocalEntryNotFoundError:

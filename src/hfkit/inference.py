@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hfkit.distributed import gathered, share
 from hfkit.stream import EvaluationRows
 from hfkit.tasks.base import Rows, Task
 
@@ -40,29 +41,26 @@ def predict_rows(
     token, or (rows, labels) where it is a row of numbers.
 
     Batches hold rows of like length, so almost nothing is padded, and the numbers do not depend on `batch_size`
-    beyond rounding.
+    beyond rounding. Inside `distributed.together` the same batches are divided between the processes, and each of them
+    gets the results of all.
     """
     ordered = EvaluationRows(rows, task, seed)
-    labels: np.ndarray = np.full(len(rows), -1)
-    reduced: np.ndarray | None = None
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (rows, reduced, labels) of each batch
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(rows), batch_size):
+        for start in share(range(0, len(rows), batch_size)):
             places = range(start, min(start + batch_size, len(rows)))
             batch = task.collate([ordered[place] for place in places], tokenizer)
             task.prepare(model, batch)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             target = batch.pop("labels", torch.empty(0))
             part = task.reduce(model(**batch).to_tuple(), target, tokenizer).cpu().numpy()
-            if reduced is None:
-                reduced = np.empty((len(rows), part.shape[1]), dtype=part.dtype)
-            reduced[ordered.order[start : start + batch_size]] = part
+            given: np.ndarray = np.full(len(places), -1)
             if len(target) and (target.dim() == 1 or target.is_floating_point()):
                 given = target.cpu().numpy()
-                if start == 0:
-                    labels = np.empty((len(rows), *given.shape[1:]), dtype=given.dtype)
-                labels[ordered.order[start : start + batch_size]] = given
+            parts.append((ordered.order[start : start + batch_size], part, given))
     model.train(was_training)
-    assert reduced is not None
-    return reduced, labels
+    order, reduced, labels = map(np.concatenate, zip(*gathered(parts), strict=True))
+    by_row = np.argsort(order)
+    return reduced[by_row], labels[by_row]

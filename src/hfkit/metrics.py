@@ -44,6 +44,7 @@ WORD = re.compile(
 )
 LETTER = re.compile(r"[^\W\d_]")
 NON_ASCII_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
+TAG = re.compile(r"O|[BI]-.+")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -68,6 +69,7 @@ METRICS: dict[str, Callable[[Inputs], Sample]] = {
     "chrf++": lambda d: sacrebleu_sample(d, "CHRF", word_order=2),
     "ter": lambda d: sacrebleu_sample(d, "TER"),
     "rouge": lambda d: rouge_sample(d),
+    "rouge_stem": lambda d: rouge_sample(d, stem=True),
     "exact_match": lambda d: share_sample(
         d, of_best_reference(d, exact), "% of rows equal to a reference, outer blanks aside", 100
     ),
@@ -116,6 +118,8 @@ METRICS: dict[str, Callable[[Inputs], Sample]] = {
     "ece": lambda d: ece(d),
     "roc_auc": lambda d: ranking_sample(d, roc_auc, "area under the ROC curve"),
     "average_precision": lambda d: ranking_sample(d, average_precision, "average precision"),
+    # Tags of the words of each row, as a list or with blanks between.
+    "entity_f1": lambda d: entity_sample(d),
     # Numbers.
     "pearson": lambda d: pearson(d),
     "spearman": lambda d: spearman(d),
@@ -355,6 +359,24 @@ class Inputs:
         return tables
 
     @cached_property
+    def word_tags(self) -> list[tuple[list[str], list[str]]]:
+        """Predicted and reference tags of each row's words."""
+        sides = {"predictions": self.predictions, "references": self.references}
+        rows: dict[str, list[list[str]]] = {side: [] for side in sides}
+        for side, given in sides.items():
+            for row, value in enumerate(given, 1):
+                tags = value.split() if isinstance(value, str) else value
+                if not isinstance(tags, Sequence) or not all(map(TAG.fullmatch, map(str, tags))):
+                    raise row_error(side, row, f"{value!r} are no tags", "O, B-TYPE and I-TYPE for each word")
+                rows[side].append(list(tags))
+        pairs = list(zip(*rows.values(), strict=True))
+        for row, (predicted, actual) in enumerate(pairs, 1):
+            if len(predicted) != len(actual):
+                problem = f"{len(predicted)} tags for {len(actual)} words"
+                raise row_error("predictions", row, problem, "give one for each word")
+        return pairs
+
+    @cached_property
     def tag_probabilities(self) -> Array:
         """Probabilities (rows, labels), each between 0 and 1 for itself."""
         if not self.tagged or not is_table(self.predictions):
@@ -380,6 +402,8 @@ class Inputs:
                     raise row_error(
                         side, row, problem, "write labels as text everywhere, or as whole numbers everywhere"
                     )
+                if side == "references" and isinstance(label, str) and not label.strip():
+                    raise row_error(side, row, "empty", "fill it in, or remove the row from both sides")
         return sorted({*sides["references"], *sides["predictions"]})
 
     @cached_property
@@ -534,14 +558,20 @@ def written_in(script: re.Pattern[str], text: str) -> bool:
     return not text.isascii() and 2 * len(script.findall(text)) > len(LETTER.findall(text))
 
 
-def rouge_sample(data: Inputs) -> Sample:
-    """ROUGE of each row by rouge_score, whose own tokenizer keeps a-z and 0-9 only: other scripts get `WORD`."""
+def rouge_sample(data: Inputs, *, stem: bool = False) -> Sample:
+    """ROUGE of each row by rouge_score, whose own tokenizer keeps a-z and 0-9 only: other scripts get `WORD`.
+
+    `stem`: words of more than three letters without their English endings (Porter), under keys of their own.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     other_script = any(written_in(NON_ASCII_LETTER, text) for _, given in data.texts for text in given)
     tokenizer = WordTokenizer() if other_script else None
-    scorer = RougeScorer(ROUGE_KEYS, tokenizer=tokenizer)
-    line_scorer = RougeScorer(ROUGE_KEYS[:3], tokenizer=tokenizer)  # of a single line, rougeLsum is rougeL
+    if stem and other_script:
+        raise DataError("rouge_stem is for English, and most letters of a reference are others", "rouge")
+    scorer = RougeScorer(ROUGE_KEYS, use_stemmer=stem, tokenizer=tokenizer)
+    # of a single line, rougeLsum is rougeL
+    line_scorer = RougeScorer(ROUGE_KEYS[:3], use_stemmer=stem, tokenizer=tokenizer)
     rows = np.empty((data.n, len(ROUGE_KEYS)))
     for row, (prediction, given) in enumerate(data.texts):
         several_lines = "\n" in prediction or any("\n" in text for text in given)
@@ -549,9 +579,11 @@ def rouge_sample(data: Inputs) -> Sample:
         rows[row] = [100 * scores[key if key in scores else "rougeL"].fmeasure for key in ROUGE_KEYS]
     tokens = "words, and characters of scripts without spaces" if other_script else "a-z0-9"
     definition = (
-        f"rouge_score F1 0-100, mean over rows|best reference|tok:{tokens}|stem:no|version:{version('rouge_score')}"
+        f"rouge_score F1 0-100, mean over rows|best reference|tok:{tokens}|stem:{'yes' if stem else 'no'}|"
+        f"version:{version('rouge_score')}"
     )
-    return additive(data.rows, rows, lambda sums: sums / data.n, definition, ROUGE_KEYS)
+    keys = tuple(f"{key}_stem" for key in ROUGE_KEYS) if stem else ROUGE_KEYS
+    return additive(data.rows, rows, lambda sums: sums / data.n, definition, keys)
 
 
 class WordTokenizer:
@@ -663,6 +695,33 @@ def f1_pooled(c: Confusion) -> Array:
 def f1_of_rows(data: Inputs) -> Array:
     predicted, actual = data.tags
     return share(2 * total(predicted * actual), total(predicted) + total(actual))
+
+
+def entity_sample(data: Inputs) -> Sample:
+    """Entities found with their exact words and type, as conlleval counts them over all rows (Tjong Kim Sang and De
+    Meulder 2003, https://aclanthology.org/W03-0419)."""
+    found = [(entities(predicted), entities(actual)) for predicted, actual in data.word_tags]
+    rows = np.array([[len(predicted & actual), len(predicted), len(actual)] for predicted, actual in found], float)
+
+    def aggregate(sums: Array) -> Array:
+        hits, predicted, actual = sums.T
+        return np.stack([share(hits, predicted), share(hits, actual), 2 * hits / (predicted + actual)], axis=1)
+
+    definition = "of entities with exact words and type, over all rows; an I- that continues nothing begins one"
+    return additive(data.rows, rows, aggregate, definition, ("entity_precision", "entity_recall", "entity_f1"))
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """(type, first word, word after the last) of each."""
+    found, current, start = set(), "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, kind = tag.partition("-")
+        if current and not (prefix == "I" and kind == current):
+            found.add((current, start, place))
+            current = ""
+        if kind and not current:
+            current, start = kind, place
+    return found
 
 
 def by_code(weights: Array, codes: Codes, size: int) -> Array:

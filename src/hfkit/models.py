@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit import adapters, hub
+from hfkit import adapters, hub, permissions, sharding
 from hfkit.console import detail, say
 from hfkit.errors import HfkitError, ModelError, UsageError, did_you_mean
 from hfkit.readers import first_line
@@ -66,7 +66,7 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
         directory = hub.locate_model(model.name, model.revision, weights=not model.from_scratch)
         with readable(model.name):
             source = adapters.config_source(directory)
-            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=_trusted())
         _check_keys(config, model.config)
         for key, value in model.config.items():
             setattr(config, key, value)
@@ -121,10 +121,12 @@ def load_tokenizer(
     config: PreTrainedConfig,
     corpus: Iterable[str] | None = None,
     begun_with: Path | None = None,
+    shared: bool = False,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of tokenizer.name or model.name, else a new one trained on `corpus`; always with a pad token.
 
-    `begun_with`: the new one of a run to be resumed, rather than one trained again.
+    `begun_with`: the new one of a run to be resumed, rather than one trained again; `shared`: several processes need
+    the new one, and one of them trains it.
     """
     name = recipe.tokenizer.name or recipe.model.name
     if name is None and begun_with is not None:
@@ -132,9 +134,10 @@ def load_tokenizer(
     if name is None:
         if corpus is None:
             raise UsageError("no model is named", "--model NAME")
-        from hfkit.tokenization import train_tokenizer
+        from hfkit.tokenization import shared_tokenizer, train_tokenizer
 
-        return train_tokenizer(corpus, config.model_type, recipe.tokenizer.vocab_size, recipe.tokenizer.algorithm)
+        train = shared_tokenizer if shared else train_tokenizer
+        return train(corpus, config.model_type, recipe.tokenizer.vocab_size, recipe.tokenizer.algorithm)
     own = name == recipe.model.name
     return open_tokenizer(name, recipe.model.revision if own else None, own and not recipe.model.from_scratch)
 
@@ -147,7 +150,7 @@ def open_tokenizer(name: str, revision: str | None = None, weights: bool = False
         _require_class(name)
     directory = hub.locate_model(name, revision, weights)
     with readable(name):
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=_trusted())
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: its tokenizer has no fast form", "save it once with use_fast=True")
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -203,7 +206,7 @@ def new_or_pretrained(
         for role in ("bos", "eos", "pad"):
             setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
         with _buildable(config.model_type):
-            model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
+            model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=_trusted())
     else:
         assert recipe.model.name is not None
         fitted = recipe if new_head else None  # a run's recipe says how it was trained in other commands, too
@@ -225,9 +228,20 @@ def was_saved_with(auto_model: str, config: PreTrainedConfig) -> bool:
     """Whether the model that `config` describes was saved with the head of `auto_model`, as far as it says."""
     import transformers
 
+    if auto_model in own_classes(config):
+        return True
     heads = getattr(transformers, auto_model)._model_mapping._model_mapping.get(config.model_type, ())
     names = ({heads} if isinstance(heads, str) else set(heads)) if _has_head(config.model_type, auto_model) else set()
     return bool(names & set(config.architectures)) if config.architectures else bool(names)
+
+
+def own_classes(config: PreTrainedConfig) -> dict[str, str]:
+    """The Auto classes for which the model brings code of its own that may run, with the names of its classes."""
+    return getattr(config, "auto_map", {}) if _trusted() else {}
+
+
+def _trusted() -> bool:
+    return permissions.allows(permissions.REMOTE_CODE)
 
 
 def max_tokens(model: PreTrainedModel) -> int | None:
@@ -283,8 +297,8 @@ def load_weights(
             dtype=dtype,
             output_loading_info=True,
             local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
+            use_safetensors=None if permissions.allows(permissions.PICKLE) else True,  # None: where there are any
+            trust_remote_code=_trusted(),
             ignore_mismatched_sizes=True,
         )
     prefix = model.base_model_prefix + "."
@@ -322,7 +336,10 @@ def with_weights_of(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     if adapters.has_adapter(model):
         adapters.read(model, directory)
         return model
-    again: PreTrainedModel = type(model).from_pretrained(directory, dtype=model.dtype, local_files_only=True)
+    kind = sharding.plain_class(model)
+    if (directory / sharding.SHARDS).is_dir():
+        return sharding.load(kind, model.config, directory)
+    again: PreTrainedModel = kind.from_pretrained(directory, dtype=model.dtype, local_files_only=True)
     return again
 
 
@@ -338,6 +355,8 @@ def _has_head(model_type: str, auto_model: str) -> bool:
 def require_head(config: PreTrainedConfig, auto_model: str) -> None:
     """UsageError where models of this architecture can't have the head of `auto_model`."""
     model_type = config.model_type
+    if auto_model in own_classes(config):
+        return
     if not _has_head(model_type, auto_model):
         raise UsageError(
             f"{model_type} models have no {HEADS.get(auto_model, auto_model.removeprefix('AutoModelFor'))} head",
@@ -377,4 +396,7 @@ def readable(name: str) -> Iterator[None]:
     except HfkitError:
         raise
     except Exception as error:
+        if "trust_remote_code=True" in str(error):  # what the library says to type
+            fix = f"read its *.py files, and if you trust them: {permissions.REMOTE_CODE}"
+            raise ModelError(f"{name} brings code of its own, which would run with all your rights", fix) from error
         raise ModelError(f"{name}: can't be read: {first_line(error)}", "download or save the model again") from error

@@ -6,11 +6,13 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.checkpoints import file_hash, write_atomically
 from hfkit.console import detail, say_once, warn
+from hfkit.distributed import alone
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,16 +147,21 @@ def token_store(
             return _read(folder)
     except (OSError, ValueError):
         warn(f"{folder}: these cached tokens are damaged and are made again")
-    begin = time.monotonic()
-    store = _encode(dataset, tokenizer, end, words)
-    seconds = time.monotonic() - begin
-    detail(f"tokenized {store.num_bytes / 1e6:,.1f} MB at {store.num_bytes / 1e6 / max(seconds, 1e-9):,.1f} MB/s")
-    try:
-        _write(folder, store)
-        return _read(folder)
-    except OSError as error:  # they fit in memory, so the run can do without
-        warn(f"{folder}: the tokens can't be kept: {error.strerror or error}", "make room there, or set HF_HOME")
-        return store
+    with ExitStack() as stack:
+        with suppress(OSError):  # of a cache that can't be written, which is told below
+            stack.enter_context(alone(folder))
+        with suppress(OSError, ValueError):
+            return _read(folder)  # another process has made them in the meantime
+        begin = time.monotonic()
+        store = _encode(dataset, tokenizer, end, words)
+        seconds = time.monotonic() - begin
+        detail(f"tokenized {store.num_bytes / 1e6:,.1f} MB at {store.num_bytes / 1e6 / max(seconds, 1e-9):,.1f} MB/s")
+        try:
+            _write(folder, store)
+            return _read(folder)
+        except OSError as error:  # they fit in memory, so the run can do without
+            warn(f"{folder}: the tokens can't be kept: {error.strerror or error}", "make room there, or set HF_HOME")
+            return store
 
 
 def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None, words: bool) -> TokenStore:

@@ -1,24 +1,28 @@
-"""Perplexity of text under a causal language model, in all its units, by hfkit's definition or another program's."""
+"""Perplexity of text, or of targets given their sources, in all units, by hfkit's definition or another program's."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfkit.errors import DataError, ModelError, UsageError
+from hfkit.console import warn
+from hfkit.distributed import gathered, share
+from hfkit.errors import DataError, DivergedError, ModelError, UsageError
 from hfkit.metrics import Score, ratio_interval
-from hfkit.results import SIZES, document_row
+from hfkit.results import SIZES, document_row, pair_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_CONTEXT = 1024  # where neither the recipe nor the run says
+MAX_NATS = 700  # the exp of more is no float
 MAX_WORD_NATS = 100  # a model that knows nothing spends some 40 on an English word
 MAX_LOGITS = 1 << 27  # numbers in one batch of logits, 512 MiB in float32
 
@@ -51,26 +55,27 @@ def perplexity(
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The nats that a model spends on documents, by window: `owners` says which document each window is of."""
+    """The nats that a model spends on documents, by window: `owners` says which document each window is of.
+
+    `sources`: what each document was the answer to, where it was.
+    """
 
     documents: Sequence[str]
     owners: np.ndarray
     nats: np.ndarray
     scored: np.ndarray
     how: str
+    sources: Sequence[str] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Of each document: which one it is, nats, tokens scored, and exp(nats per token), None where there is none."""
         sums = [np.bincount(self.owners, of, minlength=len(self.documents)) for of in (self.nats, self.scored)]
-        numbers = zip(self.documents, *(of.tolist() for of in sums), strict=True)
+        described = (
+            map(document_row, self.documents) if self.sources is None else map(pair_row, self.sources, self.documents)
+        )
         return [
-            {
-                **document_row(text),
-                "nll": nll,
-                "tokens": int(tokens),
-                "perplexity": math.exp(nll / tokens) if tokens else None,
-            }
-            for text, nll, tokens in numbers
+            {**row, "nll": nll, "tokens": int(tokens), "perplexity": _exp(nll / tokens) if tokens else None}
+            for row, nll, tokens in zip(described, *(of.tolist() for of in sums), strict=True)
         ]
 
     def scores(self, *, interval: bool, seed: int) -> dict[str, Score]:
@@ -94,7 +99,7 @@ class Likelihood:
             return nats_per / math.log(2)
 
         scores = {
-            "perplexity": score(tokens, math.exp, "exp(nats per token)"),
+            "perplexity": score(tokens, _exp, "exp(nats per token)"),
             "bits_per_byte": score(shares("bytes"), bits, "bits per UTF-8 byte of the text"),
             "bits_per_character": score(shares("characters"), bits, "bits per character of the text"),
             "nll": score(tokens, float, "nats per token, token-weighted"),
@@ -141,6 +146,74 @@ def measure(
     return Likelihood(documents, owners, nats, scored, how)
 
 
+def measure_targets(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    *,
+    max_length: int | None = None,
+    batch_size: int = 16,
+) -> Likelihood:
+    """What an encoder-decoder spends on each target, given its source; each token from all before it.
+
+    The special tokens that the tokenizer puts around a target are seen, as in training, but not scored. Sources are cut
+    at `max_length` tokens, both at the model's positions where it has a number of them; what is cut is said aloud, and
+    the sizes of a target are those of the part that was scored.
+    """
+    import torch
+
+    from hfkit.models import max_tokens
+    from hfkit.tasks.base import IGNORED
+    from hfkit.tasks.language_modeling import pad_blocks, token_statistics
+
+    positions = max_tokens(model)
+    if max_length is not None and positions is not None and max_length > positions:
+        raise UsageError(
+            f"data.max_length {max_length} is longer than the model's {positions} positions",
+            f"--max-length {positions}",
+        )
+    asked, lost_of_sources = _within(tokenizer, max_length or positions, text=list(sources))
+    made, lost_of_targets = _within(tokenizer, positions, text_target=list(targets))
+    if blank := [row for row, ids in enumerate(asked["input_ids"], 1) if not ids]:
+        raise DataError(f"row {blank[0]}: the source is empty", "fill it in, or delete the row")
+    for what, lost in (("source", lost_of_sources), ("target", lost_of_targets)):
+        if lost.any():
+            cut = f"{(lost > 0).sum():,} of {len(lost):,} {what}s"
+            limit = positions if what == "target" else max_length or positions
+            warn(f"{cut} are longer than {limit} tokens: the last {lost.sum():,} tokens of them are not read")
+    inputs = [np.asarray(ids) for ids in asked["input_ids"]]
+    outputs = [np.asarray(ids) for ids in made["input_ids"]]
+    labels = [np.where(mask, IGNORED, ids) for ids, mask in zip(outputs, made["special_tokens_mask"], strict=True)]
+    ends = [max((stop for _, stop in offsets), default=0) for offsets in made["offset_mapping"]]
+    documents = [text[:end] if lost else text for text, end, lost in zip(targets, ends, lost_of_targets, strict=True)]
+    scored = np.array([(of != IGNORED).sum() for of in labels])
+    order = sorted(np.flatnonzero(scored), key=lambda row: len(inputs[row]) + len(outputs[row]), reverse=True)
+    if not order:
+        raise DataError("no token can be scored: every target is empty", "give targets that are not")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    batch_size = max(1, min(batch_size, MAX_LOGITS // (max(map(len, outputs)) * vocabulary)))
+    nats: np.ndarray = np.zeros(len(scored))
+    model.eval()
+    with torch.inference_mode():
+        for begin in share(range(0, len(order), batch_size)):
+            chosen = order[begin : begin + batch_size]
+            batch = pad_blocks([{"input_ids": inputs[row]} for row in chosen], tokenizer)
+            decoder = pad_blocks([{"input_ids": outputs[row], "labels": labels[row]} for row in chosen], tokenizer)
+            # The model itself makes the decoder's input of them, each architecture in its own way.
+            batch["labels"] = decoder["input_ids"].masked_fill(decoder["attention_mask"] == 0, IGNORED)
+            logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, use_cache=False).logits
+            nats[chosen] = token_statistics(logits, decoder["labels"].to(model.device))[:, 0].cpu().numpy()
+    nats = np.add.reduce(gathered([nats]))  # each number was found once, and is 0 elsewhere
+    _require_numbers(nats)
+    how = (
+        f"of each target given its source, special tokens seen but not scored, {_dtype(model)}, "
+        f"{scored.sum():,} tokens scored, {lost_of_targets.sum():,} not, "
+        f"{(lost_of_sources > 0).sum():,} of {len(sources):,} sources cut"
+    )
+    return Likelihood(documents, np.arange(len(scored)), nats, scored, how, sources)
+
+
 def compatible(
     program: str,
     model: PreTrainedModel,
@@ -171,8 +244,8 @@ def compatible(
             f"context; special tokens of the tokenizer scored with the text; {how}"
         )
         return {
-            "perplexity": Score(math.exp(nats / count), None, None, count, f"exp(nats per token); {how}"),
-            "word_perplexity": Score(_exp(nats / words), None, None, words, f"exp(nats per word); {how}"),
+            "perplexity": Score(_exp(nats / count), None, None, count, f"exp(nats per token); {how}"),
+            "word_perplexity": Score(_exp_of_words(nats / words), None, None, words, f"exp(nats per word); {how}"),
             "byte_perplexity": Score(math.exp(nats / num_bytes), None, None, num_bytes, f"exp(nats per byte); {how}"),
             "bits_per_byte": Score(nats / num_bytes / math.log(2), None, None, num_bytes, f"bits per byte; {how}"),
         }
@@ -205,7 +278,7 @@ def compatible(
         f"not scored ({len(blocks):,}), nor the last {len(tokens) - blocks.size:,} tokens; hfkit scores all; {how}"
     )
     return {
-        "perplexity": Score(math.exp(nats / count), None, None, count, f"exp(eval_loss); {how}"),
+        "perplexity": Score(_exp(nats / count), None, None, count, f"exp(eval_loss); {how}"),
         "nll": Score(nats / count, None, None, count, f"eval_loss, nats per token; {how}"),
     }
 
@@ -225,6 +298,16 @@ def context_of(model: PreTrainedModel, wanted: int | None) -> int:
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)["input_ids"]
     return ids
+
+
+def _within(
+    tokenizer: PreTrainedTokenizerBase, limit: int | None, **texts: list[str]
+) -> tuple[Mapping[str, Any], np.ndarray]:
+    """The texts as the tokenizer has them, at most `limit` tokens each, and how many tokens each lost to that."""
+    options = {"return_special_tokens_mask": True, "return_offsets_mapping": True, "verbose": False}
+    whole = tokenizer(**texts, **options)
+    lost = np.array([max(0, len(ids) - (limit or sys.maxsize)) for ids in whole["input_ids"]])
+    return (tokenizer(**texts, truncation=True, max_length=limit, **options) if lost.any() else whole), lost
 
 
 def _dtype(model: PreTrainedModel) -> str:
@@ -253,6 +336,15 @@ def _split_words(text: str) -> int:
 
 
 def _exp(nats: float) -> float:
+    if nats > MAX_NATS:
+        raise DivergedError(
+            f"{nats:,.0f} nats per token: no number holds the perplexity, the model has diverged",
+            "train it again with a smaller --learning-rate",
+        )
+    return math.exp(nats)
+
+
+def _exp_of_words(nats: float) -> float:
     if nats > MAX_WORD_NATS:
         raise DataError("word perplexity is beyond any number: few blanks divide this text", "another --compat")
     return math.exp(nats)
@@ -277,10 +369,10 @@ def _nats(
     windows.sort(key=lambda window: window[1] - window[2])
     vocabulary = model.get_input_embeddings().weight.shape[0]
     batch_size = max(1, min(batch_size, MAX_LOGITS // (context * vocabulary)))
-    nats = np.zeros(len(windows))
+    nats: np.ndarray = np.zeros(len(windows))
     model.eval()
     with torch.inference_mode():
-        for begin in range(0, len(windows), batch_size):
+        for begin in share(range(0, len(windows), batch_size)):
             chosen = windows[begin : begin + batch_size]
             longest = max(stop - start for _, start, stop, _ in chosen)
             inputs = torch.zeros(len(chosen), longest, dtype=torch.long)
@@ -292,8 +384,13 @@ def _nats(
                 targets = inputs[row, first - start : stop - start]
                 losses = torch.nn.functional.cross_entropy(predicted, targets, reduction="none")
                 nats[begin + row] = losses.double().sum().item()
+    nats = np.add.reduce(gathered([nats]))  # each number was found once, and is 0 elsewhere
+    _require_numbers(nats)
+    return nats
+
+
+def _require_numbers(nats: np.ndarray) -> None:
     if not np.isfinite(nats).all():
         raise ModelError(
             "the model answers with NaN: its weights hold no numbers", "an earlier checkpoint, or --dtype float32"
         )
-    return nats

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.console import say, warn
+from hfkit.console import is_main_process, say, warn
+from hfkit.distributed import on_main, together
 from hfkit.errors import DataError, ModelError, StorageError, UsageError, did_you_mean
 from hfkit.sources import stay_local
 
@@ -38,7 +39,8 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
     if not texts:
         raise DataError("there is no text to classify", "--text 'some text' or --input FILE")
     rows = zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True)
-    return list(answers(recipe, rows, chunk=len(texts)))
+    with together():
+        return list(answers(recipe, rows, chunk=len(texts)))
 
 
 def predict_file(
@@ -47,15 +49,23 @@ def predict_file(
     """Answers every row of `file` (`-`: stdin), in order: each to `write`, or into `output` as JSON lines.
 
     `output` grows by chunks that are on the disk before the next one is begun. `resume` keeps what is there, after a
-    check that it is of the same texts and the same model, and goes on behind it.
+    check that it is of the same texts and the same model, and goes on behind it. Several processes share each chunk,
+    and the first one writes.
     """
+    with together():
+        _predict_file(recipe, file, write, output, resume=resume, overwrite=overwrite)
+
+
+def _predict_file(
+    recipe: Recipe, file: str, write: Callable[[Answer], None], output: Path | None, *, resume: bool, overwrite: bool
+) -> None:
     if output is None:
         for answer in answers(recipe, read_texts(recipe, file)):
             write(answer)
         return
     if output.exists() and file != "-" and os.path.exists(file) and output.samefile(file):
         raise UsageError(f"{output} is the input", "--output ANOTHER.jsonl")
-    done = _kept(output, resume, overwrite)
+    done = on_main(lambda: _kept(output, resume, overwrite))
     rows = read_texts(recipe, file)
     last = _skip(rows, output, done) if done else None
     if done:
@@ -69,6 +79,10 @@ def predict_file(
         _require_same_model(recipe, last, output)
     given = answers(recipe, rows)
     first = next(given)  # before the file is opened: what fails here overwrites nothing
+    if not is_main_process():
+        for _ in given:
+            pass  # its share is in what the first process writes
+        return
     try:
         with output.open("ab" if done else "wb") as out:
             for number, answer in enumerate(itertools.chain([first], given), start=done + 1):

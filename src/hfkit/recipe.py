@@ -106,6 +106,13 @@ class Columns(Section):
         "--label-column-name",
         only=("finetune", "evaluate"),
     )
+    target: str | None = setting(
+        None,
+        "Column with what an encoder-decoder should answer to the text: its perplexity is measured.",
+        "--target-column",
+        only=("evaluate",),
+        tasks=("denoising",),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +278,7 @@ class Data(Section):
         "--max-length",
         "--max-seq-length",
         only=("finetune", "predict", "evaluate"),
+        tasks=("text-classification", "denoising"),
         ge=2,
     )
     max_train_samples: int | None = setting(
@@ -311,6 +319,7 @@ class Data(Section):
         "--noise-density",
         only=("pretrain", "evaluate"),
         tasks=("mlm", "mlm-nsp", "denoising"),
+        unless=("data.columns.target",),
         gt=0,
         lt=1,
     )
@@ -320,6 +329,7 @@ class Data(Section):
         "--mean-span-length",
         only=("pretrain", "evaluate"),
         tasks=("denoising",),
+        unless=("data.columns.target",),
         rare=True,
         ge=1,
     )
@@ -380,8 +390,17 @@ class Train(Section):
         unless=("train.max_steps", "train.max_tokens"),
         pattern=r"^(?:\d+(?:\.\d+)?[hms])+$",
     )
-    per_device_train_batch_size: int | None = setting(
-        None, "Rows in one pass on one device.", "--batch-size", "--per-device-train-batch-size", ge=1
+    global_batch_size: int | None = setting(
+        None,
+        "Rows in one step of the optimizer, over all processes; the two below follow from it.",
+        "--global-batch-size",
+        ge=1,
+    )
+    per_device_train_batch_size: int | Literal["auto"] | None = setting(
+        None,
+        "Rows in one pass on one device, or auto: as many as fit its memory.",
+        "--batch-size",
+        "--per-device-train-batch-size",
     )
     per_device_eval_batch_size: int | None = setting(
         None,
@@ -391,8 +410,8 @@ class Train(Section):
         rare=True,
         ge=1,
     )
-    gradient_accumulation_steps: int = setting(
-        1,
+    gradient_accumulation_steps: int | None = setting(
+        None,
         "Passes per step: more rows a step in the same memory.",
         "--gradient-accumulation-steps",
         ge=1,
@@ -540,7 +559,7 @@ class Generation(Section):
     """How text is made; names and meaning of transformers.GenerationConfig; what is not given is the model's own."""
 
     max_new_tokens: int | None = setting(
-        None, "Tokens to add at most (default: 128, or what fits the model).", "--max-new-tokens", ge=1
+        None, "Tokens to add at most (default: 128, in a chat 512, or what fits the model).", "--max-new-tokens", ge=1
     )
     do_sample: bool | None = setting(None, "Draw tokens, or always take the likeliest.", "--do-sample/--greedy")
     temperature: float | None = setting(None, "Below 1 safer, above 1 wilder; sampling only.", "--temperature", gt=0)
@@ -555,7 +574,61 @@ class Generation(Section):
     no_repeat_ngram_size: int | None = setting(
         None, "No sequence of this many tokens comes twice.", "--no-repeat-ngram-size", ge=0
     )
-    seed: int = setting(42, "Seed of the draw.", "--seed", ge=0, le=MAX_SEED)
+    min_p: float | None = setting(
+        None,
+        "Draw from tokens this likely, as a share of the likeliest; sampling only.",
+        "--min-p",
+        ge=0,
+        le=1,
+    )
+    typical_p: float | None = setting(
+        None,
+        "Draw from the most typical tokens that hold this probability; sampling only.",
+        "--typical-p",
+        rare=True,
+        gt=0,
+        le=1,
+    )
+    length_penalty: float | None = setting(
+        None, "Above 0 beams prefer longer texts, below shorter ones.", "--length-penalty", rare=True
+    )
+    early_stopping: bool | None = setting(
+        None, "Stop beams as soon as as many as there are have ended.", "--early-stopping", rare=True
+    )
+    min_new_tokens: int | None = setting(
+        None, "Tokens before which no text may end.", "--min-new-tokens", rare=True, ge=1
+    )
+    num_return_sequences: int | None = setting(
+        None, "Texts for each prompt.", "--num-return-sequences", only=("generate",), ge=1
+    )
+    stop: list[str] = setting([], "End before this text; can be given several times.", "--stop")
+    bad_words: list[str] = setting([], "Never this word; can be given several times.", "--bad-words", rare=True)
+    language: str | None = setting(
+        None, "Language of the answer, for models that begin with its token: de_DE, deu_Latn.", "--language", rare=True
+    )
+    raw: bool = setting(
+        False, "Continue the prompt also where the model has a chat template.", "--raw", only=("generate",)
+    )
+    chat_template: str | None = setting(
+        None, "A Jinja file that makes the prompt of messages.", "--chat-template", unless=("generation.raw",)
+    )
+    batch_tokens: int = setting(
+        8192,
+        "Tokens in a batch at most, new ones and padding included; more is faster.",
+        "--batch-tokens",
+        only=("generate",),
+        ge=1,
+    )
+    assistant_model: str | None = setting(
+        None, "A small model of the same tokens that guesses ahead: faster, the same greedy text.", "--assistant-model"
+    )
+    prompt_lookup_num_tokens: int | None = setting(
+        None, "Guess this many tokens ahead by looking into the prompt, the same greedy text.", "--prompt-lookup", ge=1
+    )
+    compile: bool = setting(False, "Compile the model first: a minute, then faster steps.", "--compile")
+    seed: int = setting(
+        42, "Seed of the draw; each text depends on it and on its own number alone.", "--seed", ge=0, le=MAX_SEED
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -563,7 +636,10 @@ class Evaluation(Section):
     """What is measured and how."""
 
     metrics: list[str] = setting(
-        [], "What to measure, e.g. accuracy,mcc (default: the task's).", "--metrics", only=("finetune", "evaluate")
+        [],
+        "What to measure, e.g. accuracy,mcc (default: the task's).",
+        "--metrics",
+        only=("finetune", "generate", "evaluate"),
     )
     context: int | None = setting(
         None,
@@ -629,7 +705,13 @@ class Evaluation(Section):
         only=("finetune",),
         tasks=("text-classification",),
     )
-    batch_size: int = setting(16, "Rows in one pass; never changes a number.", "--batch-size", ge=1)
+    batch_size: int = setting(
+        16,
+        "Rows in one pass; never changes a number.",
+        "--batch-size",
+        only=("pretrain", "finetune", "predict", "evaluate"),
+        ge=1,
+    )
     seed: int = setting(
         0,
         "Seed of evaluation masks and of intervals.",
@@ -672,7 +754,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "pretrain": ("task", "model", "data", "tokenizer", "train", "lora", "evaluation"),
     "finetune": ("task", "model", "data", "train", "lora", "evaluation"),
     "predict": ("model", "data", "evaluation"),
-    "generate": ("model", "generation"),
+    "generate": ("model", "data", "generation", "evaluation"),
+    "chat": ("model", "generation"),
     "evaluate": ("task", "model", "data", "evaluation"),
 }
 

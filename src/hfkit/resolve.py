@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from hfkit import permissions
 from hfkit.console import say, warn
 from hfkit.errors import UsageError, did_you_mean
 from hfkit.readers import is_table
@@ -175,11 +176,15 @@ def resolve(
     named = given.values.get("model.name", run)
     if run is not None and named != run:
         problems.append((f"two models are named: {run} and {named}", "name one"))
-    if named is None and command in ("predict", "generate"):
+    if named is None and command in ("predict", "generate", "chat"):
         problems.append(("no model is named", f"hfkit {command} MODEL ..."))
     values: dict[str, Any] = {}
     if command not in DEFAULT_TASKS and isinstance(named, str):
         values = _settings_of_run(named, given.where)
+        if command in ("generate", "chat"):  # prompts are no training data, and any text can be scored
+            values = {
+                key: value for key, value in values.items() if not key.startswith(("data.", "evaluation.", "task"))
+            }
         if "data.test" in given.values:  # other data than the run's own
             values |= {"data.train": [], "data.validation": []}
     values |= {key: value for key, value in given.values.items() if setting_of(key)}
@@ -206,8 +211,13 @@ def resolve(
             defaults = {key: value for key, value in TASKS[task].defaults(values).items() if values.get(key) is None}
             values |= {key: value for key, value in defaults.items() if acts(command, key, task)}
             resolved = _validate({**values, "task": task})
+        rows = resolved.train.per_device_train_batch_size
+        if isinstance(rows, int) and rows < 1:  # pydantic has no limits for what is a number or a word
+            where = given.where["train.per_device_train_batch_size"]
+            problems.append((f"{where}: must be at least 1, or auto, not {rows}", "e.g. 8"))
     except ValidationError as error:
-        problems += [_invalid(detail, given.where) for detail in error.errors()]
+        auto = "literal['auto']"  # what isn't that is no number either, which is told
+        problems += [_invalid(detail, given.where) for detail in error.errors() if detail["loc"][-1] != auto]
     if problems:
         raise UsageError.of(problems)
     sources = [*resolved.data.train, *resolved.data.validation, *resolved.data.test]
@@ -489,6 +499,8 @@ def _unknown(command: str, key: str) -> Problem:
     if last in _FORMER:
         return f"transformers 5 has no '{last}'", _FORMER[last]
     flag = "--" + last.replace("_", "-")
+    if flag in (permissions.REMOTE_CODE, permissions.PICKLE):
+        return "is a person's to allow, not a recipe's", f"type {flag} on the command line"
     near = [other for other in SETTINGS if acts(command, other)]
     same = [other for other in near if last == other.rpartition(".")[2] or flag in SETTINGS[other].metadata["flags"]]
     fix = f"did you mean '{same[0]}'?" if same else did_you_mean(key, near) or did_you_mean(key, SETTINGS)

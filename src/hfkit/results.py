@@ -50,10 +50,20 @@ def read_rows(path: Path) -> list[Row]:
 
 def document_row(text: str) -> Row:
     """Of a document, which may be long: how it begins, which one it is, and its sizes."""
+    return {"text": short(text, SHOWN), "digest": _digest(text), **_sizes(text)}
+
+
+def pair_row(source: str, target: str) -> Row:
+    """Of a target and its source: how they begin, which ones they are, and the target's sizes."""
+    shown = {"text": short(source, SHOWN), "reference": short(target, SHOWN)}
+    return {**shown, "digest": _digest(json.dumps([source, target])), **_sizes(target)}
+
+
+def _digest(text: str) -> str:
     import xxhash
 
-    return {
-        "text": short(text, SHOWN),
-        "digest": xxhash.xxh3_128(text.encode()).hexdigest(),
-        **{unit: size(text) for unit, size in SIZES.items()},
-    }
+    return str(xxhash.xxh3_128(text.encode()).hexdigest())
+
+
+def _sizes(text: str) -> dict[str, int]:
+    return {unit: size(text) for unit, size in SIZES.items()}

@@ -18,11 +18,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hfkit import adapters, checkpoints
+from hfkit import adapters, checkpoints, distributed
 from hfkit.checkpoints import write_atomically
 from hfkit.console import is_main_process, warn
 from hfkit.errors import (
@@ -113,6 +114,9 @@ class Run:
         if resume:
             run.manifest = read_json(directory / MANIFEST)
             run.id = run.manifest.get("run_id", run.id)
+            found = run.manifest.get("identity", {}).get("train.per_device_train_batch_size")
+            if found and recipe.train.per_device_train_batch_size == "auto":  # it is not searched for again
+                run.recipe = replace(recipe, train=replace(recipe.train, per_device_train_batch_size=found))
         if not run.finished and is_main_process():
             require_writable(directory)
             run._lock = lock(directory)
@@ -167,8 +171,7 @@ class Run:
             raise UsageError(f"{self.directory}: not empty any more", "--output-dir NEW")
         checkpoint = self._checkpoint(identity, allow_changed, extend) if self.resume else None
         self.saved = None if checkpoint is None else checkpoints.step_of(checkpoint)
-        # fp32 weights and both Adam moments, and what a checkpoint holds besides
-        self._checkpoint_bytes = 12 * parameters + 50_000 if checkpoint is None else checkpoints.size(checkpoint)
+        self._checkpoint_bytes = checkpoint_bytes(parameters) if checkpoint is None else checkpoints.size(checkpoint)
         kept = self.recipe.train.save_total_limit
         if self.overwrite:
             self._remove_older()
@@ -289,29 +292,35 @@ class Run:
             if self._lock is not None and (self._started or stopped):
                 with suppress(OSError):  # what is broken already must not hide why
                     reason = str(failure).splitlines()[0] if str(failure) else repr(failure)
-                    self.set_status("stopped" if stopped else "failed", reason=reason)
+                    code = failure.exit_code if isinstance(failure, HfkitError) else 1
+                    self.set_status("stopped" if stopped else "failed", reason=reason, exit_code=code)
             if failure is error:
                 raise
             raise failure from error
         finally:
-            if self._lock is not None:
-                self._lock.close()
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Leaves the directory to whoever wants it next."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _failure(self, error: BaseException, signals: StopSignal) -> BaseException:
         """`error` itself, or the HfkitError that a person can act on."""
         if is_out_of_memory(error):
-            train = self.recipe.train
-            batch, accumulation = train.per_device_train_batch_size or 1, train.gradient_accumulation_steps
-            return OutOfMemoryError(
-                f"out of memory; {self.safe()}",
-                f"--batch-size {batch // 2} --gradient-accumulation-steps {accumulation * 2} for the same step"
-                if batch > 1
-                else "shorter rows (--block-size, --max-length) or a smaller model",
-            )
+            train, fix = self.recipe.train, "--batch-size auto for the same step in passes that fit"
+            rows, passes = train.per_device_train_batch_size, train.gradient_accumulation_steps or 1
+            if train.global_batch_size is None and isinstance(rows, int):
+                fix = f"--batch-size {rows // 2} --gradient-accumulation-steps {passes * 2} for the same step"
+            if 1 in (rows, train.global_batch_size):
+                fix = "shorter rows (--block-size, --max-length) or a smaller model"
+            return OutOfMemoryError(f"out of memory; {self.safe()}", fix)
         if isinstance(error, HfkitError):
             return error
         if signals.caught:  # whatever it is, the signal set it off
             return signals.stopped(self.safe())
+        if distributed.is_lost(error):
+            return distributed.lost(error, self.safe())
         if is_disk_full(error):
             free = checkpoints.free(self.directory)
             return StorageError(
@@ -322,7 +331,11 @@ class Run:
 
     def safe(self) -> str:
         """What a person still has: the last whole checkpoint."""
-        return "no step is saved yet" if self.saved is None else f"step {self.saved} is saved"
+        saved = self.saved
+        if not is_main_process():  # which alone knows what it has committed
+            there = checkpoints.all_checkpoints(self.directory)
+            saved = next((checkpoints.step_of(path) for path in there if (path / checkpoints.MARKER).exists()), None)
+        return "no step is saved yet" if saved is None else f"step {saved} is saved"
 
     def _discard_save(self) -> None:
         """Removes what a save that failed has left, if the folder is its own work alone."""
@@ -483,6 +496,11 @@ def export(
         os.replace(path, directory / path.name)
     staged.rmdir()
     checkpoints.sync(directory)
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """What a checkpoint takes: weights of 4 bytes and both Adam moments, and what it holds besides."""
+    return 12 * parameters + 50_000
 
 
 def default_directory(recipe: Recipe, command: str, *, continued: bool) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hfkit import console, hub
+from hfkit.distributed import alone
 from hfkit.errors import DataError, StorageError, UsageError
 from hfkit.readers import ROWS_PER_BATCH, SOURCES, VERSION, Layout, Rows, first_line, format_of, settled, short
 
@@ -283,10 +284,12 @@ def _cached(key: str, name: str, split: str, read: Callable[[], tuple[Any, Rows]
             for damaged in (digest, *folder.glob("*.arrow")):  # what `map` made of these rows goes, too
                 damaged.unlink(missing_ok=True)
         if not digest.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(arrow, name, *read())
-            with _replacing(digest) as file:
-                file.write(digest_file(arrow).encode())
+            with alone(folder):
+                if not digest.exists():  # nor has another process made it in the meantime
+                    folder.mkdir(parents=True, exist_ok=True)
+                    _write(arrow, name, *read())
+                    with _replacing(digest) as file:
+                        file.write(digest_file(arrow).encode())
         table = MemoryMappedTable.from_file(str(arrow))
     except DataError:
         with contextlib.suppress(OSError):

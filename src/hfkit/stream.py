@@ -51,6 +51,21 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
         """The first `count` examples."""
         return [self[position] for position in range(min(count, self.length))]
 
+    def longest(self, count: int) -> list[dict[str, Any]]:
+        """Examples of the `count` longest rows; in a smaller data set they come again."""
+        rows = np.resize(np.argsort(-self.rows.lengths, kind="stable"), count)
+        return [self.task.example(self.rows[int(row)], np.random.default_rng((self.seed, 1, 0))) for row in rows]
+
+    def spread(self, device_rows: int, count: int) -> tuple[list[list[dict[str, Any]]], float]:
+        """At most `count` batches of one device that stand for all of the first megabatch, the longest last, and how
+        much longer, padding counted, all of them are in the mean."""
+        widths = self.rows.lengths[self._order(0)].reshape(-1, device_rows).max(1)
+        count = min(count, len(widths)) if self.by_length else 1
+        places = ((np.arange(count) + 0.5) / count * len(widths)).astype(int)
+        chosen = np.argsort(widths, kind="stable")[places]
+        batches = [[self[batch * device_rows + row] for row in range(device_rows)] for batch in chosen.tolist()]
+        return batches, float(widths.mean() / widths[chosen].mean())
+
     def padding(self) -> float:
         """Share of padding in the first megabatch, where each step's rows are as long as the longest of them."""
         lengths = self.rows.lengths[self._order(0)].reshape(-1, self.step_rows)
@@ -127,6 +142,14 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
     def sample(self, count: int) -> list[dict[str, Any]]:
         """The first `count` examples."""
         return list(itertools.islice(self, count))
+
+    def longest(self, count: int) -> list[dict[str, Any]]:
+        """The first `count` examples: which are the longest of a stream is not known."""
+        return self.sample(count)
+
+    def spread(self, device_rows: int, count: int) -> tuple[list[list[dict[str, Any]]], float]:
+        """The first batch of one device, as all are: rows of a stream are not ordered by length."""
+        return [self.sample(device_rows)], 1.0
 
     def _endless(self) -> Iterator[tuple[Rows, int]]:
         for number in itertools.count():

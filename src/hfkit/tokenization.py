@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfkit.console import say, warn
+from hfkit.distributed import alone
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.packing import text_batches
 from hfkit.sources import stay_local_with
@@ -85,6 +86,34 @@ def train_tokenizer(
         _settle_wordpiece(tokenizer, blank, corpus, vocab_size)
     say(f"tokenizer: new {ALGORITHMS[algorithm]} tokenizer, {len(tokenizer):,} entries, from the training text")
     return tokenizer
+
+
+def shared_tokenizer(
+    corpus: Iterable[str], model_type: str, vocab_size: int, algorithm: str | None = None
+) -> PreTrainedTokenizerBase:
+    """As `train_tokenizer`; of several processes one trains it, and the others read it from the cache."""
+    import datasets
+    import tokenizers
+    import xxhash
+
+    from hfkit.models import open_tokenizer
+    from hfkit.runs import new_directory
+
+    corpus = list(corpus) if iter(corpus) is corpus else corpus  # it is read twice
+    facts = [model_type, vocab_size, algorithm, tokenizers.__version__]
+    digest = xxhash.xxh3_128(json.dumps(facts).encode())
+    for text in corpus:
+        digest.update(f"\0{len(text)}\0{text}".encode())
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfkit" / f"tokenizer-{digest.hexdigest()}"
+    try:
+        with alone(folder):
+            if not (folder / "tokenizer.json").exists():
+                tokenizer = train_tokenizer(corpus, model_type, vocab_size, algorithm)
+                with new_directory(folder) as staged:
+                    tokenizer.save_pretrained(staged)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}", "set HF_DATASETS_CACHE=FOLDER") from error
+    return open_tokenizer(str(folder))
 
 
 def _with_algorithm(blank: PreTrainedTokenizerBase, algorithm: str) -> PreTrainedTokenizerBase:

@@ -6,27 +6,32 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfkit import adapters, hub, push
+from hfkit import adapters, hub, push, sharding
 from hfkit.arguments import (
+    counted,
+    division_of,
     intervals,
+    num_devices,
     number_of_steps,
     optimizer,
+    pace,
+    rows_that_fit,
     seconds_of,
-    seconds_per_step,
     set_schedule,
     training_arguments,
 )
 from hfkit.best import Best
 from hfkit.checkpoints import read_marker, step_of
-from hfkit.console import is_main_process, say, warn
-from hfkit.distributed import on_main
+from hfkit.console import is_main_process, say, silence, warn
+from hfkit.distributed import has_parent, largest, num_processes, on_main, require_same
 from hfkit.errors import DataError, UsageError
-from hfkit.runs import Run, identity, peak_memory_mib
+from hfkit.runs import Run, identity, peak_memory_mib, versions
 from hfkit.signals import StopSignal, leave_to_parent, stop_signals
 from hfkit.sources import stay_local
 from hfkit.tasks import TASKS
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from hfkit.arguments import Division
     from hfkit.callbacks import RunCallback
     from hfkit.recipe import Recipe
     from hfkit.stream import StreamedExamples, TrainingStream
@@ -62,6 +68,7 @@ def train(
     if pushes:
         push.require_access(recipe)
     run = Run.plan(recipe, task.command, resume=resume, overwrite=overwrite)
+    recipe = run.recipe
     with stop_signals() as signals:
         if run.finished and not extend:
             run.require_same(identity(recipe))
@@ -74,6 +81,22 @@ def train(
             signals.heed()  # the run is finished, and what follows can take long
             push.upload(recipe, task.command, outcome)
         return outcome
+
+
+def prepare_once(recipe: Recipe, *, resume: str | None, overwrite: bool) -> Run:
+    """The run that several processes are about to do, its data and tokenizer in the caches that they read them from.
+
+    Whatever `prepare` finds at fault ends it here, before there is more than one process.
+    """
+    task = TASKS[recipe.task or ""]
+    run = Run.plan(recipe, task.command, resume=resume, overwrite=overwrite)
+    run.unlock()  # it is the first rank's
+    if not run.finished:
+        if recipe.train.push is None:
+            stay_local(recipe)
+        say("preparing data and tokenizer, once for all processes")
+        prepare(task, run.recipe, run, shared=True)
+    return run
 
 
 class Prepared(NamedTuple):
@@ -92,28 +115,35 @@ def fit(
     task: Task, recipe: Recipe, run: Run, signals: StopSignal, *, allow_changed: bool, extend: bool
 ) -> dict[str, Any]:
     """What `train` returns, after the work itself."""
+    division_of(recipe, num_devices(recipe))  # a step that can't be divided is told before data is read
     if recipe.train.push is None:
         stay_local(recipe)
     else:  # the upload needs the network
         hub.no_telemetry()
 
-    splits, config, tokenizer, model, rows, held_out, _ = ready = prepare(task, recipe, run)
+    with silence() if has_parent() else nullcontext():  # which has told it already
+        ready = prepare(task, recipe, run, shared=num_processes() > 1)
+    splits, config, tokenizer, model, rows, held_out, _ = ready
     use_cache = getattr(config, "use_cache", None)
 
     from hfkit.callbacks import RunCallback, duration
     from hfkit.models import with_weights_of
+    from hfkit.stream import MEGABATCH
 
+    if recipe.train.per_device_train_batch_size == "auto":
+        recipe = run.recipe = with_rows_that_fit(task, recipe, ready, run.directory)
     args = training_arguments(recipe, run.directory)
+    sharding.require_possible(args, recipe)
     step_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    examples = stream_of(1, task, recipe, ready, args).sample(args.train_batch_size)
-    mean_length = None if rows is None else float(rows.lengths.mean())
-    step_seconds = cache(lambda: seconds_per_step(task, model, tokenizer, examples, mean_length, args))
+    trial = stream_of(MEGABATCH, task, recipe, ready, args)
+    examples = trial.sample(args.train_batch_size)
+    task.prepare(model, task.collate(examples, tokenizer))
+    device_rows = args.train_batch_size * args.gradient_accumulation_steps
+    step_seconds = cache(lambda: pace(task, model, tokenizer, trial, args).step(device_rows))
     begun = None if extend else run.steps_of_time()
     args.max_steps = begun or on_main(lambda: number_of_steps(recipe, rows, step_rows, step_seconds))
     set_schedule(args, recipe)
     stream = stream_of(args.max_steps, task, recipe, ready, args)
-    task.prepare(model, task.collate(examples, tokenizer))
-
     # From here on ranks wait for each other: a signal to one of them is heard by all, at the end of a step.
     signals.immediate = args.world_size == 1
     if run.finished and args.max_steps <= run.manifest["steps"]:
@@ -126,11 +156,13 @@ def fit(
         "train.max_steps": args.max_steps,
         "processes": args.world_size,
     }
+    require_same({**identity(recipe, **facts), **versions()})
     num_trained = model.num_parameters(only_trainable=recipe.lora.enabled)
     checkpoint = on_main(
         lambda: run.start(identity(recipe, **facts), num_trained, allow_changed=allow_changed, extend=extend)
     )
-    say(plan(args, stream, held_out, run.directory))
+    say(summary(args, stream, held_out, run.directory))
+    say(batch_line(division_of(recipe, num_devices(recipe)), stream, examples))
     say(f"expected time: {duration(step_seconds() * args.max_steps)} for training on this machine")
     if checkpoint is not None:
         say(f"resuming from step {step_of(checkpoint)} ({checkpoint})")
@@ -161,12 +193,13 @@ def fit(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     callback.raise_if_stopped()
     steps = trainer.state.global_step
-    if best is not None and best.step not in (None, steps):
-        say(f"the best model is that of step {best.step}, not the last: {best}")
-        model = with_weights_of(model, run.checkpoint(best.step))
-
     if not is_main_process():
         return {"run": str(run.directory)}
+    kept = steps if best is None or best.step is None else best.step
+    if kept != steps:
+        say(f"the best model is that of step {kept}, not the last: {best}")
+    if kept != steps or sharding.is_asked(args):  # of sharded weights each process has a part only
+        model = with_weights_of(model, run.checkpoint(kept)).to(args.device)
     model.config.use_cache = use_cache  # turned off for training, and generation without it is slow
     if held_out is not None:
         task.calibrate(model, tokenizer, held_out, recipe)
@@ -189,8 +222,11 @@ def fit(
     return {"run": str(run.directory), **run.results()}
 
 
-def prepare(task: Task, recipe: Recipe, run: Run) -> Prepared:
-    """Data, tokenizer and model, the model as it stands before the first step."""
+def prepare(task: Task, recipe: Recipe, run: Run, *, shared: bool = False) -> Prepared:
+    """Data, tokenizer and model, the model as it stands before the first step.
+
+    `shared`: several processes do this, and a new tokenizer is made by one of them.
+    """
     from transformers import set_seed
 
     from hfkit.models import describe, load_config, load_tokenizer, new_or_pretrained, quiet_libraries, require_head
@@ -203,7 +239,7 @@ def prepare(task: Task, recipe: Recipe, run: Run) -> Prepared:
     if "validation" not in splits and (recipe.train.best or recipe.train.early_stopping):
         raise UsageError("the best model is told by validation data, and there is none", "--validation FILE")
     set_seed(recipe.train.seed)
-    tokenizer = load_tokenizer(recipe, config, corpus(splits["train"]), begun_with=run.saved_tokenizer())
+    tokenizer = load_tokenizer(recipe, config, corpus(splits["train"]), begun_with=run.saved_tokenizer(), shared=shared)
     for key, value in task.model_settings(splits, config).items():
         setattr(config, key, value)
     model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
@@ -213,6 +249,8 @@ def prepare(task: Task, recipe: Recipe, run: Run) -> Prepared:
         return task.encode(dataset, tokenizer, model, recipe)
 
     rows = None if recipe.data.streaming else encode(splits["train"])
+    if rows is not None:
+        task.begin(model, rows)
     held_out = encode(splits["validation"]) if "validation" in splits else None
     return Prepared(splits, config, tokenizer, model, rows, held_out, encode)
 
@@ -323,7 +361,30 @@ def corpus(dataset: Dataset | IterableDataset) -> Iterable[str]:
     return (row["text"] for row in dataset.take(TOKENIZER_ROWS))
 
 
-def plan(
+def with_rows_that_fit(task: Task, recipe: Recipe, ready: Prepared, directory: Path) -> Recipe:
+    """`recipe` with the most rows in a pass that fit the memory of every process."""
+    args = training_arguments(recipe, directory)
+    stream = stream_of(1, task, recipe, ready, args)
+    task.prepare(ready.model, task.collate(stream.sample(1), ready.tokenizer))
+    division = division_of(recipe, num_devices(recipe))
+    rows = rows_that_fit(task, ready.model, ready.tokenizer, stream, division, args)
+    rows = -largest(-rows, args.device)
+    return replace(recipe, train=replace(recipe.train, per_device_train_batch_size=rows))
+
+
+def batch_line(
+    division: Division, stream: TrainingStream | StreamedExamples, examples: Sequence[dict[str, Any]]
+) -> str:
+    """What one step of the optimizer takes in: rows, how they are divided, and their tokens in the mean."""
+    mean = stream.mean_length or sum(len(example["input_ids"]) for example in examples) / len(examples)
+    passes, processes = counted(division.passes, "pass"), counted(division.devices, "process")
+    return (
+        f"each step: {counted(division.step_rows, 'row')} ({division.rows:,} in a pass x {passes} x {processes}), "
+        f"about {mean * division.step_rows:,.0f} tokens"
+    )
+
+
+def summary(
     args: TrainingArguments, stream: TrainingStream | StreamedExamples, held_out: Rows | None, directory: Path
 ) -> str:
     """What is about to happen, in one line."""

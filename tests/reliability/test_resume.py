@@ -212,11 +212,6 @@ def test_workers_change_nothing(task: str, unbroken: Unbroken) -> None:
     assert unbroken(task) == unbroken(task, "--dataloader-num-workers", "2")
 
 
-def test_ranks_equal_accumulated_passes(unbroken: Unbroken) -> None:
-    one = unbroken("clm", "--dropout", "0", "--gradient-accumulation-steps", "2")
-    assert one == unbroken("clm", "--dropout", "0", ranks=2)
-
-
 def test_interrupted_removal_is_finished_later(
     killed: Path, resumed: Resumed, material: Material, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hfkit import __version__, console
+from hfkit.cli.chat import chat
 from hfkit.cli.compare import compare
 from hfkit.cli.data import data
 from hfkit.cli.doctor import doctor
@@ -50,7 +51,7 @@ def hfkit(
     """Options before a command."""
 
 
-for command in (pretrain, finetune, predict, generate, evaluate, compare, export, doctor):
+for command in (pretrain, finetune, predict, generate, chat, evaluate, compare, export, doctor):
     app.command(context_settings=_CONTEXT)(command)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")

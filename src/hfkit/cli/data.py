@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hfkit import console
-from hfkit.cli.options import Debug, Json
+from hfkit.cli.options import Debug, Json, TrustRemoteCode
 from hfkit.errors import UsageError, did_you_mean
 from hfkit.recipe import SETTINGS, Columns, Csv, Data, Model, Recipe, Tokenizer
 from hfkit.tasks import DEFAULT_TASKS, TASKS
@@ -51,6 +51,7 @@ def inspect(
     quoting: Annotated[bool | None, _option("data.csv.quoting", "")] = None,
     encoding: Annotated[str, _option("data.encoding", "TEXT")] = "utf-8",
     max_length: Annotated[int | None, _option("data.max_length", "N")] = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

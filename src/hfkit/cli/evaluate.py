@@ -11,6 +11,8 @@ import typer
 from hfkit import console
 from hfkit.cli.options import Debug, Json, ModelArgument, Set, Verbose, with_settings
 from hfkit.errors import UsageError
+from hfkit.launcher import Launch
+from hfkit.launcher import run as run_processes
 from hfkit.recipe import Evaluation, Recipe
 
 References = Annotated[
@@ -50,6 +52,7 @@ def evaluate(
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
+    launch: Launch | None = None,
 ) -> None:
     """Measure a run or a model on data, or predictions against references.
 
@@ -76,6 +79,8 @@ def evaluate(
         _refuse({"--column": column, "--prediction-column": prediction_column, "--reference-column": reference_column})
         if recipe.model.name is None:
             raise UsageError("there is nothing to evaluate", "hfkit evaluate RUN, or --predictions F --references G")
+        if launch is not None:
+            raise typer.Exit(run_processes(launch))
 
         from hfkit.evaluation import evaluate as scores_of
         from hfkit.evaluation import evaluate_rows, groups_of
@@ -93,6 +98,8 @@ def evaluate(
         if predictions is None or not (references or is_table(str(predictions)) or set(metrics) & WITHOUT_REFERENCES):
             raise UsageError("predictions and references go together", "--predictions FILE --references FILE")
         require_files_alone(recipe)
+        if launch is not None:
+            raise UsageError("--num-processes has no effect on files: no model runs", "leave it out")
 
         from hfkit.comparison import score
         from hfkit.evaluation import keep_rows, rows_of_files

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from hfkit import console
-from hfkit.cli.options import Debug, Verbose
+from hfkit.cli.options import AllowPickle, Debug, TrustRemoteCode, Verbose
 from hfkit.errors import UsageError
 
 
@@ -24,16 +24,22 @@ def export(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(metavar="TEXT", help="Number type of the weights (default: as they are).", show_default=False),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Write a model to a directory of its own: weights, config, tokenizer, no checkpoints; GGUF files, too.
+
+    The weights of a checkpoint that FSDP2 has sharded are put together.
 
     [bold]Examples[/bold]
 
     hfkit export runs/finetune-bert-base-uncased --output-dir classifier
 
     hfkit export runs/finetune-bert-base-uncased --output-dir classifier --merge  [dim]# trained with --lora[/dim]
+
+    hfkit export runs/pretrain-gpt2/checkpoint-5000 --output-dir model  [dim]# of a sharded run[/dim]
 
     hfkit export model-Q4_1.gguf --output-dir model  [dim]# a plain model, to train or to use[/dim]
     """

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import csv
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hfkit import console
 from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, with_settings
+from hfkit.distributed import num_processes
 from hfkit.errors import UsageError
+from hfkit.launcher import Launch
+from hfkit.launcher import run as run_processes
+from hfkit.recipe import Generation, Recipe
+
+if TYPE_CHECKING:
+    from hfkit.generation import Generator
 
 
 @with_settings("generate")
@@ -20,14 +32,53 @@ def generate(
         typer.Option("--prompt", "-p", metavar="TEXT", help="What the text begins with; can be given several times."),
     ] = None,
     echo: Annotated[bool, typer.Option("--echo", metavar="", help="Print the prompt before its continuation.")] = False,
+    input_: Annotated[
+        str | None,
+        typer.Option(
+            "--input", metavar="FILE", help="A file of prompts: .txt (one a line), .csv, .jsonl, ...; - is stdin."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write JSON lines to this file, not to stdout.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="", help="Keep an --output that is finished already.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Write an --output anew.")] = False,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            "--references", metavar="COLUMN", help="Column of --input with what the texts should be: a score."
+        ),
+    ] = None,
+    choices: Annotated[
+        str | None,
+        typer.Option("--choices", metavar="A,B,C", help="Make no text: rank these after each prompt by likelihood."),
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs",
+            metavar="[N]",
+            min=0,
+            help="Show how likely each token is, and the N likeliest in its place.",
+            show_default=False,
+        ),
+    ] = None,
+    convert: Annotated[
+        Path | None,
+        typer.Option("--convert", metavar="DIR", help="Keep a plain copy of a GGUF --model there, and use it."),
+    ] = None,
     set_: Set = None,
     json: JsonLines = False,
     verbose: Verbose = False,
     debug: Debug = False,
+    launch: Launch | None = None,
 ) -> None:
-    """Continue a prompt.
+    """Continue a prompt, or answer it where the model is for chats.
 
-    Stdout holds the continuation and nothing else.
+    Stdout holds the text and nothing else. A file of prompts that was stopped
+    goes on with the same command.
 
     [bold]Examples[/bold]
 
@@ -35,19 +86,145 @@ def generate(
 
     hfkit generate --model gpt2 --prompt "Dear Sir" --do-sample --temperature 0.8
 
-    hfkit generate runs/pretrain-gpt2 --prompt "Return the" --max-new-tokens 40
+    hfkit generate runs/pretrain-gpt2 --input prompts.jsonl --output texts.jsonl
+
+    hfkit generate --model gpt2 --prompt "The sky is" --choices blue,green
     """
     from hfkit.resolve import resolve
 
     recipe = resolve("generate", run=model_, flags=settings, sets=set_ or ())
-    if not prompt:
-        raise UsageError("there is no prompt", "--prompt 'Once upon a time'")
+    of_files = {
+        "--output": output,
+        "--references": references,
+        "--metrics": recipe.evaluation.metrics,
+        "--resume": resume,
+        "--overwrite": overwrite,
+        "--num-processes": launch is not None or num_processes() > 1,
+    }
+    _require_one_way(input_, prompt or echo, {flag: value for flag, value in of_files.items() if value})
+    scoring = "--choices" if choices is not None else "--logprobs" if logprobs is not None else None
+    if scoring is not None:
+        given = {"--input": input_, "--echo": echo, "--logprobs": choices is not None and logprobs is not None}
+        _require_alone(scoring, [flag for flag, value in given.items() if value])
+    ranking = None if choices is None else _split(choices)
+    if convert is not None:
+        from hfkit.export import with_plain_copy
 
-    from hfkit.generation import generate as generate_texts
+        recipe = with_plain_copy(recipe, convert)
+    if launch is not None:
+        raise typer.Exit(run_processes(launch))
+    if input_ is not None:
+        from hfkit.prompt_files import generate_file
 
-    texts = generate_texts(recipe, prompt)
-    for start, text in zip(prompt, texts, strict=True):
+        write = console.result_json if json else lambda row: console.result(row["text"])
+        scores = generate_file(
+            recipe, input_, output, write, resume=resume is not None, overwrite=overwrite, references=references
+        )
+        if scores:
+            _print_scores({name: dataclasses.asdict(one) for name, one in scores.items()}, json)
+        return
+    prompts = [sys.stdin.read() if text == "-" else text for text in prompt or ()]
+    if not prompts:
+        raise UsageError("there is no prompt", "--prompt 'Once upon a time' or --input FILE")
+
+    from hfkit.generation import load_generator, warn_of_cut
+
+    if ranking is not None:
+        _warn_of_idle(recipe)
+    generator = load_generator(recipe)
+    if ranking is not None:
+        _rank(generator, prompts, ranking, json)
+        return
+    ids = [generator.encode(text) for text in prompts]
+    if json or logprobs is not None:
+        _print_scored(generator, prompts, ids, logprobs, json)
+        return
+    sequences = generator.settings.num_return_sequences or 1
+    one_sequence = len(prompts) * sequences * (generator.settings.num_beams or 1) == 1
+    if one_sequence and sys.stdout.isatty():
+        if echo:
+            console.result(prompts[0], end="")
+        ((answer,),) = generator.batch([0], ids, write=lambda text: console.result(text, end=""))
+        console.result("")
+        warn_of_cut([(answer.finish_reason, len(answer.ids))])
+        return
+    for start, answers in zip(prompts, generator.answers(ids), strict=True):
+        for answer in answers:
+            console.result(start + answer.text if echo else answer.text)
+
+
+def _print_scored(
+    generator: Generator, prompts: Sequence[str], ids: Sequence[list[int]], logprobs: int | None, json: bool
+) -> None:
+    """The answers with the log-probabilities of their tokens, as JSON lines or for a person."""
+    from hfkit.cli.likelihood import as_object, print_tokens
+    from hfkit.likelihood import scored_answers
+
+    for place, answers in enumerate(scored_answers(generator, ids, logprobs or 0)):
+        for scored in answers:
+            if json:
+                console.result_json(as_object(generator, prompts[place], ids[place], scored, each=logprobs is not None))
+            else:
+                print_tokens(generator, ids[place], scored, logprobs or 0)
+
+
+def _rank(generator: Generator, prompts: Sequence[str], choices: Sequence[str], json: bool) -> None:
+    """The choices after each prompt, the likeliest first."""
+    from hfkit.cli.likelihood import choices_object, print_choices
+    from hfkit.likelihood import ranked
+
+    for prompt in prompts:
+        found = ranked(generator, prompt, choices)
         if json:
-            console.result_json({"prompt": start, "text": text})
+            console.result_json(choices_object(prompt, found))
         else:
-            console.result(start + text if echo else text)
+            print_choices(prompt, found)
+
+
+def _split(choices: str) -> list[str]:
+    """The choices in a line, as a CSV row has its cells; UsageError where they are no choice."""
+    found = [choice for choice in next(csv.reader([choices], skipinitialspace=True), []) if choice.strip()]
+    if len(found) < 2 or len(set(found)) < len(found):
+        fix = """--choices yes,no, with quotes around a comma: --choices '"yes, sir",no'"""
+        raise UsageError(f"--choices {choices!r}: give two different ones at least", fix)
+    return found
+
+
+def _warn_of_idle(recipe: Recipe) -> None:
+    """Says which settings decide how a text is made, where none is."""
+    plain = Generation()
+    acting = ("raw", "chat_template", "language", "compile")
+    idle = [name for name, value in vars(recipe.generation).items() if value != getattr(plain, name)]
+    if idle := [name for name in idle if name not in acting]:
+        console.warn(f"{', '.join(idle)} has no effect with --choices, which makes no text", "leave it out")
+
+
+def _require_alone(flag: str, others: Sequence[str]) -> None:
+    if others:
+        raise UsageError(f"{flag} and {others[0]} exclude each other", "choose one")
+
+
+def _print_scores(scores: dict[str, dict[str, Any]], json: bool) -> None:
+    """As `hfkit evaluate` prints them."""
+    from hfkit.runs import versions
+
+    if json:
+        console.result_json({"metrics": scores, "versions": versions()})
+    else:
+        console.result(console.score_table(scores))
+
+
+def _require_one_way(input_: str | None, of_prompts: Any, of_files: dict[str, Any]) -> None:
+    """UsageError where the options don't fit each other; `of_files`: those that were given."""
+    if of_files.get("--resume", "auto") != "auto":  # which stands for a --resume alone
+        raise UsageError(f"--resume {of_files['--resume']}: takes no value", "--output FILE.jsonl --resume")
+    if input_ is not None and of_prompts:
+        raise UsageError("--input and --prompt or --echo exclude each other", "choose one")
+    if input_ is None and of_files:
+        raise UsageError(f"{next(iter(of_files))} goes with --input", "--input FILE")
+    if of_files and "--output" not in of_files:
+        raise UsageError(f"{next(iter(of_files))} has no effect without --output", "--output FILE.jsonl")
+    if input_ == "-" and "--num-processes" in of_files:
+        raise UsageError("stdin can't be read by several processes", "write it to a file: --input FILE")
+    if {"--resume", "--overwrite"} <= of_files.keys():
+        raise UsageError("--resume and --overwrite exclude each other", "choose one")

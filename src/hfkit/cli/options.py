@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from hfkit import console
+from hfkit import console, permissions
 from hfkit.recipe import SETTINGS, acts, is_list, is_mapping
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
 
 def _verbose(on: bool) -> bool:
     console.set_verbose(on)
+    return on
+
+
+def _trust_remote_code(on: bool) -> bool:
+    permissions.allow(permissions.REMOTE_CODE, on)
+    return on
+
+
+def _allow_pickle(on: bool) -> bool:
+    permissions.allow(permissions.PICKLE, on)
     return on
 
 
@@ -29,6 +40,14 @@ ModelArgument = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, by its recipe key.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the recipe as it would run, and stop.")]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        metavar="",
+        help="Print memory, disk, steps and time of the run, and stop; with --num-processes 1,8,64 side by side.",
+    ),
+]
 Resume = Annotated[
     str | None,
     typer.Option("--resume", metavar="[auto|PATH]", help="Go on from the newest whole checkpoint, or from PATH."),
@@ -41,7 +60,61 @@ Extend = Annotated[bool, typer.Option("--extend", metavar="", help="Resume with 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as one JSON object.")]
 JsonLines = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object a line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Say more on stderr.", callback=_verbose)]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        metavar="",
+        help="Run code that comes with the model; no recipe can ask for it.",
+        callback=_trust_remote_code,
+        rich_help_panel="Model",
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        metavar="",
+        help="Read weights from pytorch_model.bin where there are no others; no recipe can ask for it.",
+        callback=_allow_pickle,
+        rich_help_panel="Model",
+    ),
+]
+PERMISSIONS = {"trust_remote_code": TrustRemoteCode, "allow_pickle": AllowPickle}
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
+
+_IN_PROCESSES: dict[str, Any] = {"rich_help_panel": "Several processes", "show_default": False}
+# How a command is started, not what it computes: so none of these is a setting of the recipe, which runs unchanged on
+# one process and on many. They belong to every command whose function has a parameter `launch`.
+LAUNCH: dict[str, Any] = {
+    "num_processes": Annotated[
+        str | None,
+        typer.Option("--num-processes", metavar="N", help="Run in N processes, on all machines.", **_IN_PROCESSES),
+    ],
+    "parallel": Annotated[
+        str | None,
+        typer.Option(
+            "--parallel", metavar="KIND", help="ddp (default), or fsdp2: sharded weights, on GPUs.", **_IN_PROCESSES
+        ),
+    ],
+    "num_machines": Annotated[
+        int | None,
+        typer.Option("--num-machines", metavar="M", help="Machines, each started alike.", **_IN_PROCESSES),
+    ],
+    "machine_rank": Annotated[
+        int | None, typer.Option("--machine-rank", metavar="R", help="Which one this is, from 0.", **_IN_PROCESSES)
+    ],
+    "main_process_ip": Annotated[
+        str | None,
+        typer.Option("--main-process-ip", metavar="ADDRESS", help="Where machine 0 is.", **_IN_PROCESSES),
+    ],
+    "main_process_port": Annotated[
+        int | None,
+        typer.Option("--main-process-port", metavar="PORT", help="Its port (default: 29500).", **_IN_PROCESSES),
+    ],
+    "launcher_arguments": Annotated[str | None, typer.Option("--launcher-arguments", hidden=True)],  # what follows --
+}
+_launched: set[str] = set()  # the commands that have them
 
 PANELS = {
     "data": "Data",
@@ -64,26 +137,38 @@ ALIASES = {
 
 
 def without_aliases(arguments: Sequence[str]) -> list[str]:
-    """The command line with every alias replaced by the option's own name (`_` and `-` are alike), and the value
-    `auto` put after a --resume that has none."""
+    """The command line with every alias replaced by the option's own name (`_` and `-` are alike), the value that
+    stands for none put after a --resume or --logprobs alone, and what follows `--` as one option, where it is for a
+    launcher."""
     replaced: list[str] = []
     for place, argument in enumerate(arguments):
         if argument == "--":
-            return replaced + list(arguments[place:])
+            rest = list(arguments[place:])
+            return replaced + ([f"--launcher-arguments={shlex.join(rest[1:])}"] if arguments[0] in _launched else rest)
         flag, equals, value = argument.partition("=")
         flag = ALIASES.get(flag.replace("_", "-"), flag) if flag.startswith("--") else flag
         replaced.append(f"{flag}{equals}{value}")
         if argument == "--resume" and (place + 1 == len(arguments) or arguments[place + 1].startswith("-")):
             replaced.append("auto")
+        if argument == "--logprobs" and not "".join(arguments[place + 1 : place + 2]).isdecimal():
+            replaced.append("0")
     return replaced
 
 
 def with_settings(command: str, **renamed: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives the function an option for every setting that acts in `command`; those that were typed are its first
-    parameter `settings`, by dotted key. `renamed`: other flags for a setting, its key with `__` for the dot."""
+    """Gives the function an option for every setting that acts in `command`, and the switches of `PERMISSIONS`; the
+    settings that were typed are its first parameter `settings`, by dotted key. `renamed`: other flags for a setting,
+    its key with `__` for the dot.
+
+    A function with a parameter `launch` has the options of LAUNCH, too, and gets a Launch where several processes are
+    to be started, else None.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        if launches := any(parameter.name == "launch" for parameter in own):
+            _launched.add(command)
+            own = [parameter for parameter in own if parameter.name != "launch"]
         keys: dict[str, str] = {}
         taken: set[str] = set()  # --seed is train.seed in training, evaluation.seed in evaluate
         added = []
@@ -94,8 +179,20 @@ def with_settings(command: str, **renamed: tuple[str, ...]) -> Callable[[Callabl
                 name = key.replace(".", "_")
                 keys[name] = key
                 added.append(_parameter(command, name, key, flags))
+        kind = inspect.Parameter.KEYWORD_ONLY
+        added += [inspect.Parameter(name, kind, default=False, annotation=one) for name, one in PERMISSIONS.items()]
+        if launches:
+            added += [inspect.Parameter(name, kind, default=None, annotation=one) for name, one in LAUNCH.items()]
+            added.append(inspect.Parameter("context", kind, annotation=typer.Context))
 
         def run(**values: Any) -> None:
+            if launches:
+                from hfkit.launcher import launch_of
+
+                line = values.pop("context").obj  # the command line
+                values["launch"] = launch_of(line, {name: values.pop(name) for name in LAUNCH})
+            for name in PERMISSIONS:
+                del values[name]  # its callback has heard it
             settings = {keys[name]: values.pop(name) for name in keys}
             function({key: value for key, value in settings.items() if value not in (None, [])}, **values)
 

@@ -9,7 +9,10 @@ import typer
 
 from hfkit import console
 from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, with_settings
+from hfkit.distributed import num_processes
 from hfkit.errors import UsageError
+from hfkit.launcher import Launch
+from hfkit.launcher import run as run_processes
 
 
 @with_settings("predict")
@@ -39,6 +42,7 @@ def predict(
     json: JsonLines = False,
     verbose: Verbose = False,
     debug: Debug = False,
+    launch: Launch | None = None,
 ) -> None:
     """Label texts with a fine-tuned classifier.
 
@@ -57,6 +61,10 @@ def predict(
 
     recipe = resolve("predict", run=model_, flags=settings, sets=set_ or ())
     _require_one_way(text, text_pair, input_, output, resume, overwrite)
+    if input_ == "-" and (launch is not None or num_processes() > 1):
+        raise UsageError("stdin can't be read by several processes", "write it to a file: --input FILE")
+    if launch is not None:
+        raise typer.Exit(run_processes(launch))
 
     from hfkit.prediction import predict as predict_texts
     from hfkit.prediction import predict_file

@@ -11,6 +11,7 @@ from hfkit.cli.options import (
     Extend,
     Json,
     Overwrite,
+    Plan,
     RecipeArgument,
     Resume,
     Set,
@@ -18,6 +19,7 @@ from hfkit.cli.options import (
     with_settings,
 )
 from hfkit.cli.training import run_training
+from hfkit.launcher import Launch
 
 
 @with_settings("pretrain")
@@ -26,6 +28,7 @@ def pretrain(
     recipe: RecipeArgument = None,
     set_: Set = None,
     dry_run: DryRun = False,
+    plan: Plan = False,
     resume: Resume = None,
     overwrite: Overwrite = False,
     allow_changed: AllowChanged = False,
@@ -33,6 +36,7 @@ def pretrain(
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
+    launch: Launch | None = None,
 ) -> None:
     """Train a language model on text, from scratch or continued.
 
@@ -50,4 +54,6 @@ def pretrain(
 
     `hfkit recipes schema` lists all settings, --set KEY=VALUE sets any of them.
     """
-    run_training("pretrain", settings, recipe, set_, dry_run, resume, overwrite, allow_changed, extend, json)
+    run_training(
+        "pretrain", settings, recipe, set_, dry_run, resume, overwrite, allow_changed, extend, json, launch, plan
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hfkit import console
-from hfkit.cli.options import Debug, Json, Verbose
+from hfkit.cli.options import Debug, Json, TrustRemoteCode, Verbose
 from hfkit.recipe import SETTINGS
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def inspect(
         typer.Option("--data", metavar="FILE", help="Text to try them on (default: builtin:python-docs)."),
     ] = None,
     text_column: TextColumn = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,

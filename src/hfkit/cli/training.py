@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from hfkit import console
 from hfkit.errors import UsageError
 from hfkit.shipped import find_recipe
 
 if TYPE_CHECKING:
+    from hfkit.launcher import Launch
     from hfkit.recipe import Recipe
 
 
@@ -23,8 +27,10 @@ def run_training(
     allow_changed: bool,
     extend: bool,
     as_json: bool,
+    launch: Launch | None,
+    plan: bool,
 ) -> None:
-    """Resolves, prints or trains, and closes with what there is now and what to type next."""
+    """Resolves, prints, plans or trains, and closes with what there is now and what to type next."""
     from hfkit.resolve import dump_yaml, resolve
 
     path = find_recipe(recipe) if recipe else None
@@ -36,6 +42,30 @@ def run_training(
         raise UsageError("no model is named", "--model bert-base-uncased, or a directory")
     if recipe is None and not any("data.train" in given for given in (*settings, *(sets or ()))):
         console.say(f"no --data given: training on {resolved.data.train[0]}, which every Python brings")
+
+    if plan:
+        from hfkit.plan import as_text
+        from hfkit.plan import plan as plan_run
+
+        counts, parallel = (launch.counts, launch.parallel or "ddp") if launch is not None else ((), "ddp")
+        facts = plan_run(resolved, counts, parallel)
+        if as_json:
+            console.result_json(facts)
+        else:
+            console.result(as_text(facts))
+        return
+
+    if launch is not None:
+        from hfkit.arguments import division_of
+        from hfkit.launcher import run as run_processes
+        from hfkit.training import prepare_once
+
+        division_of(resolved, launch.num_processes)  # a step that can't be divided is told before data is read
+
+        def prepare() -> Path:
+            return prepare_once(resolved, resume=resume, overwrite=overwrite).directory
+
+        raise typer.Exit(run_processes(launch, prepare))
 
     from hfkit.push import NotUploadedError
     from hfkit.training import train

@@ -76,6 +76,9 @@ class Task(ABC):
     ) -> Rows:
         """The dataset as token ids."""
 
+    def begin(self, model: PreTrainedModel, rows: Rows) -> None:  # noqa: B027 - most tasks have nothing to do
+        """Gives a new head what the training `rows` alone can tell it, before the first step."""
+
     def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
         """A row as the model sees it; every random choice comes from `random`, so that it can be made again."""
         return row
@@ -167,3 +170,13 @@ class Task(ABC):
             self, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size, seed=recipe.evaluation.seed
         )
         return self.scores(reduced, labels, rows, recipe)
+
+
+def batch_defaults(given: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """`rows` in a step, however many processes share them; in a pass where `given` says how many passes are a step."""
+    device_rows, passes = (
+        given.get(f"train.{name}") for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    )
+    if given.get("train.global_batch_size") is not None or device_rows not in (None, "auto"):
+        return {}
+    return {f"train.{'global' if passes is None else 'per_device_train'}_batch_size": rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError, UsageError
@@ -29,7 +30,20 @@ if TYPE_CHECKING:
 class Denoising(LanguageModel):
     new_type = "t5"
     auto_model = "AutoModelForSeq2SeqLM"
-    metrics = ("perplexity", "token_accuracy", "nll")
+    watched = ("perplexity", "token_accuracy", "nll")
+    metrics = (*watched, "bits_per_byte", "bits_per_character", "word_perplexity")
+
+    def load(self, recipe: Recipe) -> dict[str, Dataset]:
+        from hfkit.data import load_data, pair_columns
+
+        if recipe.data.columns.target is None:
+            if recipe.data.max_length is not None:  # a text alone is divided into blocks
+                raise UsageError("--max-length has no effect without --target-column", "leave it out")
+            return super().load(recipe)
+        loaded = load_data(recipe)
+        columns = dict(zip(pair_columns(loaded, recipe), ("text", "target"), strict=True))
+        renamed = {column: role for column, role in columns.items() if column != role}
+        return {name: part.select_columns([*columns]).rename_columns(renamed) for name, part in loaded.items()}
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
@@ -98,7 +112,33 @@ class Denoising(LanguageModel):
         return token_statistics(outputs[0], labels)
 
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
-        return nll_scores(reduced, recipe, f"target tokens, spans drawn once from seed {recipe.evaluation.seed}")
+        how = f"target tokens of span corruption of the text alone, spans drawn once from seed {recipe.evaluation.seed}"
+        return nll_scores(reduced, recipe, how)
+
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        recipe: Recipe,
+        beside: Path | None = None,
+    ) -> dict[str, Score]:
+        if "target" not in dataset.column_names:
+            return super().evaluate(model, tokenizer, dataset, recipe, beside)
+        from hfkit.perplexity import measure_targets
+        from hfkit.results import write_rows
+
+        found = measure_targets(
+            model,
+            tokenizer,
+            dataset["text"][:],
+            dataset["target"][:],
+            max_length=recipe.data.max_length,
+            batch_size=recipe.evaluation.batch_size,
+        )
+        if beside is not None:
+            write_rows(beside, found.rows())
+        return found.scores(interval=recipe.evaluation.interval, seed=recipe.evaluation.seed)
 
 
 def noise(num_tokens: int, density: float, mean_length: float) -> tuple[int, int]:

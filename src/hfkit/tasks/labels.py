@@ -216,14 +216,15 @@ def flat(labels: Iterable[Any]) -> list[str]:
 def check_known(splits: Mapping[str, Dataset], names: Sequence[str]) -> None:
     """DataError at the first label that is none of `names`."""
     known = set(names)
+    whose, fix = ("training data", " or add training rows that have it") if "train" in splits else ("model", "")
     for split, dataset in splits.items():
         for row, label in enumerate(labels_of(dataset), start=1):
             for name in flat([label]):
                 if name not in known:
                     raise DataError(
-                        f"{split} data, row {row}: label '{name}' is none of the training data's: "
+                        f"{split} data, row {row}: label '{name}' is none of the {whose}'s: "
                         f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
-                        "correct the label or add training rows that have it",
+                        f"correct the label{fix}",
                     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import DataError, UsageError
-from hfkit.tasks.base import IGNORED, Batch, Task
+from hfkit.tasks.base import IGNORED, Batch, Task, batch_defaults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str
         "data.train": [BUILTIN_TEXT],
         "data.block_size": 256,
         "train.num_train_epochs": 3.0 if new else 1.0,
-        "train.per_device_train_batch_size": 16 if new else 8,
+        **batch_defaults(given, 16 if new else 8),
         "train.per_device_eval_batch_size": 16,
         "train.learning_rate": 1e-3 if new else 5e-4 if given.get("lora.enabled") else 5e-5,
         "train.lr_scheduler_type": "cosine",
