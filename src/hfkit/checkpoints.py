@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hfkit.errors import ModelError, StorageError
 
@@ -187,6 +187,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def to_disk(file: IO[bytes]) -> None:
+    """Puts on the disk what was written to an open file."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def file_hash(path: Path) -> str:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hfkit.checkpoints import sync, temporary
+from hfkit.checkpoints import sync, temporary, to_disk
 from hfkit.console import say
 from hfkit.errors import BusyError, StorageError, UsageError
 from hfkit.generation import Answer, Generator, warn_of_cut
@@ -76,8 +76,7 @@ class Partial:
             batches = plan()
             self.lock.truncate(0)
             self.lock.write(json.dumps({"facts": facts, "batches": batches}).encode())
-            self.lock.flush()
-            os.fsync(self.lock.fileno())
+            to_disk(self.lock)
             sync(self.output.parent)
             return batches, set()
 
@@ -89,8 +88,7 @@ class Partial:
             lines += b"\n" + json.dumps({"id": number, "answers": made}, ensure_ascii=False).encode()
         with self._storage_errors(), self.own.open("ab") as file:
             file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+            to_disk(file)
 
     def finish(self, prompts: Iterable[Row], num_rows: int) -> None:
         """Makes the output: every row of `prompts` with its answers, in order; then nothing else is left."""
@@ -112,8 +110,7 @@ class Partial:
                         row = {"id": number} | ({"sequence": sequence} if len(answers) > 1 else {}) | prompt | answer
                         out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                         ends.append((answer["finish_reason"], answer["tokens"]))
-                out.flush()
-                os.fsync(out.fileno())
+                to_disk(out)
                 os.replace(new, self.output)
             sync(self.output.parent)
             os.truncate(self.manifest, 0)  # from here on it is finished

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit.checkpoints import to_disk
 from hfkit.console import is_main_process, say, warn
 from hfkit.distributed import on_main, together
 from hfkit.errors import DataError, ModelError, StorageError, UsageError, did_you_mean
@@ -88,9 +89,9 @@ def _predict_file(
             for number, answer in enumerate(itertools.chain([first], given), start=done + 1):
                 out.write((json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n").encode())
                 if (number - done) % CHUNK == 0:
-                    _to_disk(out)
+                    to_disk(out)
                     say(f"{number:,} rows")
-            _to_disk(out)
+            to_disk(out)
     except OSError as error:
         raise StorageError(f"{output}: {error.strerror}", "make room, then add --resume") from error
     say(f"{number:,} rows in {output}")
@@ -251,8 +252,3 @@ def _require_same_model(recipe: Recipe, last: Answer, output: Path) -> None:
 def _numbers(answer: Answer) -> dict[str, float]:
     given = answer.get("probabilities") or {"value": answer.get("value")}
     return {name: float(number) for name, number in given.items() if number is not None}
-
-
-def _to_disk(out: Any) -> None:
-    out.flush()
-    os.fsync(out.fileno())
