@@ -92,8 +92,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def raise_if_stopped(self) -> None:
         """After training: StoppedError where a signal to any rank ended it; from here on a signal acts at once."""
         self.signals.immediate = True
-        self.signals.caught = distributed.largest(self.signals.caught, self.trainer.args.device)
-        if self.signals.caught:
+        if self.signals.on_any_rank(self.trainer.args.device):
             raise self._stopped()
 
     def _stopped(self) -> StoppedError:
@@ -129,10 +128,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         rows = self.stream.num_rows or len(self.stream)
         state.epoch = step * self.stream.step_rows / rows  # the library sees the whole stream as one epoch
-        self.signals.caught = stop = distributed.largest(self.signals.caught, args.device)
+        stop = self.signals.on_any_rank(args.device)
         last = step >= state.max_steps or self._is_over()
-        control.should_save = bool(stop) or last or step % self.save_steps == 0 or self._evaluates(state)
-        control.should_training_stop = bool(stop) or last
+        control.should_save = stop or last or step % self.save_steps == 0 or self._evaluates(state)
+        control.should_training_stop = stop or last
         if control.should_save:
             optimizer = [value for values in kwargs["optimizer"].state.values() for value in values.values()]
             if not all_finite([*kwargs["model"].state_dict().values(), *optimizer]):
@@ -145,7 +144,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         distributed.barrier()
         distributed.on_main(lambda: self._commit(state.global_step))
-        if distributed.largest(self.signals.caught, args.device):
+        if self.signals.on_any_rank(args.device):
             control.should_training_stop = True
         elif self._evaluates(state):
             self.evaluate()
@@ -202,8 +201,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.signals.caught = distributed.largest(self.signals.caught, args.device)
-        if self.signals.caught:
+        if self.signals.on_any_rank(args.device):
             raise self._stopped()
 
     def on_log(

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+from hfkit import distributed
 from hfkit.errors import StoppedError
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -33,6 +35,16 @@ class StopSignal:
         again, self.caught = bool(self.caught), self.caught or number
         if (again and number == signal.SIGINT) or (self.immediate and not again):
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def on_any_rank(self, device: Any) -> bool:
+        """Whether a signal has come to any process of the run; all of them get the same answer, and the same `caught`.
+
+        One that comes while they ask each other is remembered, for the next time.
+        """
+        number = distributed.largest(self.caught, device)
+        if number:
+            self.caught = number
+        return bool(number)
 
     def stopped(self, what: str) -> StoppedError:
         """The error that tells of the signal; `what` is kept."""

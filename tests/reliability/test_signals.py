@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from harness import Ended, Material, SignalAt, at_step, committed, contents, hfkit, launch, state_hash, status
 
+from hfkit.signals import stop_signals
+
 Resumed = Callable[..., Ended]
 Unbroken = Callable[..., str]
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -194,3 +196,28 @@ def test_killed_rank_ends_the_others(
     again = resumed("mlm", run, *patient, ranks=2)
     assert again.codes == [0, 0], again.err
     assert state_hash(run) == unbroken("mlm", ranks=2)
+
+
+def ask_each_other(arguments: list[str]) -> int:
+    """A rank whose fellow hears of a signal while the two ask each other; 0 where both know of it the next time."""
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    PartialState(cpu=True)
+    pids: list[int] = [0, 0]
+    dist.all_gather_object(pids, os.getpid())
+    with stop_signals() as signals:
+        signals.immediate = False
+        if dist.get_rank() == 1:
+            time.sleep(0.5)  # the other waits for this one by now
+            os.kill(pids[0], signal.SIGTERM)
+            time.sleep(0.1)
+        signals.on_any_rank("cpu")
+        known = signals.on_any_rank("cpu")
+    return 0 if known and signals.caught == signal.SIGTERM else 1
+
+
+def test_signal_while_ranks_ask_each_other(tmp_path: Path) -> None:
+    launched = launch([], tmp_path / "said", ranks=2, program=ask_each_other)
+    launched.wait()
+    assert [process.exitcode for process in launched.processes] == [0, 0]
