@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,55 @@ def test_entities_are_counted_as_conlleval_does() -> None:
     assert scores["entity_f1"].value == pytest.approx(2 * 3 / (4 + 6))
     same = compute(["entity_f1"], references, references)["entity_f1"]
     assert (same.value, same.low, same.high, same.n) == (1, 1, 1, 3)
+
+
+METRIC_OF_THE_HUB = """
+import datasets
+import evaluate
+
+class SameLength(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        pairs = list(zip(predictions, references))
+        return {"same_length": sum(len(a) == len(b) for a, b in pairs) / len(pairs), "by_row": [1, 0]}
+"""
+
+
+def test_metric_of_the_hub_only_where_a_download_is_allowed(tmp_path: Path) -> None:
+    """One that was downloaded before: `evaluate` takes it from its cache where there is no network."""
+    cached = tmp_path / "modules" / "evaluate_modules" / "metrics" / "evaluate-metric--same_length" / ("a" * 64)
+    cached.mkdir(parents=True)
+    (cached / "same_length.py").write_text(METRIC_OF_THE_HUB)
+    for number in range(len(cached.relative_to(tmp_path).parts)):
+        (cached.parents[number] / "__init__.py").touch()
+    (tmp_path / "p.txt").write_text("four\nfive\nsix\n")
+    (tmp_path / "r.txt").write_text("five\nfour\nseven\n")
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+
+    def evaluated(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hfkit", "evaluate", "--predictions", "p.txt", "--references", "r.txt", *more]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    done = evaluated("--metrics", "exact_match,same_length", "--allow-download", "--json")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    assert list(metrics) == ["exact_match", "same_length"]
+    assert metrics["same_length"]["value"] == pytest.approx(2 / 3)
+    assert metrics["same_length"]["definition"] == "same_length of the Hub, code aaaaaaaaaaaa; no interval"
+    refused = {
+        ("--metrics", "same_length"): "unknown metric 'same_length'",
+        ("--metrics", "bleu", "--allow-download"): "--allow-download has no effect: hfkit has these metrics itself",
+        ("--metrics", "same_lengths", "--allow-download"): "metric 'same_lengths' can't be had from the Hub: ",
+    }
+    for more, problem in refused.items():
+        done = evaluated(*more)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"error: {problem}" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 # Intervals

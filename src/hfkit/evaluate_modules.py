@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import datasets  # noqa: TID253
 import evaluate  # noqa: TID253
 
 from hfkit.errors import DataError, UsageError
-from hfkit.metrics import METRICS, compute, suggestion
+from hfkit.hub import no_telemetry
+from hfkit.metrics import METRICS, Score, compute, suggestion
+from hfkit.results import Row
 
 NUMBERS = ("pearson", "spearman", "mae", "rmse")
 
@@ -22,7 +26,32 @@ def load(name: str, *, allow_download: bool = False) -> evaluate.EvaluationModul
         raise UsageError(f"unknown metric '{name}', {suggestion(name)}", "allow_download=True to look on the Hub")
     if os.path.exists(name):  # which `evaluate.load` would run
         raise UsageError(f"'{name}' is a file or folder here, and code in it is not run", "change the directory")
-    return evaluate.load(name)
+    no_telemetry()
+    try:
+        return evaluate.load(name)
+    except (OSError, ImportError) as error:  # a network that isn't there is an OSError too
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"metric '{name}' can't be had from the Hub: {reason}", suggestion(name)) from error
+
+
+def hub_scores(name: str, rows: Sequence[Row]) -> dict[str, Score]:
+    """What the Hub's metric says of the rows, by its own keys: numbers alone, without intervals, since nobody here
+    knows what they are means of."""
+    module = load(name, allow_download=True)
+    columns = {"predictions": [row["prediction"] for row in rows]}
+    if referred := next((key for key in ("references", "reference") if key in rows[0]), None):
+        columns["references"] = [row[referred] for row in rows]
+    try:
+        found = module.compute(**columns) or {}
+    except (ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"metric '{name}' of the Hub refuses these rows: {reason}", "leave it out") from error
+    definition = f"{name} of the Hub, code {module._hash[:12]}; no interval"
+    return {
+        key: Score(float(value), None, None, len(rows), definition)
+        for key, value in found.items()
+        if isinstance(value, Real)
+    }
 
 
 class HfkitMetric(evaluate.Metric):  # type: ignore[misc]

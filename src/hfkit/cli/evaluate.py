@@ -48,6 +48,14 @@ def evaluate(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Keep eval_results.json and a line for every row here."),
     ] = None,
+    allow_download: Annotated[
+        bool,
+        typer.Option(
+            "--allow-download",
+            metavar="",
+            help="Run the Hub's code for --metrics that hfkit doesn't have.",
+        ),
+    ] = False,
     set_: Set = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -68,7 +76,7 @@ def evaluate(
 
     hfkit evaluate --predictions out.txt --references ref.txt --metrics bleu
     """
-    from hfkit.metrics import WITHOUT_REFERENCES
+    from hfkit.metrics import METRICS, WITHOUT_REFERENCES
     from hfkit.readers import is_table
     from hfkit.resolve import resolve
 
@@ -76,7 +84,14 @@ def evaluate(
     wanted = recipe.evaluation
     metrics, groups = wanted.metrics, []
     if predictions is None and not references:
-        _refuse({"--column": column, "--prediction-column": prediction_column, "--reference-column": reference_column})
+        _refuse(
+            {
+                "--column": column,
+                "--prediction-column": prediction_column,
+                "--reference-column": reference_column,
+                "--allow-download": allow_download or None,
+            }
+        )
         if recipe.model.name is None:
             raise UsageError("there is nothing to evaluate", "hfkit evaluate RUN, or --predictions F --references G")
         if launch is not None:
@@ -113,7 +128,17 @@ def evaluate(
         )
         groups = [row.pop("group") for row in rows] if by is not None else []
         metrics = metrics or ["bleu", "rouge"]
-        scores = score(rows, metrics, interval=wanted.interval, seed=wanted.seed)
+        of_hub = [name for name in metrics if allow_download and name not in METRICS]
+        if allow_download and not of_hub:
+            raise UsageError("--allow-download has no effect: hfkit has these metrics itself", "leave it out")
+        if of_hub and by is not None:
+            raise UsageError(f"--by: '{of_hub[0]}' of the Hub is computed of all rows alone", "leave one of them out")
+        metrics = [name for name in metrics if name not in of_hub]
+        scores = score(rows, metrics, interval=wanted.interval, seed=wanted.seed) if metrics else {}
+        for name in of_hub:
+            from hfkit.evaluate_modules import hub_scores
+
+            scores |= hub_scores(name, rows)
         if output is not None:
             keep_rows(output, rows, scores)
 
