@@ -21,7 +21,7 @@ def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     settings = read_recipe(RECIPES[name])[0]
     command, data = TASKS[settings["task"]].command, settings.get("data", {})
-    line = [command, name, "--max-steps", "2", "--batch-size", "2", "--output-dir", "run"]
+    line = [command, name, "--max-steps", "2", "--global-batch-size", "2", "--output-dir", "run"]
     if command == "pretrain":
         Path("rows.txt").write_text("\n\n".join(TEXT * 4), encoding="utf-8")
         line += ["--data", "rows.txt", "--validation-split", "0.2", "--block-size", "16"]
