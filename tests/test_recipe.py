@@ -160,7 +160,7 @@ def test_a_run_brings_its_own_data_and_columns_and_is_the_model_itself(tmp_path:
         train__seed=3,
     )
     recipe = resolve("evaluate", run=str(run))
-    assert (recipe.model.name, recipe.model.dtype, recipe.task) == (str(run), "float32", "text-classification")
+    assert (recipe.model.name, recipe.model.dtype, recipe.task) == (str(run), None, "text-classification")
     assert (recipe.data.train, recipe.data.columns.label, recipe.train.seed) == (["t.csv"], "stars", 3)
     other = resolve("evaluate", run=str(run), flags={"data.test": ["dev.csv"]})
     assert (other.data.test, other.data.train, other.data.columns.label) == (["dev.csv"], [], "stars")
@@ -623,7 +623,10 @@ def test_the_schema_describes_every_setting_and_refuses_others() -> None:
     for key, inner in settings_.items():
         assert inner["description"] == SETTINGS[key].metadata["description"]
     assert settings_["train.learning_rate"]["anyOf"] == [{"exclusiveMinimum": 0, "type": "number"}, {"type": "null"}]
-    assert settings_["model.dtype"]["enum"] == ["float32", "bfloat16", "float16"]
+    assert settings_["model.dtype"]["anyOf"] == [
+        {"enum": ["float32", "bfloat16", "float16"], "type": "string"},
+        {"type": "null"},
+    ]
     assert settings_["train.seed"]["default"] == 42
 
 

@@ -114,7 +114,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
     precision = probed_precision() if settings.precision == "auto" else settings.precision
     if precision == "float16" and not has_accelerator:
         raise UsageError("train.precision float16 needs a GPU", "--precision float32")
-    mixed = recipe.model.dtype == "float32"  # weights of half the size need no conversion
+    mixed = recipe.model.dtype in (None, "float32")  # weights of half the size need no conversion
     options: dict[str, Any] = {
         "output_dir": str(directory),
         "seed": settings.seed,
@@ -158,8 +158,10 @@ def probed_precision() -> str:
     it, else float32 (a CPU without them is five times slower in bfloat16, also where it has instructions for it)."""
     import torch
 
+    from hfkit.inference import gpu_has_bfloat16
+
     if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return "bfloat16" if gpu_has_bfloat16() else "float32"
     return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
 
 

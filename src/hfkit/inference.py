@@ -21,6 +21,11 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
     return model.to(accelerator or "cpu").eval()
 
 
+def gpu_has_bfloat16() -> bool:
+    """Whether there is a GPU here that computes in bfloat16, as those from 2020 on do; older ones emulate it."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the classes, shape (rows, classes)."""
     powers = np.exp(logits - logits.max(1, keepdims=True))

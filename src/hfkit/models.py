@@ -197,7 +197,7 @@ def new_or_pretrained(
     import transformers
 
     auto_class = getattr(transformers, auto_model)
-    dtype = getattr(torch, recipe.model.dtype)
+    dtype = getattr(torch, recipe.model.dtype or "float32")
     require_head(config, auto_model)
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = tokenizer.pad_token_id  # as T5's checkpoints have it; its config class has none

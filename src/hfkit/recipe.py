@@ -84,9 +84,10 @@ class Model(Section):
         "--from-scratch",
         only=("pretrain", "finetune"),
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32",
-        "Number type of the weights: float32, bfloat16 (half the memory, five times slower on most CPUs) or float16.",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
+        None,
+        "Number type of the weights: float32 (default), bfloat16 (half the memory, five times slower on most CPUs; "
+        "default for text on GPUs) or float16.",
         "--dtype",
     )
 
