@@ -66,10 +66,10 @@ def meet(seconds: float) -> None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(safe: Callable[[], str] = str) -> Iterator[None]:
     """Inside, passes of a model are divided between the processes that a launcher started: see `share`.
 
-    Raises LostProcessError where another of them has ended.
+    Raises LostProcessError where another of them has ended; `safe` says what is kept then.
     """
     global _divides
     if num_processes() == 1:
@@ -84,7 +84,7 @@ def together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_lost(error):
-            raise lost(error) from error
+            raise lost(error, safe()) from error
         raise
     finally:
         _divides = False

@@ -29,7 +29,7 @@ from hfkit.arguments import (
 from hfkit.best import Best
 from hfkit.checkpoints import read_marker, step_of
 from hfkit.console import is_main_process, say, silence, warn
-from hfkit.distributed import has_parent, largest, num_processes, on_main, require_same
+from hfkit.distributed import has_parent, largest, num_processes, on_main, require_same, together
 from hfkit.errors import DataError, UsageError
 from hfkit.runs import Run, identity, peak_memory_mib, versions
 from hfkit.signals import StopSignal, leave_to_parent, stop_signals
@@ -168,7 +168,8 @@ def fit(
         say(f"resuming from step {step_of(checkpoint)} ({checkpoint})")
     before = run.scores_before()
     if checkpoint is None and task.command == "pretrain" and "validation" in splits:
-        before = task.evaluate(model, tokenizer, splits["validation"], without_intervals(recipe))
+        with together(run.safe):
+            before = task.evaluate(model, tokenizer, splits["validation"], without_intervals(recipe))
         shown = ", ".join(f"{name} {before[name].value:,.4g}" for name in list(before)[:2])
         say(f"validation before training: {shown}")
         run.keep_scores_before(before)
@@ -192,23 +193,28 @@ def fit(
     with callback.progress():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     callback.raise_if_stopped()
-    steps = trainer.state.global_step
-    if not is_main_process():
+    steps, is_sharded = trainer.state.global_step, sharding.is_asked(args)
+    if is_sharded and not is_main_process():  # one whole model is put together, not one for each process
         return {"run": str(run.directory)}
     kept = steps if best is None or best.step is None else best.step
     if kept != steps:
         say(f"the best model is that of step {kept}, not the last: {best}")
-    if kept != steps or sharding.is_asked(args):  # of sharded weights each process has a part only
+    if kept != steps or is_sharded:  # then each process has a part of the weights only
         model = with_weights_of(model, run.checkpoint(kept)).to(args.device)
     model.config.use_cache = use_cache  # turned off for training, and generation without it is slow
-    if held_out is not None:
-        task.calibrate(model, tokenizer, held_out, recipe)
-    run.export(model, tokenizer)
     scores: dict[str, Any] = {"before training": before} if before else {}
-    for split in ("validation", "test"):
-        if split in splits:
-            say(f"scoring the {split} data")
-            scores[split] = task.evaluate(model, tokenizer, splits[split], recipe, beside=run.directory / split)
+    with nullcontext() if is_sharded else together(run.safe):
+        if held_out is not None:
+            task.calibrate(model, tokenizer, held_out, recipe)
+        if is_main_process():
+            run.export(model, tokenizer)
+        for split in ("validation", "test"):
+            if split in splits:
+                say(f"scoring the {split} data")
+                beside = run.directory / split if is_main_process() else None
+                scores[split] = task.evaluate(model, tokenizer, splits[split], recipe, beside=beside)
+    if not is_main_process():
+        return {"run": str(run.directory)}
     signals.ignore()
     run.finish(
         scores,
