@@ -8,10 +8,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    BartConfig,
-    BartForConditionalGeneration,
-    T5Config,
-    T5ForConditionalGeneration,
     T5ForSequenceClassification,
 )
 
@@ -19,8 +15,7 @@ import hfkit
 from hfkit.__main__ import main
 from hfkit.errors import UsageError
 from hfkit.generation import load_generator
-from hfkit.tokenization import train_tokenizer
-from tiny_models import TEXT, make_bert, make_gpt2, spread
+from tiny_models import make_bart, make_bert, make_gpt2, make_t5, spread
 
 PROMPTS = [
     "hello",
@@ -42,31 +37,12 @@ def gpt2(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("models") / "tiny-t5"
-    tokenizer = train_tokenizer(TEXT, "roberta", 300)  # T5's own Unigram kind comes out differently each time
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=ids["pad_token_id"], **ids, **sizes)
-    spread(T5ForConditionalGeneration(config), seed=11).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return make_t5(tmp_path_factory.mktemp("models") / "tiny-t5")
 
 
 @pytest.fixture(scope="module")
 def bart(tmp_path_factory):
-    """Its positions are counted from the first column, padding or not."""
-    directory = tmp_path_factory.mktemp("models") / "tiny-bart"
-    tokenizer = train_tokenizer(TEXT, "roberta", 300)
-    counts = dict.fromkeys(
-        ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2
-    )
-    widths = dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16)
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    ids |= {"decoder_start_token_id": ids["eos_token_id"], "forced_eos_token_id": None}
-    config = BartConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **counts, **widths, **ids)
-    spread(BartForConditionalGeneration(config)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return make_bart(tmp_path_factory.mktemp("models") / "tiny-bart")
 
 
 def directly(directory, prompt, **options):
@@ -264,3 +240,17 @@ def test_prompts_without_any_are_a_usage_error(gpt2, capsys):
     with pytest.raises(UsageError, match="prompt 64"):
         hfkit.generate(str(gpt2), ["hello", "!" * 64])
     assert hfkit.generate(str(gpt2), []) == []
+
+
+def test_number_type_is_that_which_the_machine_is_fast_at(gpt2, monkeypatch, capsys):
+    def of(**model):
+        return load_generator(hfkit.load_recipe("generate", **{"model.name": str(gpt2), **model})).model.dtype
+
+    assert of() == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert of() == torch.bfloat16
+    assert "weights in bfloat16, the fast type of this GPU (--dtype float32 rounds less)" in capsys.readouterr().err
+    assert of(**{"model.dtype": "float32"}) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert of() == torch.float32

@@ -10,18 +10,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    BartConfig,
-    BartForConditionalGeneration,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import hfkit
 from hfkit.__main__ import main
 from hfkit.generation import load_generator
 from hfkit.likelihood import ranked, score
-from hfkit.tokenization import train_tokenizer
-from tiny_models import TEXT, make_gpt2, spread
+from tiny_models import make_bart, make_gpt2, make_t5, spread
 
 PROMPTS = ["hello", "the quick brown fox jumps over", "a tiny"]
 CHOICES = ["world", "the lazy dog", "fox", "hello"]
@@ -37,29 +32,12 @@ def gpt2(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("models") / "tiny-t5"
-    tokenizer = train_tokenizer(TEXT, "roberta", 300)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=ids["pad_token_id"], **ids, **sizes)
-    spread(T5ForConditionalGeneration(config), seed=11).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return make_t5(tmp_path_factory.mktemp("models") / "tiny-t5")
 
 
 @pytest.fixture(scope="module")
 def bart(tmp_path_factory):
-    """Its targets begin with <s>, after the start token </s>."""
-    directory = tmp_path_factory.mktemp("models") / "tiny-bart"
-    tokenizer = train_tokenizer(TEXT, "roberta", 300)
-    names = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
-    sizes = dict.fromkeys(names, 2) | dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16)
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    ids |= {"decoder_start_token_id": ids["eos_token_id"], "forced_eos_token_id": None}
-    config = BartConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **sizes, **ids)
-    spread(BartForConditionalGeneration(config)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return make_bart(tmp_path_factory.mktemp("models") / "tiny-bart")
 
 
 def generator_of(directory, **generation):

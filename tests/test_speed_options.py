@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfkit
 from hfkit.__main__ import main
 from hfkit.generation import load_generator
-from hfkit.tokenization import train_tokenizer
-from tiny_models import TEXT, make_gpt2, spread
+from tiny_models import make_gpt2, make_t5, spread
 
 PROMPTS = ["the quick brown fox jumps over the lazy dog, the quick brown", "你好，世界", ""]
 
@@ -29,14 +28,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("models") / "t5"
-    tokenizer = train_tokenizer(TEXT, "roberta", 300)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=ids["pad_token_id"], **ids, **sizes)
-    spread(T5ForConditionalGeneration(config), seed=11).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return make_t5(tmp_path_factory.mktemp("models") / "tiny-t5")
 
 
 def forwards(model, **settings):

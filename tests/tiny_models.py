@@ -43,6 +43,40 @@ def make_bert(directory: Path) -> Path:
     return directory
 
 
+def make_t5(directory: Path) -> Path:
+    """An encoder-decoder of T5's type, its weights wide apart; its tokenizer is not T5's own Unigram kind, which comes
+    out differently each time."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from hfkit.tokenization import train_tokenizer
+
+    tokenizer = train_tokenizer(TEXT, "roberta", 300)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=ids["pad_token_id"], **ids, **sizes)
+    spread(T5ForConditionalGeneration(config), seed=11).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def make_bart(directory: Path) -> Path:
+    """An encoder-decoder of BART's type, its weights wide apart: positions are counted from the first column, padding
+    or not, and targets begin with <s> after the start token </s>."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    from hfkit.tokenization import train_tokenizer
+
+    tokenizer = train_tokenizer(TEXT, "roberta", 300)
+    names = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
+    sizes = dict.fromkeys(names, 2) | dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16)
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    ids |= {"decoder_start_token_id": ids["eos_token_id"], "forced_eos_token_id": None}
+    config = BartConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **sizes, **ids)
+    spread(BartForConditionalGeneration(config)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def make_word_tokenizer(num_words: int = 50, eos: str | None = "</s>"):
     """Words w0, w1, ... between blanks, ids from 1 on in their order; id 0 is `eos`, or one more word without it."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,32 +162,24 @@ def _for_any_file(data: Any) -> Any:
 
 
 def _read_stdin(recipe: Recipe) -> Iterator[Text]:
-    """A text a line, or, where the first one begins with a brace, a JSON object a line with columns as in training."""
-    columns = recipe.data.columns
-    text, pair = columns.text or "text", columns.text_pair
-    lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1))
-    lines = ((number, line) for number, line in lines if line.strip())
-    first = next(lines, None)
-    if first is None:
-        raise DataError("stdin: no rows", "write one text a line")
-    are_objects = first[1].lstrip().startswith("{")
-    for number, line in itertools.chain([first], lines):
-        if not are_objects:
+    """A text a line, or a JSON object a line with columns as in training."""
+    from hfkit.readers import read_stdin
+
+    text, pair = recipe.data.columns.text or "text", recipe.data.columns.text_pair
+    for number, row in read_stdin():
+        if isinstance(row, str):
             if pair is not None:
                 raise DataError("stdin: this model takes pairs", f'write {{"{text}": "...", "{pair}": "..."}} lines')
-            yield line, None
+            yield row, None
             continue
-        try:
-            row = json.loads(line)
-            wanted = [row[name] for name in (text, pair) if name is not None]
-        except (ValueError, TypeError) as error:
-            raise DataError(f"stdin: line {number}: not a JSON object: {error}", "one object a line") from None
-        except KeyError as error:
-            near = did_you_mean(str(error.args[0]), row) or f"found: {', '.join(row)}"
-            raise DataError(f"stdin: line {number}: no key {error}", near) from None
-        if not all(isinstance(one, str) for one in wanted):
-            raise DataError(f"stdin: line {number}: {wanted} is not text", 'write {"text": "..."}')
-        yield wanted[0], wanted[1] if len(wanted) > 1 else None
+        wanted = [name for name in (text, pair) if name is not None]
+        if missing := [name for name in wanted if name not in row]:
+            near = did_you_mean(missing[0], row) or f"found: {', '.join(row)}"
+            raise DataError(f"stdin: line {number}: no key '{missing[0]}'", near)
+        texts = [row[name] for name in wanted]
+        if not all(isinstance(one, str) for one in texts):
+            raise DataError(f"stdin: line {number}: {texts} is not text", 'write {"text": "..."}')
+        yield texts[0], texts[1] if len(texts) > 1 else None
 
 
 def _task_of(config: Any, name: str) -> str:

@@ -141,25 +141,16 @@ def _read_stdin() -> tuple[Dataset, list[int]]:
     """The rows of stdin, and the line of each; blank lines only divide."""
     from datasets import Dataset
 
-    from hfkit.readers import first_line
+    from hfkit.readers import first_line, read_stdin
 
-    lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if line.strip()]
-    if not lines:
-        raise DataError("stdin: no rows", "write one prompt a line")
-    rows = [{"text": line} for _, line in lines]
-    if lines[0][1].lstrip().startswith("{"):
-        for place, (number, line) in enumerate(lines):
-            try:
-                rows[place] = dict(json.loads(line))
-            except (ValueError, TypeError) as error:
-                problem = f"stdin: line {number}: not a JSON object: {first_line(error)}"
-                raise DataError(problem, "write one whole JSON object a line") from None
+    lines, given = zip(*read_stdin(), strict=True)
+    rows = [{"text": row} if isinstance(row, str) else row for row in given]
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         dataset = Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, split="train")
     except (TypeError, ValueError, OverflowError) as error:  # pyarrow's own are kinds of these
         raise DataError(f"stdin: {first_line(error)}", "write one kind of value in a column") from None
-    return dataset, [number for number, _ in lines]
+    return dataset, list(lines)
 
 
 def encoded(generator: Generator, prompts: Prompts) -> list[array[int]]:

@@ -15,6 +15,7 @@ import itertools
 import json
 import lzma
 import shlex
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -378,6 +379,36 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
                 f"{path}: a damaged {compression} file, after line {number}", "make or fetch it again"
             ) from None
         raise DataError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+@contextlib.contextmanager
+def utf8_stdin() -> Iterator[None]:
+    """Inside, DataError where stdin is in another encoding."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise DataError("stdin: not UTF-8", "iconv -f latin1 -t utf-8, before the pipe") from None
+
+
+def read_stdin() -> Iterator[tuple[int, str | dict[str, Any]]]:
+    """Number and text of each line that isn't blank or, where the first of them begins with a brace, the JSON object
+    in it; DataError where there is none."""
+    numbered = ((number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if line.strip())
+    with utf8_stdin():
+        first = next(numbered, None)
+        if first is None:
+            raise DataError("stdin: no rows", "write one text a line")
+        are_objects = first[1].lstrip().startswith("{")
+        for number, line in itertools.chain([first], numbered):
+            yield number, _parse_line(number, line) if are_objects else line
+
+
+def _parse_line(number: int, line: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        problem = f"stdin: line {number}: not a JSON object: {first_line(error)}"
+        raise DataError(problem, "write one whole JSON object a line") from None
 
 
 def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, encoding: str) -> str:

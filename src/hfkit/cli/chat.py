@@ -76,12 +76,15 @@ def chat(
 
 def _converse(session: ChatSession, in_terminal: bool) -> None:
     """Messages and commands until there are no more; in a terminal, what goes wrong is said and the chat goes on."""
+    from hfkit.readers import utf8_stdin
+
     asking = asked_to_end = False
     with stop_signals() as signals:
         while True:
             try:
                 asking = True
-                message = _typed(in_terminal)
+                with utf8_stdin():
+                    message = _typed(in_terminal)
                 asking = asked_to_end = False
                 if message is None or message.rstrip() == "/quit":
                     return
@@ -118,8 +121,6 @@ def _typed(in_terminal: bool) -> str | None:
         if lines:
             raise DataError(f"the input ended within {BLOCK}", f"end the message with {BLOCK}") from error
         return None
-    except UnicodeDecodeError as error:
-        raise DataError("stdin: not UTF-8", "type or pipe text in UTF-8") from error
     lines[-1] = lines[-1].removesuffix(BLOCK)
     return " " + "\n".join(lines).strip("\n")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfkit import console
-from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, with_settings
+from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, require_file_options, with_settings
 from hfkit.distributed import num_processes
 from hfkit.errors import UsageError
 from hfkit.launcher import Launch
@@ -93,15 +93,11 @@ def generate(
     from hfkit.resolve import resolve
 
     recipe = resolve("generate", run=model_, flags=settings, sets=set_ or ())
-    of_files = {
-        "--output": output,
-        "--references": references,
-        "--metrics": recipe.evaluation.metrics,
-        "--resume": resume,
-        "--overwrite": overwrite,
-        "--num-processes": launch is not None or num_processes() > 1,
-    }
-    _require_one_way(input_, prompt or echo, {flag: value for flag, value in of_files.items() if value})
+    if input_ is not None and (prompt or echo):
+        raise UsageError("--input and --prompt or --echo exclude each other", "choose one")
+    several = launch is not None or num_processes() > 1
+    of_files = {"--references": references, "--metrics": recipe.evaluation.metrics, "--num-processes": several}
+    require_file_options(input_, output, resume, overwrite, of_files, several=several)
     scoring = "--choices" if choices is not None else "--logprobs" if logprobs is not None else None
     if scoring is not None:
         given = {"--input": input_, "--echo": echo, "--logprobs": choices is not None and logprobs is not None}
@@ -123,11 +119,14 @@ def generate(
         if scores:
             _print_scores({name: dataclasses.asdict(one) for name, one in scores.items()}, json)
         return
-    prompts = [sys.stdin.read() if text == "-" else text for text in prompt or ()]
-    if not prompts:
+    if not prompt:
         raise UsageError("there is no prompt", "--prompt 'Once upon a time' or --input FILE")
 
     from hfkit.generation import load_generator, warn_of_cut
+    from hfkit.readers import utf8_stdin
+
+    with utf8_stdin():
+        prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
 
     if ranking is not None:
         _warn_of_idle(recipe)
@@ -212,19 +211,3 @@ def _print_scores(scores: dict[str, dict[str, Any]], json: bool) -> None:
         console.result_json({"metrics": scores, "versions": versions()})
     else:
         console.result(console.score_table(scores))
-
-
-def _require_one_way(input_: str | None, of_prompts: Any, of_files: dict[str, Any]) -> None:
-    """UsageError where the options don't fit each other; `of_files`: those that were given."""
-    if of_files.get("--resume", "auto") != "auto":  # which stands for a --resume alone
-        raise UsageError(f"--resume {of_files['--resume']}: takes no value", "--output FILE.jsonl --resume")
-    if input_ is not None and of_prompts:
-        raise UsageError("--input and --prompt or --echo exclude each other", "choose one")
-    if input_ is None and of_files:
-        raise UsageError(f"{next(iter(of_files))} goes with --input", "--input FILE")
-    if of_files and "--output" not in of_files:
-        raise UsageError(f"{next(iter(of_files))} has no effect without --output", "--output FILE.jsonl")
-    if input_ == "-" and "--num-processes" in of_files:
-        raise UsageError("stdin can't be read by several processes", "write it to a file: --input FILE")
-    if {"--resume", "--overwrite"} <= of_files.keys():
-        raise UsageError("--resume and --overwrite exclude each other", "choose one")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
 from hfkit import console, permissions
+from hfkit.errors import UsageError
 from hfkit.recipe import SETTINGS, acts, is_list, is_mapping
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
@@ -202,6 +205,31 @@ def with_settings(command: str, **renamed: tuple[str, ...]) -> Callable[[Callabl
         return run
 
     return decorate
+
+
+def require_file_options(
+    input_: str | None,
+    output: Path | None,
+    resume: str | None,
+    overwrite: bool,
+    others: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    several: bool,
+) -> None:
+    """UsageError where the options about a file of texts don't fit each other: those that every such command has, and
+    `others`, which need an --output too. `several`: there will be several processes."""
+    options = {"--output": output, "--resume": resume, "--overwrite": overwrite, **others}
+    given = [flag for flag, value in options.items() if value]
+    if resume not in (None, "auto"):  # which stands for a --resume alone
+        raise UsageError(f"--resume {resume}: takes no value", "--output FILE.jsonl --resume")
+    if input_ is None and given:
+        raise UsageError(f"{given[0]} goes with --input", "--input FILE")
+    if output is None and given:
+        raise UsageError(f"{given[0]} has no effect without --output", "--output FILE.jsonl")
+    if input_ == "-" and several:
+        raise UsageError("stdin can't be read by several processes", "write it to a file: --input FILE")
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other", "choose one")
 
 
 def _parameter(command: str, name: str, key: str, flags: tuple[str, ...]) -> inspect.Parameter:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hfkit import console
-from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, with_settings
+from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, require_file_options, with_settings
 from hfkit.distributed import num_processes
 from hfkit.errors import UsageError
 from hfkit.launcher import Launch
@@ -60,9 +60,13 @@ def predict(
     from hfkit.resolve import resolve
 
     recipe = resolve("predict", run=model_, flags=settings, sets=set_ or ())
-    _require_one_way(text, text_pair, input_, output, resume, overwrite)
-    if input_ == "-" and (launch is not None or num_processes() > 1):
-        raise UsageError("stdin can't be read by several processes", "write it to a file: --input FILE")
+    if not text and input_ is None:
+        raise UsageError("there is no text to classify", "--text 'some text' or --input FILE")
+    if text and input_ is not None:
+        raise UsageError("--text and --input exclude each other", "leave one of them out")
+    if text_pair and len(text_pair) != len(text or []):
+        raise UsageError(f"{len(text or [])} --text and {len(text_pair)} --text-pair", "give one pair for each text")
+    require_file_options(input_, output, resume, overwrite, several=launch is not None or num_processes() > 1)
     if launch is not None:
         raise typer.Exit(run_processes(launch))
 
@@ -86,28 +90,3 @@ def shown(answer: dict[str, Any]) -> str:
     shares = ", ".join(f"{answer['probabilities'][label]:.3f}" for label in given)
     beside = ", ".join(f"{label} {p:.3f}" for label, p in [pair for pair in ranked if pair[0] not in given][:3])
     return f"{', '.join(given)}\t{shares}\t({beside})"
-
-
-def _require_one_way(
-    text: list[str] | None,
-    text_pair: list[str] | None,
-    input_: str | None,
-    output: Path | None,
-    resume: str | None,
-    overwrite: bool,
-) -> None:
-    """UsageError where the options don't fit each other."""
-    if resume not in (None, "auto"):  # which stands for a --resume alone
-        raise UsageError(f"--resume {resume}: takes no value", "--output FILE.jsonl --resume")
-    if not text and input_ is None:
-        raise UsageError("there is no text to classify", "--text 'some text' or --input FILE")
-    if text and input_ is not None:
-        raise UsageError("--text and --input exclude each other", "leave one of them out")
-    if text_pair and len(text_pair) != len(text or []):
-        raise UsageError(f"{len(text or [])} --text and {len(text_pair)} --text-pair", "give one pair for each text")
-    if output is not None and input_ is None:
-        raise UsageError("--output goes with --input", "--input FILE")
-    if output is None and (resume or overwrite):
-        raise UsageError(f"{'--resume' if resume else '--overwrite'} has no effect without --output", "leave it out")
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other", "choose one")
