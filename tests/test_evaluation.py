@@ -271,6 +271,56 @@ def test_several_references_come_from_several_files_or_a_list(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["metrics"]["bleu"]["value"] == found["value"]
 
 
+def as_lines(rows):
+    return [json.dumps(row) for row in rows]
+
+
+def test_what_predict_writes_is_scored_by_its_answers_not_by_its_texts(tmp_path, capsys):
+    shares = [{"no": 0.1, "yes": 0.9}, {"no": 0.8, "yes": 0.2}, {"no": 0.6, "yes": 0.4}]
+    labels = [max(row, key=row.get) for row in shares]
+    rows = [
+        {"text": text, "label": label, "score": row[label], "probabilities": row}
+        for text, label, row in zip("abc", labels, shares, strict=True)
+    ]
+    answers = write(tmp_path / "answers.jsonl", as_lines(rows))
+    gold = write(tmp_path / "gold.csv", ["text,label", "a,yes", "b,no", "c,yes"])
+    command = ["evaluate", "--predictions", str(answers)]
+    assert main([*command, "--references", str(gold), "--metrics", "accuracy,log_loss", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["metrics"]
+    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert found["log_loss"]["value"] == pytest.approx(-math.log(0.9 * 0.8 * 0.4) / 3)
+    assert "answers.jsonl: column 'label' (change with --prediction-column" in captured.err
+    assert main([*command, "--references", str(gold), "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["metrics"]) == ["accuracy", "f1_macro", "log_loss"]
+    assert main([*command, "--metrics", "accuracy"]) == 2  # its label is the answer, not the reference
+    assert "no references to compare with" in capsys.readouterr().err
+    assert main([*command, "--references", str(write(tmp_path / "g.txt", ["yes", "no", "maybe"]))]) == 3
+    assert "references, row 3: label 'maybe' is not one of 'no', 'yes'" in capsys.readouterr().err
+
+
+def test_labels_and_numbers_that_predict_writes_are_scored(tmp_path, capsys):
+    shares = [{"a": 0.9, "b": 0.8}, {"a": 0.2, "b": 0.1}]
+    rows = [
+        {"text": "x", "labels": ["a", "b"], "probabilities": shares[0]},
+        {"text": "y", "labels": [], "probabilities": shares[1]},
+    ]
+    answers = write(tmp_path / "answers.jsonl", as_lines(rows))
+    for gold in (["a,b", "a"], as_lines([{"labels": ["b", "a"]}, {"labels": ["a"]}])):
+        file = write(tmp_path / ("gold.txt" if gold[1] == "a" else "gold.jsonl"), gold)
+        command = ["evaluate", "--predictions", str(answers), "--references", str(file), "--json"]
+        assert main([*command, "--metrics", "f1_micro,subset_accuracy,log_loss"]) == 0
+        found = json.loads(capsys.readouterr().out)["metrics"]
+        assert found["f1_micro"]["value"] == pytest.approx(0.8)
+        assert found["subset_accuracy"]["value"] == 0.5
+    numbers = write(tmp_path / "n.jsonl", as_lines([{"text": "x", "value": 1.5}, {"text": "y", "value": 3.0}]))
+    gold = write(tmp_path / "gold.csv", ["text,label", "x,1", "y,5"])
+    assert (
+        main(["evaluate", "--predictions", str(numbers), "--references", str(gold), "--metrics", "mae", "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["metrics"]["mae"]["value"] == 1.25
+
+
 def test_files_are_measured_by_group_and_kept(tmp_path, capsys):
     lines = [
         json.dumps({"prediction": x, "reference": y, "kind": kind})

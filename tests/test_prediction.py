@@ -103,6 +103,20 @@ def test_texts_of_the_command_line_keep_their_order(bert, capsys):
     assert answers == hfkit.predict(str(bert), ["dog", "hello"])
 
 
+def test_predictions_of_a_file_are_scored_as_the_model_on_the_data(bert, tmp_path, capsys):
+    rows = [("a fox", "bad"), ("hello world", "good"), ("lazy dog", "so-so"), ("brown", "bad")]
+    gold, answers = tmp_path / "gold.csv", tmp_path / "answers.jsonl"
+    gold.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    assert main(["predict", str(bert), "--input", str(gold), "--output", str(answers)]) == 0
+    capsys.readouterr()
+    found = []
+    for command in (["--predictions", str(answers), "--references", str(gold)], [str(bert), "--data", str(gold)]):
+        assert main(["evaluate", *command, "--metrics", "accuracy,log_loss", "--json"]) == 0
+        metrics = json.loads(capsys.readouterr().out)["metrics"]
+        found.append({name: metrics[name]["value"] for name in ("accuracy", "log_loss")})
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run trained on the columns `review` and `stars`."""

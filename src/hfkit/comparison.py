@@ -31,7 +31,7 @@ from hfkit.tasks.labels import MULTIPLE, REGRESSION, SINGLE
 from hfkit.tasks.text_classification import DEFAULT_METRICS, OF_PROBABILITIES
 
 MOST = 5  # rows shown of those where two systems differ most
-TEXTS = ("bleu", "chrf", "rouge")
+TEXTS = ("bleu", "rouge")  # where no metric is named
 # What nats are divided by, and how the ratio becomes the number.
 PER: dict[str, tuple[str, Any]] = {
     "perplexity": ("tokens", np.exp),
@@ -251,7 +251,7 @@ def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
         return DEFAULT_METRICS[MULTIPLE if isinstance(row["reference"], list) else SINGLE]
     if isinstance(row["prediction"], list) and "reference" in row:
         return DEFAULT_METRICS[SINGLE]
-    return DEFAULT_METRICS[REGRESSION] if isinstance(row.get("reference"), float | int) else TEXTS
+    return DEFAULT_METRICS[REGRESSION] if isinstance(row["prediction"], float | int) else TEXTS
 
 
 def samples_of(

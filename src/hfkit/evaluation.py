@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Columns of prediction files, the first that is there.
 PREDICTION_NAMES = ("prediction", "predictions", "predicted", "generated", "output", "text")
 REFERENCE_NAMES = ("references", "reference", "target", "label", "text")
+AMBIGUOUS = ("output", "text", "label", "labels", "value")  # of these, which one was taken is said
+ANSWER_NAMES = ("label", "labels", "value")  # what `hfkit predict` says of a text, which it repeats
 
 
 @dataclass(frozen=True)
@@ -148,14 +150,17 @@ def rows_of_files(
 
     A .txt file holds one a line, an empty one too; other files hold one a row, in the column named or a usual one, in
     which a list stands for several references. Without `references` they are taken from the file of the predictions,
-    where it has such a column. `by`: a column of either that goes into the rows as "group".
+    where it has such a column. Rows that `hfkit predict` or `hfkit evaluate -o` wrote have "probabilities", too.
+    `by`: a column of either that goes into the rows as "group".
     """
     table = _Table(predictions)
-    made = table.column(prediction_column, PREDICTION_NAMES)
+    answer = table.answer() if prediction_column is None else None
+    made = table.column(prediction_column, PREDICTION_NAMES if answer is None else [answer])
     if references:
         others = [_Table(path) for path in references]
-    else:
-        others = [table] if table.has(reference_column, REFERENCE_NAMES[:-1]) else []
+    else:  # a label beside an answer is the answer
+        has_both = table.has(reference_column, REFERENCE_NAMES[:-1] if answer is None else ())
+        others = [table] if has_both else []
     given = [other.column(reference_column, REFERENCE_NAMES) for other in others]
     for path, lines in zip(references, given, strict=False):
         if len(lines) != len(made):
@@ -169,6 +174,10 @@ def rows_of_files(
             row["reference"] = texts[0]
         else:
             row["references"] = [one for text in texts for one in (text if isinstance(text, list) else [text])]
+    if prediction_column is None and others and "probabilities" in table.names:
+        rows = [
+            _with_probabilities(row, shares) for row, shares in zip(rows, table.column("probabilities"), strict=True)
+        ]
     if by is not None:
         holder = next((one for one in (table, *others) if one.has(by)), None)
         if holder is None:
@@ -178,6 +187,17 @@ def rows_of_files(
         for row, group in zip(rows, holder.column(by), strict=True):
             row["group"] = str(group)
     return rows
+
+
+def _with_probabilities(row: Row, shares: Any) -> Row:
+    """The row of a classifier: references are names of labels then, and several of them those of one text."""
+    if not isinstance(shares, dict):
+        return row
+    actual = row.pop("references") if "references" in row else row["reference"]
+    if isinstance(row["prediction"], list):
+        actual = [name.strip() for name in actual.split(",") if name.strip()] if isinstance(actual, str) else actual
+        return {**row, "reference": [str(name) for name in actual], "probabilities": shares}
+    return {**row, "reference": str(actual), "probabilities": shares}
 
 
 class _Table:
@@ -199,6 +219,13 @@ class _Table:
     def has(self, name: str | None, usual: Sequence[str] = ()) -> bool:
         return any(one in self.names for one in ([name] if name else usual))
 
+    def answer(self) -> str | None:
+        """The column with the answers where `hfkit predict` wrote the file."""
+        is_theirs = self.names[:1] == ["text"] and self.has(None, ("probabilities", "value"))
+        if not is_theirs or self.has(None, PREDICTION_NAMES[:-1]):
+            return None
+        return next((name for name in ANSWER_NAMES if name in self.names), None)
+
     def column(self, name: str | None, usual: Sequence[str] = ()) -> list[Any]:
         """The named column, else the first usual one, else the only one."""
         if self.lines is not None:
@@ -209,6 +236,8 @@ class _Table:
         if found is None:
             wanted = f"column '{name}'" if name else f"column of the usual names ({', '.join(usual)})"
             raise DataError(f"{self.path} has no {wanted}, found: {', '.join(self.names)}", "--column NAME")
+        if name is None and len(self.names) > 1 and found in AMBIGUOUS:
+            say(f"{self.path}: column '{found}' (change with --prediction-column or --reference-column)")
         return list(self.dataset[found])
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hfkit.recipe import Recipe
 
 PROMPT_NAMES = ("prompt", "messages", "text", "instruction", "question", "input")  # columns, the first that is there
-REFERENCE_METRICS = ("bleu", "rouge")  # where references are given and no metric is named
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 
 
@@ -53,7 +52,9 @@ def generate_file(
     model, input or setting is a UsageError then, unless `overwrite`. A finished `output` is kept with `resume`, written
     anew with `overwrite`. Several processes share the batches.
     """
-    metrics = recipe.evaluation.metrics or list(REFERENCE_METRICS if references is not None else ())
+    from hfkit.comparison import TEXTS
+
+    metrics = recipe.evaluation.metrics or list(TEXTS if references is not None else ())
     _require_measurable(metrics, references)
     if output is not None:
         _require_writable(output, file)

@@ -116,7 +116,7 @@ def evaluate(
         if launch is not None:
             raise UsageError("--num-processes has no effect on files: no model runs", "leave it out")
 
-        from hfkit.comparison import score
+        from hfkit.comparison import default_metrics, score
         from hfkit.evaluation import keep_rows, rows_of_files
 
         rows = rows_of_files(
@@ -127,7 +127,7 @@ def evaluate(
             by=by,
         )
         groups = [row.pop("group") for row in rows] if by is not None else []
-        metrics = metrics or ["bleu", "rouge"]
+        metrics = metrics or list(default_metrics(rows))
         of_hub = [name for name in metrics if allow_download and name not in METRICS]
         if allow_download and not of_hub:
             raise UsageError("--allow-download has no effect: hfkit has these metrics itself", "leave it out")
