@@ -1,6 +1,9 @@
 """Generation: what the library's own `generate` gives, whatever stands beside a prompt in its batch."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -254,3 +257,19 @@ def test_number_type_is_that_which_the_machine_is_fast_at(gpt2, monkeypatch, cap
     assert of(**{"model.dtype": "float32"}) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert of() == torch.float32
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_stdin_is_a_prompt_without_its_last_line_end(gpt2, locale):
+    def said(text, *arguments):
+        command = [sys.executable, "-m", "hfkit", "generate", str(gpt2), "--max-new-tokens", "2", *arguments]
+        environment = os.environ | {"LC_ALL": locale}
+        return subprocess.run(command, input=text, env=environment, capture_output=True, check=False)
+
+    assert said(b"", "--prompt", "the fox", "--echo").stdout.startswith(b"the fox")
+    assert said("你好\n".encode(), "--prompt", "-").stdout == said(b"", "--prompt", "你好").stdout
+    broken = said(b"caf\xe9", "--prompt", "-")
+    assert (broken.returncode, broken.stdout) == (3, b"")
+    assert broken.stderr.startswith(b"error: stdin: not UTF-8 (fix: iconv")
+    typed = said(b"", "--prompt", b"caf\xe9")
+    assert (typed.returncode, typed.stderr[:27]) == (2, b"error: caf\\udce9: not UTF-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import traceback
@@ -11,7 +12,7 @@ import typer
 
 from hfkit import console
 from hfkit.console import is_main_process
-from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, format_problem
+from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, UsageError, format_problem
 from hfkit.launcher import leave_word
 from hfkit.signals import end_with_launcher, stop_signals
 
@@ -35,6 +36,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console.begin()
     try:
+        _require_text(arguments)
         code = app(args=without_aliases(arguments), prog_name="hfkit", standalone_mode=False, obj=arguments)
     except HfkitError as error:
         if "--debug" in arguments:
@@ -55,6 +57,16 @@ def _command(arguments: Sequence[str] | None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _require_text(arguments: Sequence[str]) -> None:
+    """UsageError for bytes on the command line that are no text: Python would hand them on as halves of characters."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise UsageError(f"{shown}: not UTF-8", "put the text into a file, and name its --encoding") from None
+
+
 def _usage_problem(message: str, arguments: Sequence[str]) -> tuple[str, str]:
     """Typer's message about the command line as ours, the fix apart."""
     for sign in (". Did you mean ", " (Possible options: "):
@@ -68,6 +80,8 @@ def _usage_problem(message: str, arguments: Sequence[str]) -> tuple[str, str]:
 def run() -> None:
     """The process of a command: from its first moment to its last, a signal ends it in order or not at all."""
     end_with_launcher()
+    if isinstance(sys.stdin, io.TextIOWrapper):  # closed, it is None
+        sys.stdin.reconfigure(errors="strict")  # what is no text is told, in every locale
     with stop_signals() as signals:
         code = main()
     signals.ignore()  # the outcome is out, and taking the interpreter down takes a moment

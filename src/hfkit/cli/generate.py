@@ -29,7 +29,9 @@ def generate(
     model_: ModelArgument = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="What the text begins with; can be given several times."),
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="What the text begins with; - is stdin. Can be given several times."
+        ),
     ] = None,
     echo: Annotated[bool, typer.Option("--echo", metavar="", help="Print the prompt before its continuation.")] = False,
     input_: Annotated[
@@ -126,7 +128,7 @@ def generate(
     from hfkit.readers import utf8_stdin
 
     with utf8_stdin():
-        prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
+        prompts = [_all_of_stdin() if text == "-" else text for text in prompt]
 
     if ranking is not None:
         _warn_of_idle(recipe)
@@ -150,6 +152,11 @@ def generate(
     for start, answers in zip(prompts, generator.answers(ids), strict=True):
         for answer in answers:
             console.result(start + answer.text if echo else answer.text)
+
+
+def _all_of_stdin() -> str:
+    """Without its last line end, which `echo` and editors add."""
+    return sys.stdin.read().removesuffix("\n").removesuffix("\r")
 
 
 def _print_scored(
