@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import traceback
@@ -80,6 +81,7 @@ def _usage_problem(message: str, arguments: Sequence[str]) -> tuple[str, str]:
 def run() -> None:
     """The process of a command: from its first moment to its last, a signal ends it in order or not at all."""
     end_with_launcher()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each rank's advice on DDP, which the Trainer sets up
     if isinstance(sys.stdin, io.TextIOWrapper):  # closed, it is None
         sys.stdin.reconfigure(errors="strict")  # what is no text is told, in every locale
     with stop_signals() as signals:

@@ -142,6 +142,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         "eval_strategy": "no",  # RunCallback saves, then evaluates
         "save_strategy": "no",
         "disable_tqdm": True,
+        "log_level_replica": "error",  # the first process warns for all
         "dataloader_pin_memory": False,
         "report_to": settings.report_to or "none",
         **settings.extra,

@@ -207,12 +207,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
+        if logs.get("eval_loss", 0) is None:  # of a task that names none
+            del logs["eval_loss"]
         for name in ("loss", "grad_norm", "eval_loss"):
             if name in logs and not math.isfinite(logs[name]):
                 raise self._diverged(f"{name} is {number_name(logs[name])}", state.global_step, args)
         if "loss" in logs:
             self._progress(state, logs)
-        elif "eval_loss" in logs:
+        elif logs.keys() >= TIMINGS:
             names = [key for key in logs if key.startswith("eval_") and key not in TIMINGS]
             shown = "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4g}" for name in names)
             say(f"  validation at step {state.global_step}: {shown}")

@@ -192,7 +192,6 @@ def _environment(launch: Launch) -> dict[str, str]:
         "PET_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are passed on here, and ranks have the time they need
         "PYTHONSAFEPATH": "1",  # as the console script has it: a file of the working directory is no module
     }
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each rank's advice on DDP, which the Trainer sets up
     if num_devices == 0:
         environment["ACCELERATE_USE_CPU"] = "true"
     if launch.num_machines == 1:

@@ -206,6 +206,12 @@ def scored(samples: Mapping[str, Sample], n: int, *, seed: int = 0, resamples: i
     return scores
 
 
+def loss_of(scores: Mapping[str, Score]) -> float | None:
+    """What the Trainer calls the loss of an evaluation, here the mean over all that is scored; None where neither of
+    the metrics is among `scores` that are such a mean."""
+    return next((scores[name].value for name in ("nll", "log_loss") if name in scores), None)
+
+
 def wilson(share: float, n: int, scale: float = 1) -> tuple[float, float]:
     """The 95% interval of a share of `n` rows, times `scale` (Wilson 1927, the score interval)."""
     z2 = Z95**2

@@ -400,14 +400,17 @@ class Run:
 
     def finish(self, scores: Mapping[str, Mapping[str, Score]], **facts: Any) -> None:
         """Writes the results and the end of the manifest; `scores` by split."""
+        from hfkit.metrics import loss_of
+
         results: dict[str, Any] = {}
         for split, prefix in (("validation", "eval"), ("test", "test")):
-            for name, score in scores.get(split, {}).items():
+            found = scores.get(split, {})
+            for name, score in found.items():
                 results[f"{prefix}_{name}"] = score.value
-                if name in ("nll", "log_loss"):
-                    results[f"{prefix}_loss"] = score.value  # under the Trainer's name, but weighted by what is scored
                 if name == "perplexity" and split == "validation":
                     results["perplexity"] = score.value
+            if (loss := loss_of(found)) is not None:
+                results[f"{prefix}_loss"] = loss
         details = {
             split: {name: dataclasses.asdict(score) for name, score in named.items()} for split, named in scores.items()
         }

@@ -294,15 +294,17 @@ def trainer_of(
     """The stock Trainer, put together from the task's functions."""
     from transformers import Trainer
 
+    from hfkit.metrics import loss_of
     from hfkit.stream import EvaluationRows
 
     held_out = None if ready.held_out is None else EvaluationRows(ready.held_out, task, recipe.evaluation.seed)
 
-    def metrics_of(output: Any) -> dict[str, float]:
+    def metrics_of(output: Any) -> dict[str, float | None]:
         assert held_out is not None
         found = (held_out.in_row_order(output.predictions), held_out.in_row_order(output.label_ids))
         scores = task.scores(*found, held_out.rows, without_intervals(recipe))
-        return {name: score.value for name, score in scores.items()}
+        # The Trainer's own loss is a mean over batches, of which several processes fill the last one with rows again.
+        return {name: score.value for name, score in scores.items()} | {"loss": loss_of(scores)}
 
     trainer = Trainer(
         model=ready.model,

@@ -111,7 +111,9 @@ def test_metrics_while_training_are_those_of_one_process(material: Material, tmp
         ended = hfkit([*command, "--set", "train.per_device_eval_batch_size=4"], tmp_path / "said", ranks=ranks)
         assert ended.codes == [0] * ranks, ended.err
         lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        logged.append([(line["step"], line["eval_accuracy"]) for line in lines if "eval_loss" in line])
+        logged.append(
+            [(line["step"], line["eval_accuracy"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+        )
         results = json.loads((run / "eval_results.json").read_text(encoding="utf-8"))
         assert results["metrics"]["validation"]["accuracy"]["n"] == 7
         logged[-1].append(results)
