@@ -1,4 +1,5 @@
-"""Checkpoints that are whole or invisible: hashed, synced, and committed by a marker that is written last."""
+"""What is on the disk whole or not at all: files, new directories, and checkpoints, which are hashed, synced, and
+committed by a marker that is written last."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -210,3 +212,28 @@ def _made_by(checkpoint: Path, run_id: str, marker: str) -> bool:
         return bool(read_marker(checkpoint, marker).get("run_id") == run_id)
     except (OSError, ValueError):
         return False
+
+
+def require_writable(directory: Path) -> None:
+    """StorageError where `directory` can't be made or written; it is left as it is."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise StorageError(f"{directory}: {existing} is a file", "--output-dir NEW")
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise StorageError(f"{directory}: can't be written: {error.strerror}", "--output-dir ELSEWHERE") from error
+
+
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """Where to write what `directory`, new or empty, is to hold; it appears whole, or not at all where that fails."""
+    staged = directory.absolute().with_name(f".{directory.absolute().name}.new")
+    shutil.rmtree(staged, ignore_errors=True)  # what a process that was killed has left
+    try:
+        staged.mkdir(parents=True)
+        yield staged
+        os.replace(staged, directory)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

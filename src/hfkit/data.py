@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 
 from hfkit import console
 from hfkit.errors import DataError, UsageError
-from hfkit.readers import SOURCES, Layout, first_line, format_of, settled, short
+from hfkit.readers import (
+    ID_NAMES,
+    LABEL_NAMES,
+    SOURCES,
+    TEXT_NAMES,
+    Layout,
+    first_line,
+    format_of,
+    settled,
+    short,
+)
 from hfkit.sources import (
     SPLITS,
     digest_file,
@@ -36,20 +46,11 @@ if TYPE_CHECKING:
 
     from hfkit.recipe import Recipe
 
-TEXT_NAMES = (
-    "text", "sentence", "review", "content", "document", "article", "body", "comment", "message", "tweet", "utterance",
-    "query", "question", "description", "abstract",
-)  # fmt: skip
 PAIR_NAMES = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
     ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("query", "passage"),
     ("question", "passage"), ("text", "text_pair"),
 )  # fmt: skip
-LABEL_NAMES = (
-    "label", "labels", "category", "class", "intent", "sentiment", "stars", "rating", "target", "topic", "emotion",
-    "score",
-)  # fmt: skip
-ID_NAMES = ("id", "idx", "index", "guid", "uid", "unnamed: 0")
 GUESSED_ROWS = 1000  # that a guess by content looks at
 STREAM_SAMPLE = 1000  # first rows of a stream, from which its text column is found
 FLAGS = {

@@ -139,7 +139,7 @@ def _write(
 ) -> None:
     """Model (of an adapter's `base`), tokenizer and `source` in `directory`, which appears whole or not at all."""
     try:
-        with runs.new_directory(directory) as new:
+        with checkpoints.new_directory(directory) as new:
             runs.export(new, model, tokenizer, base)
             if source is not None:
                 (new / SOURCE).write_text(json.dumps(source), encoding="utf-8")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data import (
     FLAGS,
-    LABEL_NAMES,
     as_splits,
     find_classification,
     find_text,
@@ -20,7 +19,7 @@ from hfkit.data import (
     shared_columns,
 )
 from hfkit.errors import DataError, UsageError
-from hfkit.readers import format_of, short
+from hfkit.readers import LABEL_NAMES, format_of, short
 from hfkit.sources import is_local, local_files, stay_local, type_name
 from hfkit.tasks.encoded_texts import MAX_LENGTH
 from hfkit.tasks.labels import MULTIPLE, REGRESSION, SINGLE, flat, labels_of, with_labels

@@ -129,8 +129,8 @@ def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
     if file == "-":
         yield from _read_stdin(recipe)
         return
-    from hfkit.data import TEXT_NAMES, layout_of, load_source, text_column
-    from hfkit.readers import short
+    from hfkit.data import layout_of, load_source, text_column
+    from hfkit.readers import TEXT_NAMES, short
 
     own = dataclasses.replace(recipe.data, train=[file], validation=[], test=[])  # for messages
     recipe = dataclasses.replace(recipe, data=own)

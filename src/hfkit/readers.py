@@ -33,6 +33,16 @@ VERSION = 1  # part of every cache key: raise it when a reader gives other rows 
 ROWS_PER_BATCH = 1000
 BLANK = " \t\r\n"  # not str.strip(), which also eats form feeds and U+2028
 KINDS = {str: "text", bool: "true/false", int: "number", float: "number", list: "list", dict: "object"}
+# What columns are usually called, in lower case, the likeliest first.
+TEXT_NAMES = (
+    "text", "sentence", "review", "content", "document", "article", "body", "comment", "message", "tweet", "utterance",
+    "query", "question", "description", "abstract",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "category", "class", "intent", "sentiment", "stars", "rating", "target", "topic", "emotion",
+    "score",
+)  # fmt: skip
+ID_NAMES = ("id", "idx", "index", "guid", "uid", "unnamed: 0")
 CSV_ERRORS = {
     "unexpected end of data": (
         "a double quote opens here and never closes",
@@ -63,8 +73,6 @@ def settled(path: Path, layout: Layout) -> Layout:
     """
     if layout.header is not None or format_of(path)[0] not in (".csv", ".tsv"):
         return layout
-    from hfkit.data import ID_NAMES, LABEL_NAMES, TEXT_NAMES
-
     rows = [fields for _, fields in itertools.islice(_split_fields(path, layout), ROWS_PER_BATCH)]
     first, others = (rows[0], rows[1:]) if rows else ([], [])
     usual = {*TEXT_NAMES, *LABEL_NAMES, *ID_NAMES} & {name.strip().lower() for name in first}

@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hfkit import adapters, checkpoints, distributed
-from hfkit.checkpoints import write_atomically
+from hfkit.checkpoints import require_writable, write_atomically
 from hfkit.console import is_main_process, warn
 from hfkit.errors import (
     BusyError,
@@ -436,19 +435,6 @@ class Run:
         write_atomically(self.directory / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False))
 
 
-@contextmanager
-def new_directory(directory: Path) -> Iterator[Path]:
-    """Where to write what `directory`, new or empty, is to hold; it appears whole, or not at all where that fails."""
-    staged = directory.absolute().with_name(f".{directory.absolute().name}.new")
-    shutil.rmtree(staged, ignore_errors=True)  # what a process that was killed has left
-    try:
-        staged.mkdir(parents=True)
-        yield staged
-        os.replace(staged, directory)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
 def export(
     directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: adapters.Base | None = None
 ) -> None:
@@ -556,18 +542,6 @@ def lock(directory: Path, announce: bool = True) -> IO[str]:
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         file.flush()
     return file
-
-
-def require_writable(directory: Path) -> None:
-    """StorageError where `directory` can't be made or written; it is left as it is."""
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise StorageError(f"{directory}: {existing} is a file", "--output-dir NEW")
-    try:
-        with tempfile.TemporaryFile(dir=existing) as probe:
-            probe.write(b"x")
-    except OSError as error:
-        raise StorageError(f"{directory}: can't be written: {error.strerror}", "--output-dir ELSEWHERE") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

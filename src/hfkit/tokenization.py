@@ -96,8 +96,8 @@ def shared_tokenizer(
     import tokenizers
     import xxhash
 
+    from hfkit.checkpoints import new_directory
     from hfkit.models import open_tokenizer
-    from hfkit.runs import new_directory
 
     corpus = list(corpus) if iter(corpus) is corpus else corpus  # it is read twice
     facts = [model_type, vocab_size, algorithm, tokenizers.__version__]
@@ -230,7 +230,7 @@ def train_on(
 
     The directory is there with all of its files or not at all. Raises UsageError, DataError or StorageError.
     """
-    from hfkit.runs import new_directory, require_writable
+    from hfkit.checkpoints import new_directory, require_writable
 
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise UsageError(f"{output_dir}: not empty", "--output-dir NEW")
