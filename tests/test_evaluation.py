@@ -299,6 +299,26 @@ def test_what_predict_writes_is_scored_by_its_answers_not_by_its_texts(tmp_path,
     assert "references, row 3: label 'maybe' is not one of 'no', 'yes'" in capsys.readouterr().err
 
 
+def test_predictions_with_and_without_probabilities_are_compared(tmp_path, capsys):
+    shares = [{"1": 0.9, "2": 0.1}, {"1": 0.4, "2": 0.6}]
+    rows = [{"text": "x", "label": "12"[n], "score": 0.5, "probabilities": row} for n, row in enumerate(shares)]
+    answers = write(tmp_path / "answers.jsonl", as_lines(rows))
+    plain = write(tmp_path / "plain.txt", ["2", "2"])
+    gold = write(tmp_path / "gold.jsonl", as_lines([{"label": 1}, {"label": 2}]))
+    for systems in ([answers, plain], [plain, answers]):
+        command = ["compare", *map(str, systems), "--references", str(gold), "--metrics", "accuracy", "--json"]
+        assert main(command) == 0
+        (found,) = json.loads(capsys.readouterr().out)["differences"]
+        assert {found["first"], found["value"]} == {1.0, 0.5}
+    assert (
+        main(["evaluate", "--predictions", str(answers), "--prediction-column", "label", "--metrics", "accuracy"]) == 2
+    )
+    assert "no references to compare with" in capsys.readouterr().err
+    numbers = write(tmp_path / "n.jsonl", as_lines([{"prediction": 1, "reference": 1}]))
+    assert main(["evaluate", "--predictions", str(numbers)]) == 2
+    assert "whole numbers may be classes or amounts (fix: --metrics accuracy" in capsys.readouterr().err
+
+
 def test_labels_and_numbers_that_predict_writes_are_scored(tmp_path, capsys):
     shares = [{"a": 0.9, "b": 0.8}, {"a": 0.2, "b": 0.1}]
     rows = [
@@ -306,15 +326,23 @@ def test_labels_and_numbers_that_predict_writes_are_scored(tmp_path, capsys):
         {"text": "y", "labels": [], "probabilities": shares[1]},
     ]
     answers = write(tmp_path / "answers.jsonl", as_lines(rows))
-    for gold in (["a,b", "a"], as_lines([{"labels": ["b", "a"]}, {"labels": ["a"]}])):
-        file = write(tmp_path / ("gold.txt" if gold[1] == "a" else "gold.jsonl"), gold)
+    lists = [{"text": "x", "labels": ["b", "a"]}, {"text": "y", "labels": ["a"]}]
+    for name, gold in {
+        "gold.txt": ["a,b", "a"],
+        "gold.csv": ["text,label", "x,a|b", "y,a"],
+        "gold.jsonl": as_lines(lists),
+    }.items():
+        file = write(tmp_path / name, gold)
         command = ["evaluate", "--predictions", str(answers), "--references", str(file), "--json"]
         assert main([*command, "--metrics", "f1_micro,subset_accuracy,log_loss"]) == 0
         found = json.loads(capsys.readouterr().out)["metrics"]
         assert found["f1_micro"]["value"] == pytest.approx(0.8)
         assert found["subset_accuracy"]["value"] == 0.5
+    other = write(tmp_path / "other.csv", ["text,label", "x,a|b", "y,c"])
+    assert main(["evaluate", "--predictions", str(answers), "--references", str(other)]) == 3
+    assert "references, row 2: ['c'] is no label of" in capsys.readouterr().err
     numbers = write(tmp_path / "n.jsonl", as_lines([{"text": "x", "value": 1.5}, {"text": "y", "value": 3.0}]))
-    gold = write(tmp_path / "gold.csv", ["text,label", "x,1", "y,5"])
+    gold = write(tmp_path / "gold.csv", ["text,value", "x,1", "y,5"])
     assert (
         main(["evaluate", "--predictions", str(numbers), "--references", str(gold), "--metrics", "mae", "--json"]) == 0
     )

@@ -15,6 +15,7 @@ from hfkit import console
 from hfkit.console import is_main_process
 from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, UsageError, format_problem
 from hfkit.launcher import leave_word
+from hfkit.readers import short
 from hfkit.signals import end_with_launcher, stop_signals
 
 
@@ -64,8 +65,9 @@ def _require_text(arguments: Sequence[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            shown = argument.encode(errors="backslashreplace").decode()
-            raise UsageError(f"{shown}: not UTF-8", "put the text into a file, and name its --encoding") from None
+            shown = short(argument.encode(errors="backslashreplace").decode())
+            fix = "rename the file, or put the text into one and name its --encoding"
+            raise UsageError(f"{shown}: not UTF-8", fix) from None
 
 
 def _usage_problem(message: str, arguments: Sequence[str]) -> tuple[str, str]:
@@ -83,7 +85,7 @@ def run() -> None:
     end_with_launcher()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each rank's advice on DDP, which the Trainer sets up
     if isinstance(sys.stdin, io.TextIOWrapper):  # closed, it is None
-        sys.stdin.reconfigure(errors="strict")  # what is no text is told, in every locale
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # what is no UTF-8 is told, in every locale
     with stop_signals() as signals:
         code = main()
     signals.ignore()  # the outcome is out, and taking the interpreter down takes a moment

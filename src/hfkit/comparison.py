@@ -208,7 +208,7 @@ def _goodness(row: Row) -> float:
         actual: str | list[str] = row["reference"]
         if isinstance(actual, list):
             return float(np.mean([share if name in actual else 1 - share for name, share in shares.items()]))
-        return shares[actual]
+        return shares[str(actual)]
     if isinstance(made := row["prediction"], list):  # probabilities of the classes, or an answer for each label or word
         if "reference" in row:
             return float(made[row["reference"]])
@@ -251,7 +251,10 @@ def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
         return DEFAULT_METRICS[MULTIPLE if isinstance(row["reference"], list) else SINGLE]
     if isinstance(row["prediction"], list) and "reference" in row:
         return DEFAULT_METRICS[SINGLE]
-    return DEFAULT_METRICS[REGRESSION] if isinstance(row["prediction"], float | int) else TEXTS
+    if isinstance(row["prediction"], int):
+        fix = "--metrics accuracy,f1_macro or --metrics pearson,rmse"
+        raise UsageError("whole numbers may be classes or amounts", fix)
+    return DEFAULT_METRICS[REGRESSION] if isinstance(row["prediction"], float) else TEXTS
 
 
 def samples_of(
@@ -277,7 +280,9 @@ def samples_of(
 
 
 def _classes(systems: Sequence[Sequence[Row]]) -> list[str] | None:
-    return list(systems[0][0]["probabilities"]) if "probabilities" in systems[0][0] else None
+    """The labels, where all systems give probabilities of the same ones."""
+    first, *others = (list(rows[0].get("probabilities", ())) for rows in systems)
+    return first if first and all(set(other) == set(first) for other in others) else None
 
 
 def _inputs(rows: Sequence[Row], labels: Sequence[str] | None, kind: str) -> Inputs:
@@ -285,10 +290,13 @@ def _inputs(rows: Sequence[Row], labels: Sequence[str] | None, kind: str) -> Inp
     if labels is None:
         side = next((name for name in ("reference", "references") if name in rows[0]), None)
         references = None if side is None else [row[side] for row in rows]
-        return Inputs([row["prediction"] for row in rows], references)
+        made = [row["prediction"] for row in rows]
+        if references is not None and isinstance(made[0], str) and isinstance(references[0], int):
+            references = [str(label) for label in references]  # as classifiers name their labels
+        return Inputs(made, references)
     table = np.array([[row["probabilities"][label] for label in labels] for row in rows], float)
     if not isinstance(rows[0]["reference"], list):
-        return Inputs(table, [row["reference"] for row in rows], labels)
+        return Inputs(table, [str(row["reference"]) for row in rows], labels)
     actual, given = (
         np.array([[float(label in row[side]) for label in labels] for row in rows])
         for side in ("reference", "prediction")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from numbers import Real
@@ -13,6 +14,7 @@ import evaluate  # noqa: TID253
 from hfkit.errors import DataError, UsageError
 from hfkit.hub import no_telemetry
 from hfkit.metrics import METRICS, Score, compute, suggestion
+from hfkit.readers import first_line, short
 from hfkit.results import Row
 
 NUMBERS = ("pearson", "spearman", "mae", "rmse")
@@ -29,9 +31,8 @@ def load(name: str, *, allow_download: bool = False) -> evaluate.EvaluationModul
     no_telemetry()
     try:
         return evaluate.load(name)
-    except (OSError, ImportError) as error:  # a network that isn't there is an OSError too
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"metric '{name}' can't be had from the Hub: {reason}", suggestion(name)) from error
+    except Exception as error:  # the network's, or whatever its code raises where it is read
+        raise UsageError(f"metric '{name}' can't be had from the Hub: {first_line(error)}", suggestion(name)) from error
 
 
 def hub_scores(name: str, rows: Sequence[Row]) -> dict[str, Score]:
@@ -43,15 +44,15 @@ def hub_scores(name: str, rows: Sequence[Row]) -> dict[str, Score]:
         columns["references"] = [row[referred] for row in rows]
     try:
         found = module.compute(**columns) or {}
-    except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"metric '{name}' of the Hub refuses these rows: {reason}", "leave it out") from error
+    except Exception as error:  # any that others' code may raise
+        problem = f"metric '{name}' of the Hub fails on these rows: {first_line(error)}"
+        raise DataError(problem, "leave it out") from error
+    numbers = {key: float(value) for key, value in found.items() if isinstance(value, Real)}
+    if not numbers or not all(map(math.isfinite, numbers.values())):
+        raise DataError(f"metric '{name}' of the Hub gives no number: {short(str(found))}", "leave it out")
     definition = f"{name} of the Hub, code {module._hash[:12]}; no interval"
-    return {
-        key: Score(float(value), None, None, len(rows), definition)
-        for key, value in found.items()
-        if isinstance(value, Real)
-    }
+    own = {key: name if key == name else f"{name}/{key}" for key in numbers}  # which no metric of hfkit is called
+    return {own[key]: Score(value, None, None, len(rows), definition) for key, value in numbers.items()}
 
 
 class HfkitMetric(evaluate.Metric):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from hfkit.metrics import Score
 from hfkit.recipe import SETTINGS, acts
 from hfkit.results import PREDICTIONS, Row, read_rows, write_rows
 from hfkit.sources import stay_local
+from hfkit.tasks.labels import split_labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 # Columns of prediction files, the first that is there.
 PREDICTION_NAMES = ("prediction", "predictions", "predicted", "generated", "output", "text")
-REFERENCE_NAMES = ("references", "reference", "target", "label", "text")
+REFERENCE_NAMES = ("references", "reference", "target", "label", "labels", "value", "text")
 AMBIGUOUS = ("output", "text", "label", "labels", "value")  # of these, which one was taken is said
 ANSWER_NAMES = ("label", "labels", "value")  # what `hfkit predict` says of a text, which it repeats
 
@@ -157,11 +158,13 @@ def rows_of_files(
     answer = table.answer() if prediction_column is None else None
     made = table.column(prediction_column, PREDICTION_NAMES if answer is None else [answer])
     if references:
+        usual: Sequence[str] = REFERENCE_NAMES
         others = [_Table(path) for path in references]
-    else:  # a label beside an answer is the answer
-        has_both = table.has(reference_column, REFERENCE_NAMES[:-1] if answer is None else ())
-        others = [table] if has_both else []
-    given = [other.column(reference_column, REFERENCE_NAMES) for other in others]
+    else:  # in a file of answers a label is the answer, and in none a column is the reference of itself
+        usual = [name for name in REFERENCE_NAMES[:-1] if not (name in ANSWER_NAMES and answer)]
+        usual = [name for name in usual if name != prediction_column]
+        others = [table] if table.has(reference_column, usual) else []
+    given = [other.column(reference_column, usual) for other in others]
     for path, lines in zip(references, given, strict=False):
         if len(lines) != len(made):
             raise DataError(
@@ -175,9 +178,7 @@ def rows_of_files(
         else:
             row["references"] = [one for text in texts for one in (text if isinstance(text, list) else [text])]
     if prediction_column is None and others and "probabilities" in table.names:
-        rows = [
-            _with_probabilities(row, shares) for row, shares in zip(rows, table.column("probabilities"), strict=True)
-        ]
+        rows = _with_probabilities(rows, table.column("probabilities"), predictions)
     if by is not None:
         holder = next((one for one in (table, *others) if one.has(by)), None)
         if holder is None:
@@ -189,15 +190,26 @@ def rows_of_files(
     return rows
 
 
-def _with_probabilities(row: Row, shares: Any) -> Row:
-    """The row of a classifier: references are names of labels then, and several of them those of one text."""
-    if not isinstance(shares, dict):
-        return row
-    actual = row.pop("references") if "references" in row else row["reference"]
-    if isinstance(row["prediction"], list):
-        actual = [name.strip() for name in actual.split(",") if name.strip()] if isinstance(actual, str) else actual
-        return {**row, "reference": [str(name) for name in actual], "probabilities": shares}
-    return {**row, "reference": str(actual), "probabilities": shares}
+def _with_probabilities(rows: list[Row], shares: list[Any], path: Path) -> list[Row]:
+    """The rows of a classifier, where `shares` are its probabilities: several references are the labels of one text."""
+    if not all(isinstance(one, dict) for one in shares):
+        return rows
+    names = [*shares[0]]
+    several = isinstance(rows[0]["prediction"], list)
+    texts = [row["reference"] for row in rows if isinstance(row.get("reference"), str)]
+    parts = iter(split_labels(texts, names) if several else [])
+    found = []
+    for number, (row, one) in enumerate(zip(rows, shares, strict=True), start=1):
+        actual = row.pop("references") if "references" in row else row["reference"]
+        if several:
+            actual = next(parts) if isinstance(actual, str) else actual if isinstance(actual, list) else [actual]
+            actual = [str(name) for name in actual]
+        strange = [name for name in actual if name not in names] if isinstance(actual, list) else []
+        if strange or isinstance(actual, list) > several:
+            problem = f"references, row {number}: {strange or actual} is no label of {path}"
+            raise DataError(problem, f"its labels: {', '.join(names[:20])}")
+        found.append({**row, "reference": actual, "probabilities": one})
+    return found
 
 
 class _Table:

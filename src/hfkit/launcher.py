@@ -44,6 +44,9 @@ PARALLEL = {
 # What tells the launcher by itself how to divide the work, so that --parallel has no say.
 KINDS = ("--config_file", "--use_deepspeed", "--use_fsdp", "--use_megatron_lm", "--multi_gpu", "--tpu")
 
+# What a process ends with because another one has, or because a person wants it to.
+CONSEQUENCES = (LostProcessError.exit_code, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+
 _ERRORS = "TORCHELASTIC_ERROR_FILE"  # where a rank leaves its last words for the launcher
 _LOOPBACK = "loopback"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
@@ -173,7 +176,7 @@ def run(launch: Launch, prepare: Callable[[], Path] | None = None) -> int:
     after = _status(status)
     if after != before and after.get("state") == "finished":
         return 0  # whatever became of processes that had nothing left to do
-    if after != before and after.get("state") == "stopped":
+    if after != before and after.get("state") == "stopped" and (code < 0 or code in CONSEQUENCES):
         return int(after["exit_code"])
     return code if code >= 0 else 128 - code
 
@@ -364,11 +367,10 @@ def _loopback(parameters: Any) -> Any:
 
 def _tell(failures: Mapping[int, Any]) -> int:
     """Prints what the rank that failed first has to say; its exit code."""
-    consequences = (LostProcessError.exit_code, -signal.SIGTERM, 128 + signal.SIGTERM)
     first = min(failure.timestamp for failure in failures.values())
     rank, failure = min(
         failures.items(),
-        key=lambda one: (one[1].exitcode in consequences, one[1].timestamp > first + GRACE // 2, one[1].exitcode == 1),
+        key=lambda one: (one[1].exitcode in CONSEQUENCES, one[1].timestamp > first + GRACE // 2, one[1].exitcode == 1),
     )
     message, code = failure.error_file_data["message"], int(failure.exitcode)
     if isinstance(message, dict) and "problems" in message["extraInfo"]:

@@ -207,9 +207,15 @@ def scored(samples: Mapping[str, Sample], n: int, *, seed: int = 0, resamples: i
 
 
 def loss_of(scores: Mapping[str, Score]) -> float | None:
-    """What the Trainer calls the loss of an evaluation, here the mean over all that is scored; None where neither of
-    the metrics is among `scores` that are such a mean."""
-    return next((scores[name].value for name in ("nll", "log_loss") if name in scores), None)
+    """The loss of an evaluation, the mean over all that is scored; None where no metric among `scores` tells it."""
+    if "nll" in scores:
+        parts = [scores[name] for name in ("nll", "eos_nll") if name in scores]
+        tokens = sum(part.n for part in parts)
+        pairs = scores["nsp_loss"].value if "nsp_loss" in scores else 0.0
+        return sum(part.value * (part.n / tokens) for part in parts) + pairs
+    if "rmse" in scores:
+        return scores["rmse"].value ** 2
+    return scores["log_loss"].value if "log_loss" in scores else None
 
 
 def wilson(share: float, n: int, scale: float = 1) -> tuple[float, float]:

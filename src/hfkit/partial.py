@@ -178,6 +178,7 @@ def facts_of(
         "prompts": texts.hexdigest(),
         "tokens": tokens.hexdigest(),
         "model": model,
+        "dtype": str(generator.model.dtype).removeprefix("torch."),
         "weights": fingerprint(generator.model),
         "settings": given | settings,
     }
@@ -202,7 +203,9 @@ def fingerprint(model: PreTrainedModel) -> str:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What an unfinished output is of that this work is not of."""
     found = []
-    if before["weights"] != now["weights"]:
+    if before["dtype"] != now["dtype"]:
+        found.append(f"the number type was {before['dtype']} (--dtype {before['dtype']}), is {now['dtype']}")
+    elif before["weights"] != now["weights"]:
         was, now_is = before["model"], now["model"]
         found.append(f"the weights of {was} are others" if was == now_is else f"the model was {was}, is {now_is}")
     if before["prompts"] != now["prompts"]:

@@ -391,18 +391,20 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
 
 @contextlib.contextmanager
 def utf8_stdin() -> Iterator[None]:
-    """Inside, DataError where stdin is in another encoding."""
+    """Inside, DataError where stdin is closed, or in another encoding."""
+    if sys.stdin is None:
+        raise DataError("stdin: closed", "pipe text into it, or name a file")
     try:
         yield
     except UnicodeDecodeError:
-        raise DataError("stdin: not UTF-8", "iconv -f latin1 -t utf-8, before the pipe") from None
+        raise DataError("stdin: not UTF-8", "give UTF-8, as iconv -f latin1 -t utf-8 makes it") from None
 
 
 def read_stdin() -> Iterator[tuple[int, str | dict[str, Any]]]:
     """Number and text of each line that isn't blank or, where the first of them begins with a brace, the JSON object
     in it; DataError where there is none."""
-    numbered = ((number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if line.strip())
     with utf8_stdin():
+        numbered = ((number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if line.strip())
         first = next(numbered, None)
         if first is None:
             raise DataError("stdin: no rows", "write one text a line")

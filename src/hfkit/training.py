@@ -199,15 +199,17 @@ def fit(
     kept = steps if best is None or best.step is None else best.step
     if kept != steps:
         say(f"the best model is that of step {kept}, not the last: {best}")
-    if kept != steps or is_sharded:  # then each process has a part of the weights only
+    if kept != steps or is_sharded:  # of sharded weights each process has a part only
         model = with_weights_of(model, run.checkpoint(kept)).to(args.device)
     model.config.use_cache = use_cache  # turned off for training, and generation without it is slow
     scores: dict[str, Any] = {"before training": before} if before else {}
     with nullcontext() if is_sharded else together(run.safe):
         if held_out is not None:
             task.calibrate(model, tokenizer, held_out, recipe)
-        if is_main_process():
+        if is_sharded:
             run.export(model, tokenizer)
+        else:
+            on_main(lambda: run.export(model, tokenizer))
         for split in ("validation", "test"):
             if split in splits:
                 say(f"scoring the {split} data")

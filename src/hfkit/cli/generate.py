@@ -156,7 +156,7 @@ def generate(
 
 def _all_of_stdin() -> str:
     """Without its last line end, which `echo` and editors add."""
-    return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _print_scored(

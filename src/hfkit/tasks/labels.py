@@ -110,11 +110,21 @@ def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Reci
 
 
 def _separator(values: list[str], recipe: Recipe, config: Any) -> str | None:
-    """What divides the labels of a row: as named, else the one that leaves the fewest different labels."""
+    """What divides the labels of a row: as named, or guessed."""
     if recipe.data.label_separator is not None:
         return recipe.data.label_separator
+    return _guessed_separator(values, set() if config is None else set(config.label2id))
+
+
+def split_labels(values: Sequence[str], known: Iterable[str]) -> list[list[str]]:
+    """The labels in each text, divided by what leaves the fewest that are not `known`."""
+    separator = _guessed_separator(values, set(known))
+    return [_parts(text, separator) for text in values]
+
+
+def _guessed_separator(values: Sequence[str], known: set[str]) -> str | None:
+    """The one that leaves the fewest different labels."""
     texts = set(values)
-    known = set() if config is None else set(config.label2id)
     found = [separator for separator in SEPARATORS if any(separator in text for text in texts - known)]
 
     def strange(separator: str) -> tuple[int, int]:

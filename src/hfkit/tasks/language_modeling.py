@@ -42,6 +42,7 @@ def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str
     tokens). Continued ones: the 5e-5 and 0.999 of the example scripts, so that little is forgotten."""
     new = bool(given.get("model.from_scratch") or given.get("model.type") or not given.get("model.name"))
     defaults = {
+        "model.dtype": "float32",
         "data.train": [BUILTIN_TEXT],
         "data.block_size": 256,
         "train.num_train_epochs": 3.0 if new else 1.0,

@@ -70,6 +70,7 @@ class TextClassification(Task):
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3: batch 16-32, 2e-5 to 5e-5, 2-4 epochs)."""
         return {
+            "model.dtype": "float32",
             "data.train": [BUILTIN_LABELLED],
             "train.num_train_epochs": 3.0,
             **batch_defaults(given, 32),
