@@ -358,6 +358,8 @@ def test_unfinished_work_of_another_make_is_not_gone_on_with(stopped, said, gpt2
     assert problem(other, "p.jsonl", *GREEDY) == f"the model was {gpt2}, is {other}"
     assert problem(gpt2, "q.jsonl", *GREEDY) == "the input was p.jsonl (20 rows), is q.jsonl (19 rows)"
     assert problem(chat, "p.jsonl", *GREEDY) == "the tokens of the prompts are others"
+    half = [*GREEDY, "--dtype", "bfloat16"]  # as another machine chooses by itself
+    assert problem(gpt2, "p.jsonl", *half) == "the number type was float32 (--dtype float32), is bfloat16"
     changed = ["--max-new-tokens", "7", "--batch-tokens", "90", "--repetition-penalty", "1.5"]
     assert problem(gpt2, "p.jsonl", *changed) == "max_new_tokens was 6, is 7; repetition_penalty was null, is 1.5"
     write_jsonl("p.jsonl", [{"prompt": prompt} for prompt in reversed(PROMPTS)])

@@ -151,6 +151,23 @@ def test_a_rank_that_is_killed(material: Material, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_rank_that_is_killed_while_the_run_is_scored(material: Material, tmp_path: Path) -> None:
+    """The launcher ends the others with SIGTERM then, which is not why the run has ended."""
+    run, said, many = tmp_path / "run", tmp_path / "said", tmp_path / "many.csv"
+    header, *rows = material.table.read_text(encoding="utf-8").splitlines()
+    many.write_text("\n".join([header, *rows * 800]), encoding="utf-8")
+    command = ["finetune", "--model", str(material.bert), "--data", str(material.table), "--validation", str(many)]
+    settings = ["--max-steps", "2", "--eval-steps", "1000", "--no-interval", "--output-dir", str(run)]
+    with under_way("hfkit", [*command, *settings, *IN_TWO], run) as (process, ranks):
+        wait_until(lambda: "scoring the validation data" in said.read_text(encoding="utf-8"), process)
+        os.kill(ranks[1], signal.SIGKILL)
+        wait_for_all(process)
+        assert process.returncode == 128 + signal.SIGKILL
+    assert "error: rank 1 was ended by SIGKILL" in said.read_text(encoding="utf-8").splitlines()
+    assert status(run)["state"] in ("failed", "stopped")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_launcher_that_is_killed(number: int, material: Material, tmp_path: Path) -> None:
     run = tmp_path / "run"
