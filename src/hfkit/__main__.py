@@ -15,7 +15,6 @@ from hfkit import console
 from hfkit.console import is_main_process
 from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, UsageError, format_problem
 from hfkit.launcher import leave_word
-from hfkit.readers import short
 from hfkit.signals import end_with_launcher, stop_signals
 
 
@@ -65,6 +64,8 @@ def _require_text(arguments: Sequence[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
+            from hfkit.readers import short
+
             shown = short(argument.encode(errors="backslashreplace").decode())
             fix = "rename the file, or put the text into one and name its --encoding"
             raise UsageError(f"{shown}: not UTF-8", fix) from None

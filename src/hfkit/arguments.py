@@ -114,7 +114,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
     precision = probed_precision() if settings.precision == "auto" else settings.precision
     if precision == "float16" and not has_accelerator:
         raise UsageError("train.precision float16 needs a GPU", "--precision float32")
-    mixed = recipe.model.dtype in (None, "float32")  # weights of half the size need no conversion
+    mixed = recipe.model.dtype == "float32"  # weights of half the size need no conversion
     options: dict[str, Any] = {
         "output_dir": str(directory),
         "seed": settings.seed,

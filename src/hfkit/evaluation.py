@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # Columns of prediction files, the first that is there.
 PREDICTION_NAMES = ("prediction", "predictions", "predicted", "generated", "output", "text")
 REFERENCE_NAMES = ("references", "reference", "target", "label", "labels", "value", "text")
-AMBIGUOUS = ("output", "text", "label", "labels", "value")  # of these, which one was taken is said
 ANSWER_NAMES = ("label", "labels", "value")  # what `hfkit predict` says of a text, which it repeats
+AMBIGUOUS = ("output", "text", *ANSWER_NAMES)  # of these, which one was taken is said
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ def rows_of_files(
         usual: Sequence[str] = REFERENCE_NAMES
         others = [_Table(path) for path in references]
     else:  # in a file of answers a label is the answer, and in none a column is the reference of itself
-        usual = [name for name in REFERENCE_NAMES[:-1] if not (name in ANSWER_NAMES and answer)]
-        usual = [name for name in usual if name != prediction_column]
+        taken = (prediction_column,) if answer is None else ANSWER_NAMES
+        usual = [name for name in REFERENCE_NAMES[:-1] if name not in taken]
         others = [table] if table.has(reference_column, usual) else []
     given = [other.column(reference_column, usual) for other in others]
     for path, lines in zip(references, given, strict=False):

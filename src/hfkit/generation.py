@@ -92,9 +92,9 @@ def with_number_type(recipe: Recipe) -> Recipe:
 
     if recipe.model.dtype is not None:
         return recipe
-    if gpu_has_bfloat16():
-        say("weights in bfloat16, the fast type of this GPU (--dtype float32 rounds less)")
     fast = dataclasses.replace(recipe.model, dtype="bfloat16" if gpu_has_bfloat16() else "float32")
+    if fast.dtype == "bfloat16":
+        say("weights in bfloat16, the fast type of this GPU (--dtype float32 rounds less)")
     return dataclasses.replace(recipe, model=fast)
 
 

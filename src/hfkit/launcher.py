@@ -176,18 +176,17 @@ def run(launch: Launch, prepare: Callable[[], Path] | None = None) -> int:
     after = _status(status)
     if after != before and after.get("state") == "finished":
         return 0  # whatever became of processes that had nothing left to do
-    if after != before and after.get("state") == "stopped":
+    if status is not None and after != before and after.get("state") == "stopped":
         if code < 0 or code in CONSEQUENCES:
             return int(after["exit_code"])
-        _tell_failure(directory, after, code)
+        _tell_failure(status, after, code)
     return code if code >= 0 else 128 - code
 
 
-def _tell_failure(directory: Path | None, status: Mapping[str, Any], code: int) -> None:
+def _tell_failure(path: Path, status: Mapping[str, Any], code: int) -> None:
     """Corrects what the first rank could not know: it was stopped because another one had failed with `code`."""
     from hfkit.checkpoints import write_atomically
 
-    assert directory is not None
     kept = str(status.get("reason", "")).partition("; ")[2]
     failure = {
         "state": "failed",
@@ -195,7 +194,7 @@ def _tell_failure(directory: Path | None, status: Mapping[str, Any], code: int) 
         "reason": f"another process has failed with exit code {code}; {kept}",
     }
     with suppress(OSError):
-        write_atomically(directory / "status.json", json.dumps({**status, **failure}, indent=1))
+        write_atomically(path, json.dumps({**status, **failure}, indent=1))
 
 
 def _environment(launch: Launch) -> dict[str, str]:

@@ -126,7 +126,7 @@ def plan(recipe: Recipe, processes: Sequence[int] = (), parallel: str = "ddp") -
             "type": ready.config.model_type,
             "parameters": total,
             "trained_parameters": trained,
-            "dtype": recipe.model.dtype or "float32",
+            "dtype": recipe.model.dtype,
         },
         "data": {
             "rows": None if ready.rows is None else len(ready.rows),
