@@ -16,7 +16,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from hfkit.errors import DataError, HfkitError, UsageError
-from hfkit.metrics import METRICS, Inputs, Score, compute, confusion_matrix, draws, load, ratio_interval
+from hfkit.evaluate_modules import load
+from hfkit.metrics import METRICS, Inputs, Score, compute, confusion_matrix, draws, ratio_interval
 
 # sacreBLEU's own case: https://github.com/mjpost/sacrebleu/blob/master/test/test_bleu.py
 PREDICTIONS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]

@@ -1,4 +1,4 @@
-"""hfkit's metrics as modules of Hugging Face `evaluate`; only `hfkit.metrics.load` imports it, which takes seconds."""
+"""hfkit's metrics as modules of Hugging Face `evaluate`; imported where one is asked for, since that takes seconds."""
 
 from __future__ import annotations
 

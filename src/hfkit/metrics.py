@@ -226,17 +226,6 @@ def wilson(share: float, n: int, scale: float = 1) -> tuple[float, float]:
     return scale * max(0.0, middle - half), scale * min(1.0, middle + half)
 
 
-def load(name: str, *, allow_download: bool = False) -> Any:
-    """The metric `name` as an `evaluate.Metric`, for `evaluate.combine` and whoever expects one; no network.
-
-    Its `compute` gives the value by key, and takes `labels`. Names that hfkit does not know go to `evaluate.load` with
-    `allow_download` alone, as names on the Hub: a folder of that name is never run.
-    """
-    from hfkit.evaluate_modules import load as load_module
-
-    return load_module(name, allow_download=allow_download)
-
-
 def confusion_matrix(
     predictions: Sequence[Label], references: Sequence[Label], *, labels: Sequence[Label] | None = None
 ) -> tuple[list[Label], npt.NDArray[np.int64]]:

@@ -45,7 +45,11 @@ if TYPE_CHECKING:
     from hfkit.metrics import Score
     from hfkit.recipe import Recipe
 
-MANIFEST, STATUS, RECIPE, LOCK, STAGED = "run.json", "status.json", "recipe.yaml", "lock.json", ".staged"
+MANIFEST = "run.json"
+STATUS = "status.json"
+RECIPE = "recipe.yaml"
+LOCK = "lock.json"
+STAGED = ".staged"
 RESULTS, DETAILS, METRICS_LOG = "all_results.json", "eval_results.json", "metrics.jsonl"
 OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "out of memory")
 PACKAGES = ("hfkit", "torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
