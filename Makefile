@@ -16,7 +16,7 @@ help:  ## this list
 setup: .venv/.ready  ## create .venv with hfkit and its development tools
 
 demo: setup  ## the main job on built-in text, from tokenizer to classifier, in about four minutes
-	$(BIN)/python -m hfkit.demo
+	$(BIN)/python -m hfkit.cli.demo
 
 test: setup  ## the fast tests: offline, no real data
 	$(BIN)/python -m pytest -q -n 2 -m "not real and not soak"

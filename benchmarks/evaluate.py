@@ -41,7 +41,7 @@ def perplexity() -> list[Row]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hfkit.perplexity import compatible
+    from hfkit.metrics.perplexity import compatible
 
     tokenizer, texts = tokenizer_and_texts()
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def tokenizer_and_texts() -> tuple[Any, list[str]]:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from hfkit.sources import load_builtin
+    from hfkit.data.sources import load_builtin
 
     documents = [text for text in load_builtin("builtin:python-docs")["train"]["text"] if text.strip()]
     bpe = ByteLevelBPETokenizer()
@@ -127,7 +127,7 @@ def measured(kind: str, size: int, metrics: str) -> tuple[float, int]:
 def measure(kind: str, size: int, metrics: str) -> None:
     import numpy as np
 
-    from hfkit.metrics import compute
+    from hfkit.metrics.table import compute
 
     rng = np.random.default_rng(0)
     if kind == "texts":

@@ -32,7 +32,7 @@ PARTS = 5  # of a run, for the spread
 
 
 def main() -> None:
-    from hfkit.models import quiet_libraries
+    from hfkit.models.config import quiet_libraries
 
     quiet_libraries()
     options = read_options()
@@ -201,11 +201,14 @@ class Hfkit(Side):
         from transformers import set_seed
 
         from hfkit import load_recipe
-        from hfkit.arguments import training_arguments
-        from hfkit.models import load_config, load_tokenizer, new_or_pretrained
-        from hfkit.stream import TrainingStream
+        from hfkit.models.config import load_config
+        from hfkit.models.loading import new_or_pretrained
+        from hfkit.models.tokenizer import load_tokenizer
         from hfkit.tasks import TASKS
-        from hfkit.training import collate, load_splits
+        from hfkit.training.arguments import training_arguments
+        from hfkit.training.prepare import load_splits
+        from hfkit.training.stream import TrainingStream
+        from hfkit.training.trainer import collate
 
         settings = {"data.columns.text": "sentence", "data.columns.label": "label", "data.validation_split": 0.0}
         recipe = load_recipe(
@@ -252,7 +255,7 @@ def read_rows(path: str) -> tuple[list[str], list[str]]:
 
 def rows_like_sst2(path: Path, num_rows: int) -> Path:
     """Words of the built-in text, as many in a row as in SST-2; the labels say nothing."""
-    from hfkit.sources import load_builtin
+    from hfkit.data.sources import load_builtin
 
     draw = random.Random(0)
     words = [

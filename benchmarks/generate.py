@@ -60,8 +60,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
 
-    from hfkit.console import silence
-    from hfkit.models import quiet_libraries
+    from hfkit.models.config import quiet_libraries
+    from hfkit.system.console import silence
 
     quiet_libraries()
     rows: list[Row] = []
@@ -80,8 +80,8 @@ def new_llama(directory: Path, tiny: bool) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hfkit.sources import load_builtin
-    from hfkit.tokenization import train_tokenizer
+    from hfkit.data.sources import load_builtin
+    from hfkit.models.new_tokenizer import train_tokenizer
 
     texts = load_builtin("builtin:python-docs")["train"]["text"]
     tokenizer = train_tokenizer(texts, "llama", 1000 if tiny else 8192)
@@ -110,7 +110,7 @@ def first_layers(model: Path, directory: Path) -> Path:
 
 def prompts_of(count: int) -> list[str]:
     """Beginnings of documents of the built-in text, as many words each as chance says, short ones more often."""
-    from hfkit.sources import load_builtin
+    from hfkit.data.sources import load_builtin
 
     draw = random.Random(SEED)
     documents = [text.split() for text in load_builtin("builtin:python-docs")["train"]["text"]]
@@ -159,7 +159,7 @@ def many_prompts(model: Path, tiny: bool) -> list[Row]:
 def load(model: Path, new_tokens: int, **settings: Any) -> Any:
     """hfkit's Generator, greedy, which continues its prompts also where the model is for chats."""
     import hfkit
-    from hfkit.generation import load_generator
+    from hfkit.generation.generator import load_generator
 
     fixed = {"model.name": str(model), "generation.do_sample": False, "generation.raw": True}
     given = {f"generation.{name}": value for name, value in settings.items()}

@@ -34,7 +34,7 @@ Seconds = dict[str, list[tuple[float, float]]]  # by side: of the wall clock and
 
 
 def main() -> None:
-    from hfkit.models import quiet_libraries
+    from hfkit.models.config import quiet_libraries
 
     quiet_libraries()
     rows: list[Row] = []
@@ -124,10 +124,11 @@ class Hfkit:
         like: Hfkit | None = None,
     ) -> None:
         from hfkit import load_recipe
-        from hfkit.arguments import training_arguments
-        from hfkit.models import load_config, new_or_pretrained
-        from hfkit.stream import TrainingStream
+        from hfkit.models.config import load_config
+        from hfkit.models.loading import new_or_pretrained
         from hfkit.tasks import TASKS
+        from hfkit.training.arguments import training_arguments
+        from hfkit.training.stream import TrainingStream
 
         self.task, self.batch_size = TASKS[task], batch_size
         self.recipe = recipe = load_recipe(
@@ -190,7 +191,7 @@ def new_trainer(model: Any, args: Any, **options: Any) -> Any:
 
 def tokenizer_of(texts: Any, model_type: str, entries: int) -> Any:
     """A tokenizer trained on `texts`, filled up to `entries` with unused ones, as BERT's own is."""
-    from hfkit.tokenization import train_tokenizer
+    from hfkit.models.new_tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(texts["text"], model_type, entries)
     tokenizer.add_tokens([f"[unused{number}]" for number in range(entries - len(tokenizer))])
@@ -251,7 +252,7 @@ def differences(losses: Mapping[str, Sequence[float]]) -> str:
 
 def preparation(text: Path, folder: Path) -> list[Row]:
     """A text file, one document a paragraph, to blocks of 256 tokens, each time in an empty cache."""
-    from hfkit.data import load_source
+    from hfkit.data.loading import load_source
 
     use_cache(folder / "for-tokenizer")
     tokenizer = tokenizer_of(load_source([str(text)], "blank-line"), "gpt2", 8192)
@@ -305,7 +306,7 @@ def tokenize_and_group(dataset: Any, tokenizer: Any) -> tuple[int, int]:
 
 def tokens_in_a_map(dataset: Any, tokenizer: Any) -> tuple[int, int]:
     """As hfkit prepares: one memory map of tokens, and blocks as views of it."""
-    from hfkit.packing import Blocks, token_store
+    from hfkit.tasks.packing import Blocks, token_store
 
     store = token_store(dataset, tokenizer, end=tokenizer.eos_token_id)
     return len(store.tokens), int(Blocks(store, BLOCK).lengths.sum())
@@ -320,9 +321,10 @@ def overhead(folder: Path) -> list[Row]:
     from transformers import Trainer
 
     import hfkit
-    from hfkit import packing, training
-    from hfkit.callbacks import RunCallback
-    from hfkit.runs import Run
+    from hfkit.runs.run import Run
+    from hfkit.tasks import packing
+    from hfkit.training import prepare
+    from hfkit.training.callbacks import RunCallback
 
     use_cache(folder / "overhead")
     spent: dict[str, float] = {}
@@ -340,7 +342,7 @@ def overhead(folder: Path) -> list[Row]:
         setattr(owner, name, wrapped)
 
     at_steps = ("on_train_begin", "on_pre_optimizer_step", "on_step_end", "on_save", "on_log", "on_prediction_step")
-    once = {training: ("data_hash", "text_hash"), packing: ("_key", "_read"), Run: ("start",)}
+    once = {prepare: ("data_hash", "text_hash"), packing: ("_key", "_read"), Run: ("start",)}
     owners = {RunCallback: (*at_steps, "evaluate"), **once, Trainer: ("train",)}
     for owner, names in owners.items():
         for name in names:
@@ -375,7 +377,7 @@ def overhead(folder: Path) -> list[Row]:
 
 def builtin_text(path: Path) -> Path:
     """The built-in text over and over, up to TEXT_BYTES."""
-    from hfkit.sources import load_builtin
+    from hfkit.data.sources import load_builtin
 
     once = "\n\n".join(load_builtin("builtin:python-docs")["train"]["text"]) + "\n\n"
     path.write_text(once * -(-TEXT_BYTES // len(once.encode())), encoding="utf-8")

@@ -263,7 +263,8 @@ class Timers:
     def __call__(self) -> None:
         from transformers import Trainer
 
-        from hfkit import callbacks, runs
+        from hfkit.runs.run import Run
+        from hfkit.training import callbacks
 
         spent: dict[str, list[float]] = {}
 
@@ -283,7 +284,7 @@ class Timers:
         timed(callbacks.RunCallback, "on_pre_optimizer_step")
         timed(callbacks.RunCallback, "on_step_end")
         timed(callbacks.RunCallback, "on_save")
-        timed(runs.Run, "commit")
+        timed(Run, "commit")
         timed(Trainer, "_save_checkpoint")
         timed(Trainer, "training_step")
         timed(Trainer, "train")
@@ -311,7 +312,7 @@ def cost(material: Material, folder: Path) -> dict[str, float]:
 
 def hashing(folder: Path) -> dict[str, float]:
     """Seconds per GB, of a file that was just written."""
-    from hfkit.checkpoints import file_hash
+    from hfkit.system.files import file_hash
 
     path = folder / "gigabyte"
     block = os.urandom(1 << 20)

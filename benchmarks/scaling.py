@@ -65,7 +65,7 @@ def measured(size: str, steps: int, rounds: int, folder: Path) -> tuple[str, ...
 
 def write_text(path: Path) -> None:
     """The beginning of the built-in text: preparing it takes seconds."""
-    from hfkit.sources import load_builtin
+    from hfkit.data.sources import load_builtin
 
     rows = load_builtin("builtin:python-docs")["train"]["text"]
     path.write_text("\n\n".join(rows[:TEXT_ROWS]), encoding="utf-8")

@@ -14,8 +14,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import StateDictType
 
-from hfkit.__main__ import main
-from hfkit.shipped import recipes_folder, shipped_recipes
+from hfkit.cli.main import main
+from hfkit.recipe.shipped import recipes_folder, shipped_recipes
 
 CONFIGS = {path.stem: path for path in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}
 JOBS = sorted((recipes_folder() / "slurm").glob("*.sbatch"))

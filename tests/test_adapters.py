@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hfkit import predict
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from hfkit.errors import ModelError
-from hfkit.runs import export
+from hfkit.models.saving import export
 from stand_in_hub import StandInHub
 from test_hub_commands import say
 from tiny_models import TEXT, make_bert, make_causal_model, make_gpt2, make_word_tokenizer

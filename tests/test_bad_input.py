@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2
 
 FILES: dict[str, str | bytes] = {
@@ -244,7 +244,10 @@ def test_directory_that_another_process_works_in_is_left_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    script = "from pathlib import Path; from hfkit.runs import lock; held = lock(Path('busy')); print('held'); input()"
+    script = (
+        "from pathlib import Path; from hfkit.system.files import lock; "
+        "held = lock(Path('busy')); print('held'); input()"
+    )
     (folder / "busy").mkdir()
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

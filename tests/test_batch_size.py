@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import load_file
 
 import hfkit
-from hfkit.__main__ import main
-from hfkit.arguments import Division, division_of
+from hfkit.cli.main import main
 from hfkit.errors import UsageError
+from hfkit.training.batch import Division, division_of
 from tiny_models import TEXT, make_bert, make_gpt2
 
 PRETRAIN = {"task": "clm", "model.type": "gpt2", "data.train": ["text.txt"]}

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 import hfkit
-from hfkit import recipe as settings
-from hfkit.__main__ import main
-from hfkit.arguments import seconds_of
+from hfkit import settings
+from hfkit.cli.main import main
 from hfkit.tasks import TASKS
+from hfkit.training.pace import seconds_of
 from tiny_models import TEXT, make_bert, make_gpt2
 
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from hfkit import builtin
+from hfkit.data import builtin
 from hfkit.errors import DataError, UsageError
 
 SPLITS = ["train", "validation", "test"]

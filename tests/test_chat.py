@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfkit
-from hfkit.__main__ import main
-from hfkit.chat import ChatSession
+from hfkit.cli.main import main
 from hfkit.errors import DataError, UsageError
+from hfkit.generation.chat import ChatSession
 from tiny_models import make_gpt2, make_speaker, make_word_tokenizer, spread
 
 # A message of n words is n + 1 tokens: w0 and its words, those of an answer end in </s>; an answer begins behind w9.

@@ -18,14 +18,14 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import hfkit
-from hfkit import recipe as settings
-from hfkit.__main__ import main
+from hfkit import settings
+from hfkit.cli.main import main
 from hfkit.errors import DataError, UsageError
-from hfkit.inference import predict_rows
-from hfkit.metrics import compute
+from hfkit.evaluation.inference import predict_rows
+from hfkit.metrics.table import compute
 from hfkit.tasks import TASKS, calibration
-from hfkit.tasks.encoded_texts import EncodedTexts
 from hfkit.tasks.text_classification import METRICS
+from hfkit.tasks.windows import EncodedTexts
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 
 TASK = TASKS["text-classification"]
@@ -163,7 +163,7 @@ def test_what_cannot_be_told_names_the_flag(name, content, given, message):
 
 def prepared(labels, feature=None, **data):
     """What `with_labels` makes of a column of labels."""
-    from hfkit.tasks.labels import with_labels
+    from hfkit.data.labels import with_labels
 
     features = None if feature is None else Features({"text": Value("string"), "label": feature})
     dataset = Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
@@ -215,7 +215,7 @@ def order_of(dataset, config):
 
 def test_several_labels_keep_the_order_of_their_source(bert):
     """Class names, the model's own, columns, else natural order; test_tasks.py has those of single labels."""
-    from hfkit.tasks.labels import with_labels
+    from hfkit.data.labels import with_labels
 
     config, own = AutoConfig.from_pretrained(bert), AutoConfig.from_pretrained(bert, id2label={0: "9", 1: "10", 2: "1"})
     names = [["10"], ["9", "1"]]
@@ -389,7 +389,7 @@ def test_losses_are_those_of_torch():
 
 
 def test_class_weights_are_those_of_scikit_learn():
-    from hfkit.tasks.labels import class_weights
+    from hfkit.tasks.windows import class_weights
 
     labels = [0] * 7 + [1] * 2 + [2]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)

@@ -9,10 +9,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hfkit.cleaning import clean, clean_stream
-from hfkit.data import load_source
+from hfkit.data.cleaning import clean, clean_stream
+from hfkit.data.loading import load_source
 from hfkit.errors import DataError
-from hfkit.recipe import Clean
+from hfkit.settings import Clean
 
 
 @pytest.fixture(autouse=True)

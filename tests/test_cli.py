@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 import hfkit
-from hfkit.__main__ import main
-from hfkit.recipe import SETTINGS, acts
-from hfkit.resolve import read_recipe, resolve
+from hfkit.cli.main import main
+from hfkit.recipe.resolve import resolve
+from hfkit.recipe.yaml import read_recipe
+from hfkit.settings import SETTINGS, acts
 from stand_in_hub import SOURCE
 from tiny_models import make_bert, make_gpt2
 
@@ -482,7 +483,7 @@ def test_help_dry_run_and_errors_import_no_heavy_library(folder: Path) -> None:
     ]
     script = f"""
 import contextlib, io, shlex, sys
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 for line in {lines!r}:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         main(shlex.split(line))

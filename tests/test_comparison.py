@@ -11,11 +11,11 @@ from sacrebleu.significance import PairedTest
 from scipy.stats import binomtest
 from transformers import BertConfig, BertForSequenceClassification
 
-from hfkit.__main__ import main
-from hfkit.comparison import by_group, compare, mcnemar, most_different, score
+from hfkit.cli.main import main
 from hfkit.errors import DataError, UsageError
-from hfkit.metrics import compute
-from hfkit.results import document_row
+from hfkit.evaluation.compare import by_group, compare, mcnemar, most_different, score
+from hfkit.metrics.perplexity import document_row
+from hfkit.metrics.table import compute
 from tiny_models import make_bert, make_gpt2, spread
 
 BOTH = ("a", "b")

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 import hfkit
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.perplexity import measure_targets
+from hfkit.metrics.perplexity import measure_targets
 from tiny_models import make_gpt2, spread
 from tiny_models import make_word_text as text
 

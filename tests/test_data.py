@@ -19,18 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from hfkit.data import (
-    classification_columns,
-    fingerprint,
-    hold_out,
-    hold_out_end,
-    load_data,
-    load_source,
-    text_column,
-)
+from hfkit.data.columns import classification_columns, text_column
+from hfkit.data.loading import fingerprint, load_data, load_source
+from hfkit.data.sources import is_local
+from hfkit.data.splits import hold_out, hold_out_end
 from hfkit.errors import DataError, StorageError, UsageError
-from hfkit.recipe import Columns, Data, Recipe
-from hfkit.sources import is_local
+from hfkit.settings import Columns, Data, Recipe
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 TWO_ROWS = "text,label\na,0\nb,1\n"
@@ -326,7 +320,7 @@ def audit(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
         raise SystemExit(f"network: {event} {args}")
 sys.addaudithook(audit)
-from hfkit.data import load_source, fingerprint
+from hfkit.data.loading import load_source, fingerprint
 from hfkit.errors import HfkitError
 for source in sys.argv[1:]:
     try:
@@ -394,9 +388,9 @@ def test_builtin_data_comes_with_its_validation_split() -> None:
 ON_HUB = """
 import sys, time
 time.sleep = lambda seconds: None
-from hfkit.data import load_data, fingerprint
+from hfkit.data.loading import load_data, fingerprint
 from hfkit.errors import HfkitError
-from hfkit.recipe import Data, Recipe
+from hfkit.settings import Data, Recipe
 for source in sys.argv[1:]:
     try:
         splits = load_data(Recipe(data=Data(train=[source])))
@@ -515,7 +509,7 @@ def test_cache_that_cannot_be_written() -> None:
 
 FULL = """
 import resource
-from hfkit.data import load_source
+from hfkit.data.loading import load_source
 from hfkit.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
@@ -538,7 +532,7 @@ def test_disk_that_takes_no_more_is_a_storage_error(cache: Path) -> None:
 
 def test_four_processes_at_once_agree(cache: Path) -> None:
     write("a.csv", "text,label\n" + "a,1\n" * 20_000)
-    code = "from hfkit.data import load_source; d = load_source(['a.csv']); print(len(d), d._fingerprint)"
+    code = "from hfkit.data.loading import load_source; d = load_source(['a.csv']); print(len(d), d._fingerprint)"
     env = {**os.environ, "HF_DATASETS_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
     running = [
         subprocess.Popen(

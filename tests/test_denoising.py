@@ -21,12 +21,12 @@ from transformers import (
 )
 
 import hfkit
-from hfkit import recipe as recipes
-from hfkit.__main__ import main
+from hfkit import settings as recipes
+from hfkit.cli.main import main
+from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError, UsageError
-from hfkit.inference import predict_rows
+from hfkit.evaluation.inference import predict_rows
 from hfkit.tasks import TASKS
-from hfkit.tasks.base import IGNORED
 from hfkit.tasks.denoising import noise, segments
 from one_step import GRADIENT
 from tiny_models import make_bert, make_gpt2, make_word_tokenizer, spread

@@ -5,11 +5,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, LlamaConfig
 
-from hfkit import recipe as settings
-from hfkit.__main__ import main
+from hfkit import settings
+from hfkit.cli.main import main
+from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
 from hfkit.tasks import TASKS
-from hfkit.tasks.base import IGNORED
 from tiny_models import make_word_tokenizer, spread
 
 CLM = TASKS["clm"]

@@ -11,11 +11,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from hfkit import comparison
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from hfkit.errors import DataError, UsageError
-from hfkit.evaluation import rows_of_files
-from hfkit.perplexity import perplexity
+from hfkit.evaluation import compare
+from hfkit.evaluation.tables import rows_of_files
+from hfkit.metrics.perplexity import perplexity
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 from tiny_models import make_word_text as text
 
@@ -233,7 +233,7 @@ def test_files_are_scored_as_the_reference_programs_score_them(tmp_path, capsys,
 
 
 def chrf(predictions, *references, **columns):
-    return comparison.score(rows_of_files(predictions, references, **columns), ["chrf"], interval=False)["chrf"]
+    return compare.score(rows_of_files(predictions, references, **columns), ["chrf"], interval=False)["chrf"]
 
 
 def test_tables_are_scored_by_the_named_or_the_usual_column(tmp_path):
@@ -384,7 +384,7 @@ def test_metrics_of_text_alone_need_no_references(tmp_path, capsys):
 
 def test_two_files_are_measured_without_torch(tmp_path):
     command = [
-        "import sys; from hfkit.__main__ import main;"
+        "import sys; from hfkit.cli.main import main;"
         f"main(['evaluate', '--predictions', {str(write(tmp_path / 'p.txt', PREDICTIONS))!r}, '--references',"
         f" {str(write(tmp_path / 'r.txt', REFERENCES))!r}, '--metrics', 'bleu', '--json']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'evaluate', 'transformers', 'datasets', 'sklearn')))"

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 import hfkit
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from hfkit.errors import UsageError
-from hfkit.generation import load_generator
+from hfkit.generation.generator import load_generator
 from tiny_models import make_bart, make_bert, make_gpt2, make_t5, spread
 
 PROMPTS = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from tiny_models import make_gpt2
 
 WIDTH, HEADS, LAYERS, INNER = 32, 2, 2, 64

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from hfkit.errors import ModelError, UsageError
-from hfkit.hub import _say_shadowed, is_local, locate_model
+from hfkit.models.hub import locate_model, say_shadowed
+from hfkit.system.network import is_local
 from stand_in_hub import ALWAYS, SOURCE, StandInHub
 from tiny_models import make_bert, make_gpt2
 
@@ -24,7 +25,8 @@ DRIVER = """
 import contextlib, io, json, sys, time
 time.sleep = lambda seconds: None
 from hfkit.errors import HfkitError
-from hfkit.hub import _say_shadowed, is_local, locate_model
+from hfkit.models.hub import say_shadowed, locate_model
+from hfkit.system.network import is_local
 for call in json.loads(sys.argv[1]):
     said = io.StringIO()
     outcome = {"path": "", "error": "", "exit_code": 0}
@@ -284,7 +286,8 @@ def test_transformers_loads_what_the_hub_sent_and_again_without_network(hub: Sta
 import sys
 import datasets, huggingface_hub, torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-from hfkit.hub import locate_model, no_network
+from hfkit.models.hub import locate_model
+from hfkit.system.network import no_network
 
 def logits(name, model_class):
     path = locate_model(name)
@@ -352,7 +355,7 @@ def test_directory_is_found_and_a_shadowed_hub_name_said(
     assert locate_model("~/runs/mine") == tmp_path / "runs" / "mine"
     assert locate_model("./light", weights=False) == Path("light")
     assert capsys.readouterr().err == ""
-    _say_shadowed.cache_clear()
+    say_shadowed.cache_clear()
     (tmp_path / "runs" / "mine").rename(tmp_path / "gpt2")
     assert locate_model("gpt2") == Path("gpt2")
     said = capsys.readouterr()
@@ -415,7 +418,8 @@ def test_local_directory_needs_neither_network_nor_huggingface_hub(tmp_path: Pat
     script = """
 import sys
 sys.addaudithook(lambda event, _: event.startswith("socket.") and sys.exit(f"asked the network: {event}"))
-from hfkit.hub import locate_model, no_network
+from hfkit.models.hub import locate_model
+from hfkit.system.network import no_network
 print(locate_model("./mine"))
 assert not {"huggingface_hub", "httpx2", "torch", "transformers"} & sys.modules.keys()
 no_network()

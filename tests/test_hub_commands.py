@@ -20,7 +20,7 @@ CHINESE = ["generate", "--model", "gpt2", "--prompt", "你好，世界"]
 # Several command lines in one process of the installed package, each as a user's shell would see it.
 DRIVER = """
 import contextlib, io, json, sys
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 for line in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import pytest
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2
 
 
@@ -349,7 +349,7 @@ def test_mistakes_are_one_line(line: str, code: int, message: str, capsys: pytes
 
 LIGHT = """
 import sys
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 code = main(["data", "inspect", "a.csv"])
 print({"torch", "transformers", "accelerate"} & set(sys.modules), code)
 """

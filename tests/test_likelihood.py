@@ -13,9 +13,10 @@ from transformers import (
 )
 
 import hfkit
-from hfkit.__main__ import main
-from hfkit.generation import load_generator
-from hfkit.likelihood import ranked, score
+from hfkit.cli.main import main
+from hfkit.generation.choices import ranked
+from hfkit.generation.generator import load_generator
+from hfkit.metrics.likelihood import score
 from tiny_models import make_bart, make_gpt2, make_t5, spread
 
 PROMPTS = ["hello", "the quick brown fox jumps over", "a tiny"]

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from hfkit import recipe as recipes
-from hfkit.__main__ import main
+from hfkit import settings as recipes
+from hfkit.cli.main import main
+from hfkit.data.labels import IGNORED
 from hfkit.errors import UsageError
-from hfkit.inference import predict_rows
+from hfkit.evaluation.inference import predict_rows
 from hfkit.tasks import TASKS
-from hfkit.tasks.base import IGNORED
 from hfkit.tasks.masked_head import add_positions, flat_labels, narrow_head
 from tiny_models import make_bert
 

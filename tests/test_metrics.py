@@ -16,8 +16,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from hfkit.errors import DataError, HfkitError, UsageError
-from hfkit.evaluate_modules import load
-from hfkit.metrics import METRICS, Inputs, Score, compute, confusion_matrix, draws, ratio_interval
+from hfkit.metrics.evaluate_module import load
+from hfkit.metrics.inputs import Inputs
+from hfkit.metrics.labels import confusion_matrix
+from hfkit.metrics.sample import Score, draws, ratio_interval
+from hfkit.metrics.table import METRICS, compute
 
 # sacreBLEU's own case: https://github.com/mjpost/sacrebleu/blob/master/test/test_bleu.py
 PREDICTIONS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
@@ -419,7 +422,7 @@ def test_interval_depends_on_the_seed_and_not_on_the_other_metrics() -> None:
 def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities, actual = random_probabilities(50, 2)
     whole = compute(["brier", "accuracy"], probabilities, actual)
-    monkeypatch.setattr("hfkit.metrics.WEIGHTS_AT_ONCE", 350)
+    monkeypatch.setattr("hfkit.metrics.sample.WEIGHTS_AT_ONCE", 350)
     chunked = compute(["brier", "accuracy"], probabilities, actual)
     for name, score in whole.items():
         assert (chunked[name].low, chunked[name].high) == pytest.approx((score.low, score.high), abs=1e-12)
@@ -554,7 +557,7 @@ def test_every_metric_scores_rows_of_its_kind_and_refuses_others(name: str) -> N
 
 def test_bleu_imports_neither_torch_nor_evaluate_nor_sklearn() -> None:
     code = (
-        "import json, sys; from hfkit.metrics import compute; compute(['bleu', 'chrf', 'ter'], ['a b'], ['a b']);"
+        "import json, sys; from hfkit.metrics.table import compute; compute(['bleu', 'chrf', 'ter'], ['a b'], ['a b']);"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

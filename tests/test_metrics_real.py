@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sacrebleu.metrics import BLEU
 
-from hfkit.metrics import compute
+from hfkit.metrics.table import compute
 
 XSUM = Path(__file__).parents[2] / "shared" / "data" / "xsum_predictions"
 

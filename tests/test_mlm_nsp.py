@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 
 import hfkit
-from hfkit import recipe as recipes
-from hfkit.__main__ import main
+from hfkit import settings as recipes
+from hfkit.cli.main import main
+from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError
-from hfkit.inference import predict_rows
+from hfkit.evaluation.inference import predict_rows
 from hfkit.tasks import TASKS
-from hfkit.tasks.base import IGNORED
 from one_step import GRADIENT
 from tiny_models import make_bert, make_gpt2, spread
 

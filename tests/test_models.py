@@ -15,12 +15,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from hfkit import recipe as settings
-from hfkit.__main__ import main
+from hfkit import settings
+from hfkit.cli.main import main
 from hfkit.errors import ModelError, UsageError
-from hfkit.models import describe, load_config, load_tokenizer, max_tokens, new_or_pretrained
+from hfkit.models.config import describe, load_config, max_tokens
+from hfkit.models.loading import new_or_pretrained
+from hfkit.models.new_tokenizer import train_tokenizer
+from hfkit.models.tokenizer import load_tokenizer
 from hfkit.tasks import TASKS
-from hfkit.tokenization import train_tokenizer
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
 CORPUS = ["The quick brown fox jumps over the lazy dog, again and again. " * 20, "你好，世界！ Two\n lines 😀 " * 20]

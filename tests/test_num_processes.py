@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tiny_models
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 
 TRAIN = ["pretrain", "--model", "anything", "--data", "text.txt", "--output-dir", "never-made"]
 

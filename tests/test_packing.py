@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from hfkit import console, packing
-from hfkit.data import load_source
+from hfkit.data.loading import load_source
 from hfkit.errors import DataError, UsageError
-from hfkit.models import max_tokens
+from hfkit.models.config import max_tokens
+from hfkit.system import console
+from hfkit.tasks import packing
 from tiny_models import make_causal_model, make_word_tokenizer
 
 TOKENIZER = make_word_tokenizer()

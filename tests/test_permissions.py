@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from tiny_models import make_gpt2
 
 CODE = """

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.perplexity import compatible, measure, perplexity
+from hfkit.metrics.perplexity import compatible, measure, perplexity
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 from tiny_models import make_word_text as text
 

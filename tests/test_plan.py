@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import hfkit
-from hfkit.__main__ import main
-from hfkit.plan import CURVE, as_text, plan, plot, scaled, size
-from hfkit.stream import TrainingStream
+from hfkit.cli.main import main
+from hfkit.inspection.plan import CURVE, as_text, plan, plot
+from hfkit.system.console import scaled, size
 from hfkit.tasks import TASKS
+from hfkit.training.stream import TrainingStream
 from tiny_models import TEXT, make_bert, make_gpt2
 
 LAYERS, WIDTH, BLOCK = 2, 16, 16  # of the tiny GPT-2 and its data

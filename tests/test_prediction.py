@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import hfkit
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2, spread
 
 TEXTS = [
@@ -172,7 +172,7 @@ def many(tmp_path):
 
 @pytest.fixture
 def chunks_of_eight(monkeypatch):
-    monkeypatch.setattr("hfkit.prediction.CHUNK", 8)
+    monkeypatch.setattr("hfkit.evaluation.predict.CHUNK", 8)
 
 
 def test_a_file_of_many_chunks_is_answered_in_order(bert, many, tmp_path, capsys, chunks_of_eight):

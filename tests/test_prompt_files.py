@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfkit
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2, spread
 
 WORDS = ["hello", "world", "fox", "dog", "你好", "jumps over", "😀"]

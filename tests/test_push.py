@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from stand_in_hub import StandInHub
 from tiny_models import make_bert
 
@@ -19,7 +19,7 @@ TOKEN = "hf_CANARYcanaryCANARYcanary"
 OWN = "ignore:Use 'content=<...>':DeprecationWarning"  # huggingface_hub 1.x's own, where it uploads without xet
 DRIVER = """
 import contextlib, io, json, os, sys
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 for token, *line in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = token
     out, err = io.StringIO(), io.StringIO()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 
 SHARED = Path(__file__).parents[2] / "shared"
 STORIES = SHARED / "data" / "stories260K"

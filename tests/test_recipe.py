@@ -17,19 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfkit.errors import UsageError
-from hfkit.recipe import SECTIONS, SETTINGS, Recipe, Schedule, acts
-from hfkit.resolve import (
-    _DECIDED,
-    _FORMER,
-    _SUCCESSORS,
-    MAX_RECIPE_BYTES,
-    _idle_beside,
-    _training_arguments,
-    dump_yaml,
-    json_schema,
-    read_recipe,
-    resolve,
-)
+from hfkit.recipe.explain import idle_beside
+from hfkit.recipe.resolve import dump_yaml, json_schema, resolve
+from hfkit.recipe.upstream import DECIDED, FORMER, SUCCESSORS, training_argument_types
+from hfkit.recipe.yaml import MAX_RECIPE_BYTES, read_recipe
+from hfkit.settings import SECTIONS, SETTINGS, Recipe, Schedule, acts
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
 SOURCE = Path(__file__).parents[1] / "src" / "hfkit"
@@ -293,10 +285,10 @@ def test_other_fields_of_training_arguments_pass_as_they_are() -> None:
     assert resolve("pretrain", sets={"train.extra": extra}).train.extra == extra
 
 
-@pytest.mark.parametrize("name", sorted(_FORMER))
+@pytest.mark.parametrize("name", sorted(FORMER))
 @pytest.mark.parametrize("place", ["", "train.", "train.extra."])
 def test_names_of_transformers_4_are_explained(name: str, place: str) -> None:
-    expected = f"{place}{name}: transformers 5 has no '{name}' (fix: {_FORMER[name]})"
+    expected = f"{place}{name}: transformers 5 has no '{name}' (fix: {FORMER[name]})"
     assert problems("finetune", sets={place + name: 1}) == [expected]
 
 
@@ -319,10 +311,10 @@ def test_names_of_transformers_4_with_a_successor_are_taken_with_a_note(
 
 def test_tables_of_training_arguments_are_true() -> None:
     fields = {field.name for field in dataclasses.fields(import_training_arguments())}
-    assert set(_training_arguments()) == fields
-    assert _DECIDED.keys() <= fields
-    assert not (_FORMER.keys() | _SUCCESSORS.keys()) & fields
-    assert not [name for name in _DECIDED if f"train.{name}" in SETTINGS]
+    assert set(training_argument_types()) == fields
+    assert DECIDED.keys() <= fields
+    assert not (FORMER.keys() | SUCCESSORS.keys()) & fields
+    assert not [name for name in DECIDED if f"train.{name}" in SETTINGS]
 
 
 def import_training_arguments() -> Any:
@@ -583,9 +575,9 @@ def test_a_printed_recipe_gives_the_same_recipe_again(
     possible = {key: values_of(key) for key in SETTINGS if acts(command, key, task) and not values_of(key).is_empty}
     chosen = data.draw(st.fixed_dictionaries({}, optional=possible))
     for key in list(chosen):
-        if _idle_beside(key, chosen):
+        if idle_beside(key, chosen):
             del chosen[key]
-    chosen = {key: value for key, value in chosen.items() if not _idle_beside(key, chosen)}  # what needed those
+    chosen = {key: value for key, value in chosen.items() if not idle_beside(key, chosen)}  # what needed those
     recipe = resolve(command, sets={**chosen, "task": task})
     path = tmp_path_factory.getbasetemp() / "again.yaml"
     path.write_text(dump_yaml(recipe, command), encoding="utf-8")

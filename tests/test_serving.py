@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from tiny_models import TEXT, make_gpt2
 
 TEMPLATE = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}[assistant]"

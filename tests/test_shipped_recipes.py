@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hfkit.__main__ import main
-from hfkit.resolve import read_recipe
-from hfkit.shipped import headline, shipped_recipes
+from hfkit.cli.main import main
+from hfkit.recipe.shipped import headline, shipped_recipes
+from hfkit.recipe.yaml import read_recipe
 from hfkit.tasks import TASKS
 from tiny_models import TEXT, make_bert, make_gpt2
 

@@ -18,11 +18,12 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from hfkit.__main__ import main
-from hfkit.data import load_parts, mix, stream_documents
+from hfkit.cli.main import main
+from hfkit.data.loading import load_parts, stream_documents
+from hfkit.data.splits import mix
 from hfkit.errors import DataError, UsageError
-from hfkit.recipe import Columns, Data, Recipe
-from hfkit.resolve import resolve
+from hfkit.recipe.resolve import resolve
+from hfkit.settings import Columns, Data, Recipe
 from hfkit.tasks import TASKS
 from hfkit.tasks.language_modeling import load_documents
 

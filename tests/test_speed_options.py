@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfkit
-from hfkit.__main__ import main
-from hfkit.generation import load_generator
+from hfkit.cli.main import main
+from hfkit.generation.generator import load_generator
 from tiny_models import make_gpt2, make_t5, spread
 
 PROMPTS = ["the quick brown fox jumps over the lazy dog, the quick brown", "你好，世界", ""]

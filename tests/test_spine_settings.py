@@ -9,11 +9,11 @@ import pytest
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hfkit import load_recipe
-from hfkit.__main__ import main
-from hfkit.arguments import training_arguments
-from hfkit.resolve import TRACKERS
+from hfkit.cli.main import main
+from hfkit.recipe.upstream import TRACKERS
 from hfkit.tasks import TASKS
-from hfkit.training import load_splits
+from hfkit.training.arguments import training_arguments
+from hfkit.training.prepare import load_splits
 from tiny_models import make_bert
 
 

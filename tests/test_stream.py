@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hfkit.stream import EvaluationRows, TrainingStream
+from hfkit.evaluation.inference import EvaluationRows
 from hfkit.tasks import TASKS
+from hfkit.training.stream import TrainingStream
 
 TASK = TASKS["clm"]  # its `example` gives the row as it is
 

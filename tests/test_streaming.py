@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import hfkit
-from hfkit.generation import load_generator
-from hfkit.tokenization import train_tokenizer
+from hfkit.generation.generator import load_generator
+from hfkit.models.new_tokenizer import train_tokenizer
 from tiny_models import TEXT, make_speaker, make_word_tokenizer
 
 ENGLISH = "the quick brown fox, this is a tiny model!"

@@ -12,12 +12,11 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import hfkit
-from hfkit import recipe as settings
+from hfkit import settings
+from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.inference import predict_rows
-from hfkit.stream import EvaluationRows
+from hfkit.evaluation.inference import EvaluationRows, predict_rows
 from hfkit.tasks import TASKS
-from hfkit.tasks.base import IGNORED
 from one_step import GRADIENT
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 

@@ -11,15 +11,15 @@ import sys
 
 import pytest
 
-from hfkit.__main__ import main
-from hfkit.tokenization import train_tokenizer
+from hfkit.cli.main import main
+from hfkit.models.new_tokenizer import train_tokenizer
 from tiny_models import TEXT, make_causal_model, make_speaker, make_word_tokenizer
 
 WORLD = "hello 你好，世界 😀👩‍👩‍👧 שלום عالم né"
 PATIENCE = 300  # seconds without a byte
 
 # The terminal becomes the one that Ctrl-C is typed in: the first that the leader of a session opens.
-START = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR)); from hfkit.__main__ import run; run()"
+START = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR)); from hfkit.cli.main import run; run()"
 
 
 class Terminal:

@@ -7,10 +7,10 @@ import sys
 import pytest
 from transformers import CONFIG_MAPPING, AutoTokenizer
 
-from hfkit import recipe as settings
-from hfkit.__main__ import main
-from hfkit.models import load_tokenizer
-from hfkit.tokenization import ALGORITHMS, train_tokenizer
+from hfkit import settings
+from hfkit.cli.main import main
+from hfkit.models.new_tokenizer import ALGORITHMS, train_tokenizer
+from hfkit.models.tokenizer import load_tokenizer
 
 CORPUS = [
     "The quick brown fox\n\tjumps over the lazy dog, again and again.\n" * 20,
@@ -313,7 +313,7 @@ def test_what_is_no_tokenizer_is_said(tmp_path, capsys):
 def test_help_and_usage_errors_load_no_library():
     script = """
 import contextlib, io, sys
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     codes = [main(["tokenizer", *words]) for words in (["train", "--help"], ["inspect", "--help"], ["train", "x"])]
 print(codes, {"torch", "transformers", "datasets", "tokenizers", "numpy"} & set(sys.modules))

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2
 
 TEXTS = [

@@ -48,7 +48,7 @@ def make_t5(directory: Path) -> Path:
     out differently each time."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from hfkit.tokenization import train_tokenizer
+    from hfkit.models.new_tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(TEXT, "roberta", 300)
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
@@ -64,7 +64,7 @@ def make_bart(directory: Path) -> Path:
     or not, and targets begin with <s> after the start token </s>."""
     from transformers import BartConfig, BartForConditionalGeneration
 
-    from hfkit.tokenization import train_tokenizer
+    from hfkit.models.new_tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(TEXT, "roberta", 300)
     names = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")

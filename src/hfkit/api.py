@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.resolve import resolve
+from hfkit.recipe.resolve import resolve
 
 if TYPE_CHECKING:
-    from hfkit.metrics import Score
-    from hfkit.recipe import Recipe
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
 
 
 def load_recipe(command: str, recipe: str | Path | Mapping[str, Any] | None = None, **settings: Any) -> Recipe:
@@ -36,7 +36,7 @@ def train(
     extend: bool = False,
 ) -> dict[str, Any]:
     """Pretrains or fine-tunes as `recipe` says; returns the run directory ("run") and the flat results beside it."""
-    from hfkit.training import train as run
+    from hfkit.training.train import train as run
 
     return run(recipe, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
 
@@ -46,14 +46,14 @@ def evaluate(model: str, **settings: Any) -> dict[str, Score]:
 
     `settings` as `data.test=["dev.csv"]` or `evaluation.metrics=["accuracy"]`; without data the run's own is used.
     """
-    from hfkit.evaluation import evaluate as run
+    from hfkit.evaluation.evaluate import evaluate as run
 
     return run(resolve("evaluate", run=model, sets=settings))
 
 
 def generate(model: str, prompts: Sequence[str], **settings: Any) -> list[str]:
     """The continuation of each prompt; `settings` as `generation.max_new_tokens=50`."""
-    from hfkit.generation import generate as run
+    from hfkit.generation.generator import generate as run
 
     return run(resolve("generate", run=model, sets=settings), prompts)
 
@@ -62,6 +62,6 @@ def predict(
     model: str, texts: Sequence[str], pairs: Sequence[str] | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
     """Label, score and probabilities of each text (or pair of texts), in order."""
-    from hfkit.prediction import predict as run
+    from hfkit.evaluation.predict import predict as run
 
     return run(resolve("predict", run=model, sets=settings), texts, pairs)

@@ -83,3 +83,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the closest of `known`, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+Problem = tuple[str, str]  # message and fix
+
+OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether `error` or one of its causes means that memory ran out."""
+    while error is not None:
+        if isinstance(error, OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

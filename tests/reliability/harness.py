@@ -209,7 +209,7 @@ def _run(
         stream.reconfigure(encoding="utf-8", line_buffering=True)
     for fault in faults:
         fault()
-    from hfkit.__main__ import main
+    from hfkit.cli.main import main
 
     sys.exit((program or main)(arguments))
 

@@ -59,7 +59,7 @@ def test_weight_that_breaks_in_the_update(material: Material, tmp_path: Path) ->
 def test_one_bad_element_shows_in_clipped_gradients(bad: float) -> None:
     import torch
 
-    from hfkit.callbacks import clipped_in_order
+    from hfkit.training.callbacks import clipped_in_order
 
     weights = [torch.nn.Parameter(torch.ones(size)) for size in (3, 5, 1000)]
     for weight in weights:
@@ -76,7 +76,7 @@ def test_one_bad_element_shows_in_clipped_gradients(bad: float) -> None:
 def test_guard_costs_no_exactness() -> None:
     import torch
 
-    from hfkit.callbacks import all_finite
+    from hfkit.training.callbacks import all_finite
 
     huge = torch.full((1000,), 3e38)  # whose sum of squares is not finite
     assert all_finite([huge, torch.arange(3), torch.tensor(1.0, dtype=torch.bfloat16), 5])

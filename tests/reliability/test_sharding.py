@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from harness import Material, at_step, committed, hfkit, status
 
-from hfkit.__main__ import main
+from hfkit.cli.main import main
 from hfkit.errors import UsageError
-from hfkit.sharding import SHARDS, require_sharded
+from hfkit.models.sharded import SHARDS, require_sharded
 
 NO_DROPOUT = ("--dropout", "0")
 
@@ -70,7 +70,7 @@ def shard_and_save(arguments: list[str]) -> int:
     from torch.distributed.tensor import DTensor
     from transformers import AutoModelForCausalLM
 
-    from hfkit import sharding
+    from hfkit.models.sharded import complete
 
     dist.init_process_group("gloo")
     model, folder = AutoModelForCausalLM.from_pretrained(arguments[0]).eval(), Path(arguments[1])
@@ -84,7 +84,7 @@ def shard_and_save(arguments: list[str]) -> int:
     save({"model": get_model_state_dict(model)}, checkpoint_id=folder / SHARDS)
     logits = model(torch.arange(20)[None]).logits
     if dist.get_rank() == 0:
-        sharding.complete(folder, model)
+        complete(folder, model)
         torch.save(logits, folder / "logits.pt")
     dist.destroy_process_group()
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import Ended, Material, SignalAt, at_step, committed, contents, hfkit, launch, state_hash, status
 
-from hfkit.signals import stop_signals
+from hfkit.system.signals import stop_signals
 
 Resumed = Callable[..., Ended]
 Unbroken = Callable[..., str]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hfkit import __version__, console
+from hfkit import __version__
 from hfkit.cli.chat import chat
 from hfkit.cli.compare import compare
 from hfkit.cli.data import data
@@ -19,6 +19,7 @@ from hfkit.cli.predict import predict
 from hfkit.cli.pretrain import pretrain
 from hfkit.cli.recipes import recipes
 from hfkit.cli.tokenizer import tokenizer
+from hfkit.system import console
 
 # In options, `_` and `-` are alike.
 _CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]}

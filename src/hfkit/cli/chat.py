@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfkit import console
 from hfkit.cli.options import Debug, ModelArgument, Set, Verbose, with_settings
 from hfkit.errors import DataError, HfkitError, UsageError, did_you_mean, format_problem
-from hfkit.recipe import SETTINGS
-from hfkit.signals import stop_signals
+from hfkit.settings import SETTINGS
+from hfkit.system import console
+from hfkit.system.signals import stop_signals
 
 if TYPE_CHECKING:
-    from hfkit.chat import ChatSession
+    from hfkit.generation.chat import ChatSession
 
 COMMANDS = {
     "/reset": "Forget the conversation; the system message stays.",
@@ -27,8 +27,10 @@ COMMANDS = {
     "/help": "This.",
     "/quit": "End, as Ctrl-D does.",
 }
+
 HELP = '''A line is a message; several are one between """ and """. One that begins with / needs a blank before it.
 Ctrl-C stops an answer; twice at the prompt it ends the chat.'''
+
 BLOCK = '"""'
 
 
@@ -56,11 +58,11 @@ def chat(
 
     printf 'Hello\\n/save chat.jsonl\\n' | hfkit chat runs/my-chat-model
     """
-    from hfkit.resolve import resolve
+    from hfkit.recipe.resolve import resolve
 
     recipe = resolve("chat", run=model_, flags=settings, sets=set_ or ())
 
-    from hfkit.chat import ChatSession
+    from hfkit.generation.chat import ChatSession
 
     session = ChatSession(recipe)
     session.set_system(system or "")
@@ -76,7 +78,7 @@ def chat(
 
 def _converse(session: ChatSession, in_terminal: bool) -> None:
     """Messages and commands until there are no more; in a terminal, what goes wrong is said and the chat goes on."""
-    from hfkit.readers import utf8_stdin
+    from hfkit.data.lines import utf8_stdin
 
     asking = asked_to_end = False
     with stop_signals() as signals:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfkit import console
 from hfkit.cli.evaluate import Column, PredictionColumn, ReferenceColumn, References, interval, require_files_alone
 from hfkit.cli.options import Debug, Json, Set, Verbose, with_settings
 from hfkit.errors import DataError, UsageError
+from hfkit.system import console
 
 if TYPE_CHECKING:
-    from hfkit.comparison import Difference
-    from hfkit.results import Row
+    from hfkit.evaluation.compare import Difference
+    from hfkit.metrics.sample import Row
 
 SHOWN = 100  # characters of a text
 
@@ -52,15 +52,16 @@ def compare(
 
     hfkit compare a.txt b.txt --references ref.txt --metrics bleu,chrf
     """
-    from hfkit.resolve import resolve
+    from hfkit.recipe.resolve import resolve
 
     if len(systems) < 2 or len(set(systems)) < len(systems):
         raise UsageError(f"{len(set(systems))} system to compare", "hfkit compare A B")
     recipe = resolve("evaluate", flags=settings, sets=set_ or ())
 
-    from hfkit.comparison import compare as differences_of
-    from hfkit.comparison import most_different
-    from hfkit.evaluation import evaluate_rows, rows_of_files
+    from hfkit.evaluation.compare import compare as differences_of
+    from hfkit.evaluation.compare import most_different
+    from hfkit.evaluation.evaluate import evaluate_rows
+    from hfkit.evaluation.tables import rows_of_files
 
     rows: dict[str, Sequence[Row]] = {}
     if references or not recipe.data.test:
@@ -96,7 +97,7 @@ def compare(
 
 def _kept(systems: Sequence[str]) -> dict[str, Sequence[Row]]:
     """The rows that evaluations left: of the test data where all systems have them, else of the validation data."""
-    from hfkit.results import PREDICTIONS, read_rows
+    from hfkit.evaluation.rows import PREDICTIONS, read_rows
 
     if all(Path(name).is_file() for name in systems):
         return {name: read_rows(Path(name)) for name in systems}
@@ -128,7 +129,7 @@ def _table(first: str, differences: Sequence[Difference]) -> str:
 
 
 def _short(value: Any) -> str:
-    from hfkit.readers import short
+    from hfkit.system.console import short
 
     text = value if isinstance(value, str) else json_.dumps(value, ensure_ascii=False)
     return short(" ".join(text.split()), SHOWN)

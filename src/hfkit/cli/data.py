@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hfkit import console
 from hfkit.cli.options import Debug, Json, TrustRemoteCode
 from hfkit.errors import UsageError, did_you_mean
-from hfkit.recipe import SETTINGS, Columns, Csv, Data, Model, Recipe, Tokenizer
+from hfkit.settings import SETTINGS, Columns, Csv, Data, Model, Recipe, Tokenizer
+from hfkit.system import console
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -89,8 +89,8 @@ def inspect(
         ),
     )
 
-    from hfkit.inspection import as_text
-    from hfkit.inspection import inspect as inspect_data
+    from hfkit.inspection.data import as_text
+    from hfkit.inspection.data import inspect as inspect_data
 
     facts = inspect_data(recipe)
     if json:

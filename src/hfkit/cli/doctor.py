@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hfkit import console
 from hfkit.cli.options import Debug, Json
+from hfkit.system import console
 
 
 def doctor(json: Json = False, debug: Debug = False) -> None:
     """Check versions, devices, memory, disk and caches of this machine."""
-    from hfkit.diagnosis import diagnose
+    from hfkit.inspection.machine import diagnose
 
     facts, problems = diagnose()
     if json:

@@ -8,23 +8,26 @@ from typing import Annotated, Any
 
 import typer
 
-from hfkit import console
 from hfkit.cli.options import Debug, Json, ModelArgument, Set, Verbose, with_settings
 from hfkit.errors import UsageError
-from hfkit.launcher import Launch
-from hfkit.launcher import run as run_processes
-from hfkit.recipe import Evaluation, Recipe
+from hfkit.settings import Evaluation, Recipe
+from hfkit.system import console
+from hfkit.system.launcher import Launch
+from hfkit.system.launcher import run as run_processes
 
 References = Annotated[
     list[Path] | None,
     typer.Option("--references", metavar="FILE", help="What they should have been; several files for several each."),
 ]
+
 Column = Annotated[
     str | None, typer.Option("--column", metavar="NAME", help="Column of --predictions and --references.")
 ]
+
 PredictionColumn = Annotated[
     str | None, typer.Option("--prediction-column", metavar="NAME", help="Column of --predictions.")
 ]
+
 ReferenceColumn = Annotated[
     str | None, typer.Option("--reference-column", metavar="NAME", help="Column of --references.")
 ]
@@ -76,9 +79,9 @@ def evaluate(
 
     hfkit evaluate --predictions out.txt --references ref.txt --metrics bleu
     """
-    from hfkit.metrics import METRICS, WITHOUT_REFERENCES
-    from hfkit.readers import is_table
-    from hfkit.resolve import resolve
+    from hfkit.data.readers import is_table
+    from hfkit.metrics.table import METRICS, WITHOUT_REFERENCES
+    from hfkit.recipe.resolve import resolve
 
     recipe = resolve("evaluate", run=model_, flags=settings, sets=set_ or ())
     wanted = recipe.evaluation
@@ -97,8 +100,9 @@ def evaluate(
         if launch is not None:
             raise typer.Exit(run_processes(launch))
 
-        from hfkit.evaluation import evaluate as scores_of
-        from hfkit.evaluation import evaluate_rows, groups_of
+        from hfkit.evaluation.evaluate import evaluate as scores_of
+        from hfkit.evaluation.evaluate import evaluate_rows
+        from hfkit.evaluation.tables import groups_of
 
         if by is None and output is None:
             scores = scores_of(recipe)
@@ -116,8 +120,9 @@ def evaluate(
         if launch is not None:
             raise UsageError("--num-processes has no effect on files: no model runs", "leave it out")
 
-        from hfkit.comparison import default_metrics, score
-        from hfkit.evaluation import keep_rows, rows_of_files
+        from hfkit.evaluation.compare import default_metrics, score
+        from hfkit.evaluation.evaluate import keep_rows
+        from hfkit.evaluation.tables import rows_of_files
 
         rows = rows_of_files(
             predictions,
@@ -136,7 +141,7 @@ def evaluate(
         metrics = [name for name in metrics if name not in of_hub]
         scores = score(rows, metrics, interval=wanted.interval, seed=wanted.seed) if metrics else {}
         for name in of_hub:
-            from hfkit.evaluate_modules import hub_scores
+            from hfkit.metrics.evaluate_module import hub_scores
 
             scores |= hub_scores(name, rows)
         if output is not None:
@@ -145,7 +150,7 @@ def evaluate(
     named = {name: dataclasses.asdict(one) for name, one in scores.items()}
     result: dict[str, Any] = {"metrics": named}
     if by is not None:
-        from hfkit.comparison import by_group
+        from hfkit.evaluation.compare import by_group
 
         sliced = by_group(rows, groups, metrics, interval=wanted.interval, seed=wanted.seed)
         of_groups = {
@@ -154,7 +159,7 @@ def evaluate(
         }
         result["by"] = {"column": by, "groups": of_groups, "gap": sliced["gap"]}
     if json:
-        from hfkit.runs import versions
+        from hfkit.runs.manifest import versions
 
         console.result_json({**result, "versions": versions()})
         return

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from hfkit import console
 from hfkit.cli.options import AllowPickle, Debug, TrustRemoteCode, Verbose
 from hfkit.errors import UsageError
+from hfkit.system import console
 
 
 def export(
@@ -43,8 +43,8 @@ def export(
 
     hfkit export model-Q4_1.gguf --output-dir model  [dim]# a plain model, to train or to use[/dim]
     """
-    from hfkit.export import export as export_model
-    from hfkit.export import export_gguf
+    from hfkit.models.export import export as export_model
+    from hfkit.models.export import export_gguf
 
     if model.lower().endswith(".gguf"):
         if merge:

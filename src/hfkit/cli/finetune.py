@@ -19,7 +19,7 @@ from hfkit.cli.options import (
     with_settings,
 )
 from hfkit.cli.training import run_training
-from hfkit.launcher import Launch
+from hfkit.system.launcher import Launch
 
 
 @with_settings("finetune")

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfkit import console
 from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, require_file_options, with_settings
-from hfkit.distributed import num_processes
 from hfkit.errors import UsageError
-from hfkit.launcher import Launch
-from hfkit.launcher import run as run_processes
-from hfkit.recipe import Generation, Recipe
+from hfkit.settings import Generation, Recipe
+from hfkit.system import console
+from hfkit.system.launcher import Launch
+from hfkit.system.launcher import run as run_processes
+from hfkit.system.processes import num_processes
 
 if TYPE_CHECKING:
-    from hfkit.generation import Generator
+    from hfkit.generation.generator import Generator
 
 
 @with_settings("generate")
@@ -92,7 +92,7 @@ def generate(
 
     hfkit generate --model gpt2 --prompt "The sky is" --choices blue,green
     """
-    from hfkit.resolve import resolve
+    from hfkit.recipe.resolve import resolve
 
     recipe = resolve("generate", run=model_, flags=settings, sets=set_ or ())
     if input_ is not None and (prompt or echo):
@@ -106,13 +106,13 @@ def generate(
         _require_alone(scoring, [flag for flag, value in given.items() if value])
     ranking = None if choices is None else _split(choices)
     if convert is not None:
-        from hfkit.export import with_plain_copy
+        from hfkit.models.export import with_plain_copy
 
         recipe = with_plain_copy(recipe, convert)
     if launch is not None:
         raise typer.Exit(run_processes(launch))
     if input_ is not None:
-        from hfkit.prompt_files import generate_file
+        from hfkit.generation.files import generate_file
 
         write = console.result_json if json else lambda row: console.result(row["text"])
         scores = generate_file(
@@ -124,8 +124,8 @@ def generate(
     if not prompt:
         raise UsageError("there is no prompt", "--prompt 'Once upon a time' or --input FILE")
 
-    from hfkit.generation import load_generator, warn_of_cut
-    from hfkit.readers import utf8_stdin
+    from hfkit.data.lines import utf8_stdin
+    from hfkit.generation.generator import load_generator, warn_of_cut
 
     with utf8_stdin():
         prompts = [_all_of_stdin() if text == "-" else text for text in prompt]
@@ -164,7 +164,7 @@ def _print_scored(
 ) -> None:
     """The answers with the log-probabilities of their tokens, as JSON lines or for a person."""
     from hfkit.cli.likelihood import as_object, print_tokens
-    from hfkit.likelihood import scored_answers
+    from hfkit.generation.choices import scored_answers
 
     for place, answers in enumerate(scored_answers(generator, ids, logprobs or 0)):
         for scored in answers:
@@ -177,7 +177,7 @@ def _print_scored(
 def _rank(generator: Generator, prompts: Sequence[str], choices: Sequence[str], json: bool) -> None:
     """The choices after each prompt, the likeliest first."""
     from hfkit.cli.likelihood import choices_object, print_choices
-    from hfkit.likelihood import ranked
+    from hfkit.generation.choices import ranked
 
     for prompt in prompts:
         found = ranked(generator, prompt, choices)
@@ -212,7 +212,7 @@ def _require_alone(flag: str, others: Sequence[str]) -> None:
 
 def _print_scores(scores: dict[str, dict[str, Any]], json: bool) -> None:
     """As `hfkit evaluate` prints them."""
-    from hfkit.runs import versions
+    from hfkit.runs.manifest import versions
 
     if json:
         console.result_json({"metrics": scores, "versions": versions()})

@@ -7,20 +7,20 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfkit import console
+from hfkit.system import console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hfkit.generation import Generator
-    from hfkit.likelihood import Choice, ScoredAnswer
+    from hfkit.generation.choices import Choice, ScoredAnswer
+    from hfkit.generation.generator import Generator
 
 COLOURS = {0.8: "green", 0.4: "yellow", 0.1: "magenta", 0.0: "red"}  # of a token, from this probability on
 
 
 def as_object(generator: Generator, prompt: str, ids: Sequence[int], scored: ScoredAnswer, *, each: bool) -> Any:
     """An answer as --json prints it; `each`: with every token and its alternatives."""
-    from hfkit.likelihood import token_text
+    from hfkit.generation.choices import token_text
 
     answer = scored.answer
     whole: dict[str, Any] = {"prompt": prompt, "text": answer.text, "tokens": len(answer.ids)}
@@ -90,7 +90,7 @@ def _print_coloured(terminal: Console, generator: Generator, ids: Sequence[int],
 
 
 def _print_table(generator: Generator, ids: Sequence[int], scored: ScoredAnswer) -> None:
-    from hfkit.likelihood import token_text
+    from hfkit.generation.choices import token_text
 
     shown = [
         [

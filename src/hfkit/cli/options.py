@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hfkit import console, permissions
 from hfkit.errors import UsageError
-from hfkit.recipe import SETTINGS, acts, is_list, is_mapping
+from hfkit.settings import SETTINGS, acts, is_list, is_mapping
+from hfkit.system import console, permissions
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
 
@@ -37,12 +37,16 @@ RecipeArgument = Annotated[
     str | None,
     typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.", show_default=False),
 ]
+
 ModelArgument = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="A run, a model directory or a name on the Hub.", show_default=False),
 ]
+
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, by its recipe key.")]
+
 DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the recipe as it would run, and stop.")]
+
 Plan = Annotated[
     bool,
     typer.Option(
@@ -51,18 +55,26 @@ Plan = Annotated[
         help="Print memory, disk, steps and time of the run, and stop; with --num-processes 1,8,64 side by side.",
     ),
 ]
+
 Resume = Annotated[
     str | None,
     typer.Option("--resume", metavar="[auto|PATH]", help="Go on from the newest whole checkpoint, or from PATH."),
 ]
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Start again in a run directory in use.")]
+
 AllowChanged = Annotated[
     bool, typer.Option("--allow-changed", metavar="", help="Resume although data or settings have changed.")
 ]
+
 Extend = Annotated[bool, typer.Option("--extend", metavar="", help="Resume with more steps than before.")]
+
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as one JSON object.")]
+
 JsonLines = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object a line.")]
+
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Say more on stderr.", callback=_verbose)]
+
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -73,6 +85,7 @@ TrustRemoteCode = Annotated[
         rich_help_panel="Model",
     ),
 ]
+
 AllowPickle = Annotated[
     bool,
     typer.Option(
@@ -83,10 +96,13 @@ AllowPickle = Annotated[
         rich_help_panel="Model",
     ),
 ]
+
 PERMISSIONS = {"trust_remote_code": TrustRemoteCode, "allow_pickle": AllowPickle}
+
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
 
 _IN_PROCESSES: dict[str, Any] = {"rich_help_panel": "Several processes", "show_default": False}
+
 # How a command is started, not what it computes: so none of these is a setting of the recipe, which runs unchanged on
 # one process and on many. They belong to every command whose function has a parameter `launch`.
 LAUNCH: dict[str, Any] = {
@@ -117,6 +133,7 @@ LAUNCH: dict[str, Any] = {
     ],
     "launcher_arguments": Annotated[str | None, typer.Option("--launcher-arguments", hidden=True)],  # what follows --
 }
+
 _launched: set[str] = set()  # the commands that have them
 
 PANELS = {
@@ -190,7 +207,7 @@ def with_settings(command: str, **renamed: tuple[str, ...]) -> Callable[[Callabl
 
         def run(**values: Any) -> None:
             if launches:
-                from hfkit.launcher import launch_of
+                from hfkit.system.launcher import launch_of
 
                 line = values.pop("context").obj  # the command line
                 values["launch"] = launch_of(line, {name: values.pop(name) for name in LAUNCH})

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from hfkit import console
 from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, require_file_options, with_settings
-from hfkit.distributed import num_processes
 from hfkit.errors import UsageError
-from hfkit.launcher import Launch
-from hfkit.launcher import run as run_processes
+from hfkit.system import console
+from hfkit.system.launcher import Launch
+from hfkit.system.launcher import run as run_processes
+from hfkit.system.processes import num_processes
 
 
 @with_settings("predict")
@@ -57,7 +57,7 @@ def predict(
 
     cat new.txt | hfkit predict runs/finetune-bert-base-uncased --input - --json
     """
-    from hfkit.resolve import resolve
+    from hfkit.recipe.resolve import resolve
 
     recipe = resolve("predict", run=model_, flags=settings, sets=set_ or ())
     if not text and input_ is None:
@@ -70,8 +70,8 @@ def predict(
     if launch is not None:
         raise typer.Exit(run_processes(launch))
 
-    from hfkit.prediction import predict as predict_texts
-    from hfkit.prediction import predict_file
+    from hfkit.evaluation.predict import predict as predict_texts
+    from hfkit.evaluation.predict import predict_file
 
     write = console.result_json if json else lambda answer: console.result(shown(answer))
     if input_ is not None:

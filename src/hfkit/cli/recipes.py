@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from hfkit import console
 from hfkit.errors import StorageError, UsageError
-from hfkit.shipped import find_recipe, headline, recipes_folder, shipped_recipes
+from hfkit.recipe.shipped import find_recipe, headline, recipes_folder, shipped_recipes
+from hfkit.system import console
 
 recipes = typer.Typer(help="List, show, copy or check recipes, or print their schema.", no_args_is_help=True)
+
 Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a file.")]
 
 
@@ -53,7 +54,8 @@ def copy(
 @recipes.command()
 def check(name: Name) -> None:
     """Say whether a recipe is right, or everything that is wrong with it."""
-    from hfkit.resolve import read_recipe, resolve
+    from hfkit.recipe.resolve import resolve
+    from hfkit.recipe.yaml import read_recipe
     from hfkit.tasks import TASKS
 
     path = find_recipe(name)
@@ -71,6 +73,6 @@ def check(name: Name) -> None:
 @recipes.command()
 def schema() -> None:
     """Print the JSON schema of a recipe file."""
-    from hfkit.resolve import json_schema
+    from hfkit.recipe.resolve import json_schema
 
     console.result(json.dumps(json_schema(), indent=1))

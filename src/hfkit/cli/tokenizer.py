@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hfkit import console
 from hfkit.cli.options import Debug, Json, TrustRemoteCode, Verbose
-from hfkit.recipe import SETTINGS
+from hfkit.settings import SETTINGS
+from hfkit.system import console
 
 if TYPE_CHECKING:
-    from hfkit.tokenization import Inspection
+    from hfkit.inspection.tokenizers import Inspection
 
 tokenizer = typer.Typer(help="Train a tokenizer, or compare some on a text.", no_args_is_help=True)
+
 TextColumn = Annotated[
     str | None, typer.Option("--text-column", metavar="NAME", help="Column with the text.", show_default=False)
 ]
@@ -55,7 +56,7 @@ def train(
 
     hfkit tokenizer train 'corpus/*.jsonl' --model-type bert --output-dir my-wordpieces
     """
-    from hfkit.tokenization import train_on
+    from hfkit.models.new_tokenizer import train_on
 
     start = time.monotonic()
     trained = train_on(
@@ -98,7 +99,7 @@ def inspect(
 
     hfkit tokenizer inspect my-tokenizer gpt2 --data book.txt
     """
-    from hfkit.tokenization import inspect
+    from hfkit.inspection.tokenizers import inspect
 
     inspections = inspect(names, data or ["builtin:python-docs"], text_column)
     if json:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hfkit import console
 from hfkit.errors import UsageError
-from hfkit.shipped import find_recipe
+from hfkit.recipe.shipped import find_recipe
+from hfkit.system import console
 
 if TYPE_CHECKING:
-    from hfkit.launcher import Launch
-    from hfkit.recipe import Recipe
+    from hfkit.settings import Recipe
+    from hfkit.system.launcher import Launch
 
 
 def run_training(
@@ -31,7 +31,7 @@ def run_training(
     plan: bool,
 ) -> None:
     """Resolves, prints, plans or trains, and closes with what there is now and what to type next."""
-    from hfkit.resolve import dump_yaml, resolve
+    from hfkit.recipe.resolve import dump_yaml, resolve
 
     path = find_recipe(recipe) if recipe else None
     resolved = resolve(command, recipe=path, flags=settings, sets=sets or ())
@@ -44,8 +44,8 @@ def run_training(
         console.say(f"no --data given: training on {resolved.data.train[0]}, which every Python brings")
 
     if plan:
-        from hfkit.plan import as_text
-        from hfkit.plan import plan as plan_run
+        from hfkit.inspection.plan import as_text
+        from hfkit.inspection.plan import plan as plan_run
 
         counts, parallel = (launch.counts, launch.parallel or "ddp") if launch is not None else ((), "ddp")
         facts = plan_run(resolved, counts, parallel)
@@ -56,9 +56,9 @@ def run_training(
         return
 
     if launch is not None:
-        from hfkit.arguments import division_of
-        from hfkit.launcher import run as run_processes
-        from hfkit.training import prepare_once
+        from hfkit.system.launcher import run as run_processes
+        from hfkit.training.batch import division_of
+        from hfkit.training.train import prepare_once
 
         division_of(resolved, launch.num_processes)  # a step that can't be divided is told before data is read
 
@@ -67,8 +67,8 @@ def run_training(
 
         raise typer.Exit(run_processes(launch, prepare))
 
-    from hfkit.push import NotUploadedError
-    from hfkit.training import train
+    from hfkit.models.push import NotUploadedError
+    from hfkit.training.train import train
 
     try:
         outcome = train(resolved, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
@@ -79,7 +79,7 @@ def run_training(
 
 
 def _show(command: str, resolved: Recipe, outcome: dict[str, Any], as_json: bool) -> None:
-    from hfkit.runs import read_scores
+    from hfkit.runs.results import read_scores
 
     scores = read_scores(outcome["run"])
     if as_json:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hfkit.data.labels import IGNORED
 from hfkit.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -16,12 +17,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics import Score
-    from hfkit.recipe import Recipe
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
 
 Batch = dict[str, "torch.Tensor"]
-IGNORED = -100  # label of a position that has no loss, as everywhere in torch and transformers
-
 
 Loss = Callable[..., "torch.Tensor"]  # (outputs, labels, num_items_in_batch=None), as the Trainer calls it
 
@@ -163,7 +162,7 @@ class Task(ABC):
 
         `beside`: where a task writes files about single rows, their names begin with this path.
         """
-        from hfkit.inference import predict_rows
+        from hfkit.evaluation.inference import predict_rows
 
         rows = self.encode(dataset, tokenizer, model, recipe)
         reduced, labels = predict_rows(

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfkit.console import say
+from hfkit.system.console import say
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STEPS = 60  # of the golden section: a hundred-thousandth of the range
+
 THRESHOLDS = np.arange(1, 100) / 100
 
 
@@ -41,7 +42,7 @@ def log_loss(logits: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
 
 def threshold(probabilities: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
     """The one threshold for all labels with the best macro-F1 of these rows; of equally good ones that next to 0.5."""
-    from hfkit.metrics import compute
+    from hfkit.metrics.table import compute
 
     found = {
         float(one): compute(["f1_macro"], (probabilities >= one).astype(float), labels, interval=False)[
@@ -52,3 +53,10 @@ def threshold(probabilities: NDArray[np.float64], labels: NDArray[np.float64]) -
     best = max(found, key=lambda one: (found[one], -abs(one - 0.5)))
     say(f"threshold: {best:g} (macro-F1 of the validation data {found[0.5]:.4f} -> {found[best]:.4f}, chosen on it)")
     return best
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the classes, shape (rows, classes)."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return shares

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
-from hfkit.packing import Blocks, pack
-from hfkit.tasks.base import IGNORED, Batch, Rows
-from hfkit.tasks.language_modeling import (
-    LanguageModel,
-    nll_scores,
-    pad_blocks,
-    token_statistics,
-)
+from hfkit.metrics.likelihood import pad_blocks, token_statistics
+from hfkit.tasks.base import Batch, Rows
+from hfkit.tasks.language_modeling import LanguageModel, nll_scores
+from hfkit.tasks.packing import Blocks, pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +23,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics import Score
-    from hfkit.recipe import Recipe
-
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
 
 SAMPLE_TOKENS = 24  # of the prompt and of the continuation that `samples` shows
 
@@ -103,7 +99,7 @@ class CausalLM(LanguageModel):
 
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
         """As seen while training, block by block; the number at the end, `evaluate`, gives every token its context."""
-        from hfkit.metrics import Score
+        from hfkit.metrics.sample import Score
 
         assert isinstance(rows, Blocks)
         how = "blocks of the training length, no overlap"
@@ -152,8 +148,8 @@ class CausalLM(LanguageModel):
         recipe: Recipe,
         beside: Path | None = None,
     ) -> dict[str, Score]:
-        from hfkit.perplexity import compatible, measure
-        from hfkit.results import write_rows
+        from hfkit.evaluation.rows import write_rows
+        from hfkit.metrics.perplexity import compatible, measure
 
         wanted = recipe.evaluation
         context, texts = wanted.context or recipe.data.block_size, dataset["text"][:]

@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError, UsageError
-from hfkit.packing import pack
+from hfkit.metrics.likelihood import pad_blocks, token_statistics
 from hfkit.tasks.base import Batch, Rows
-from hfkit.tasks.language_modeling import (
-    LanguageModel,
-    nll_scores,
-    pad_blocks,
-    token_statistics,
-)
+from hfkit.tasks.language_modeling import LanguageModel, nll_scores
+from hfkit.tasks.packing import pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics import Score
-    from hfkit.recipe import Recipe
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
 
 
 class Denoising(LanguageModel):
@@ -34,7 +30,8 @@ class Denoising(LanguageModel):
     metrics = (*watched, "bits_per_byte", "bits_per_character", "word_perplexity")
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        from hfkit.data import load_data, pair_columns
+        from hfkit.data.columns import pair_columns
+        from hfkit.data.loading import load_data
 
         if recipe.data.columns.target is None:
             if recipe.data.max_length is not None:  # a text alone is divided into blocks
@@ -125,8 +122,8 @@ class Denoising(LanguageModel):
     ) -> dict[str, Score]:
         if "target" not in dataset.column_names:
             return super().evaluate(model, tokenizer, dataset, recipe, beside)
-        from hfkit.perplexity import measure_targets
-        from hfkit.results import write_rows
+        from hfkit.evaluation.rows import write_rows
+        from hfkit.metrics.perplexity import measure_targets
 
         found = measure_targets(
             model,

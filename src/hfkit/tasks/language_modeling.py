@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import DataError, UsageError
-from hfkit.tasks.base import IGNORED, Batch, Task, batch_defaults
+from hfkit.tasks.base import Task, batch_defaults
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedTokenizerBase
 
-    from hfkit.metrics import Score
-    from hfkit.recipe import Recipe
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
 
 BUILTIN_TEXT = "builtin:python-docs"
 
@@ -72,9 +70,10 @@ def load_documents(recipe: Recipe) -> dict[str, Dataset]:
     import numpy as np
     from datasets import concatenate_datasets
 
-    from hfkit.cleaning import clean
-    from hfkit.data import hold_out, hold_out_end, load_data, load_parts, mix
-    from hfkit.recipe import Clean
+    from hfkit.data.cleaning import clean
+    from hfkit.data.loading import load_data, load_parts
+    from hfkit.data.splits import hold_out, hold_out_end, mix
+    from hfkit.settings import Clean
 
     if recipe.data.streaming and recipe.data.train:
         return _stream_documents(recipe)
@@ -103,9 +102,9 @@ def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
     """As `load_documents`, the training split an IterableDataset; rows can't be held out of what isn't loaded."""
     import dataclasses
 
-    from hfkit.cleaning import clean_stream
-    from hfkit.data import load_data, stream_documents
-    from hfkit.recipe import Clean
+    from hfkit.data.cleaning import clean_stream
+    from hfkit.data.loading import load_data, stream_documents
+    from hfkit.settings import Clean
 
     if not recipe.data.validation and recipe.data.validation_split > 0:
         raise UsageError(
@@ -121,56 +120,16 @@ def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
 
 
 def _documents(loaded: DatasetDict, recipe: Recipe) -> dict[str, Dataset]:
-    from hfkit.data import text_column
+    from hfkit.data.columns import text_column
 
     column = text_column(loaded, recipe)
     renamed = {} if column == "text" else {column: "text"}
     return {name: part.select_columns([column]).rename_columns(renamed) for name, part in loaded.items()}
 
 
-def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Arrays per token, each (length,), as int64 tensors (rows, longest) with an attention mask."""
-    import numpy as np
-    import torch
-
-    longest = max(len(example["input_ids"]) for example in examples)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    fill = {"input_ids": pad, "labels": IGNORED, "token_type_ids": 0}
-    batch = {
-        name: np.full((len(examples), longest), fill[name], dtype=np.int64) for name in fill if name in examples[0]
-    }
-    mask = np.zeros((len(examples), longest), dtype=np.int64)
-    for row, example in enumerate(examples):
-        mask[row, : len(example["input_ids"])] = 1
-        for name, padded in batch.items():
-            padded[row, : len(example[name])] = example[name]
-    return {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
-
-
-def token_statistics(logits: torch.Tensor, labels: torch.Tensor, end: int | None = None) -> torch.Tensor:
-    """Per row: summed negative log-likelihood in nats, tokens scored, tokens predicted right; shape (rows, 3).
-
-    `logits` as `labels`, (rows, tokens, vocabulary), or of the scored positions alone, (scored, vocabulary). With
-    `end` the tokens of this id are counted apart, in columns 4 to 6.
-    """
-    import torch
-
-    scored = labels != IGNORED
-    targets = labels[scored]
-    logits = (logits if logits.dim() == 2 else logits[scored]).float()
-    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
-    right = (logits.argmax(-1) == targets).double()
-    values = torch.stack([nll, torch.ones_like(nll), right], dim=1)
-    if end is not None:
-        ends = (targets == end).unsqueeze(1)
-        values = torch.cat([values * ~ends, values * ends], dim=1)
-    sums = torch.zeros(len(labels), values.shape[1], dtype=torch.double, device=labels.device)
-    return sums.index_add_(0, scored.nonzero()[:, 0], values)
-
-
 def nll_scores(reduced: np.ndarray, recipe: Recipe, how: str) -> dict[str, Score]:
     """Token-weighted perplexity, accuracy and mean NLL of `reduced` (rows, 3); intervals resample rows (blocks)."""
-    from hfkit.metrics import Score, ratio_interval
+    from hfkit.metrics.sample import Score, ratio_interval
 
     nll, tokens, right = reduced.T
     count = int(tokens.sum())

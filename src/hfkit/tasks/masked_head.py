@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfkit.console import warn
-from hfkit.tasks.base import IGNORED, Batch
+from hfkit.data.labels import IGNORED
+from hfkit.system.console import warn
+from hfkit.tasks.base import Batch
 
 if TYPE_CHECKING:
     import torch

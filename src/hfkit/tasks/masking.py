@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError, UsageError
-from hfkit.tasks.base import IGNORED
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.recipe import Recipe
+    from hfkit.settings import Recipe
 
 MAX_SPAN_WORDS = 10  # SpanBERT's longest span and the rate of its geometric lengths (arXiv 1907.10529, section 3.1)
+
 SPAN_RATE = 0.2
 
 

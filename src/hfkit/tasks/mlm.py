@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.packing import pack
+from hfkit.metrics.likelihood import pad_blocks, token_statistics
 from hfkit.tasks.base import Batch, Rows
-from hfkit.tasks.language_modeling import (
-    LanguageModel,
-    nll_scores,
-    pad_blocks,
-    token_statistics,
-)
+from hfkit.tasks.language_modeling import LanguageModel, nll_scores
 from hfkit.tasks.masked_head import add_positions, filled_masks, flat_labels, narrow_head
 from hfkit.tasks.masking import Masking, hide, masked_definition
+from hfkit.tasks.packing import pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics import Score
-    from hfkit.recipe import Recipe
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
 
 
 class MaskedLM(LanguageModel):
@@ -64,7 +60,7 @@ class MaskedLM(LanguageModel):
     def samples(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe
     ) -> list[str]:
-        from hfkit.stream import EvaluationRows
+        from hfkit.evaluation.inference import EvaluationRows
 
         example = EvaluationRows(rows, self, recipe.evaluation.seed)[0]
         return filled_masks(model, tokenizer, self.collate([example], tokenizer))

@@ -11,14 +11,16 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfkit.console import say_once
+from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.packing import block_size_for, token_store
-from hfkit.tasks.base import IGNORED, Batch, Rows
-from hfkit.tasks.language_modeling import nll_scores, pad_blocks, token_statistics
+from hfkit.metrics.likelihood import pad_blocks, token_statistics
+from hfkit.system.console import say_once
+from hfkit.tasks.base import Batch, Rows
+from hfkit.tasks.language_modeling import nll_scores
 from hfkit.tasks.masked_head import add_positions
 from hfkit.tasks.masking import Masking, hide, masked_definition
 from hfkit.tasks.mlm import MaskedLM
+from hfkit.tasks.packing import block_size_for, token_store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics import Score
-    from hfkit.packing import TokenStore
-    from hfkit.recipe import Recipe
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
+    from hfkit.tasks.packing import TokenStore
 
 FOLLOWS, RANDOM = 0, 1  # BertForPreTraining's classes
 
@@ -112,7 +114,7 @@ class MaskedLMWithPairs(MaskedLM):
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
         import numpy as np
 
-        from hfkit.metrics import Score, ratio_interval
+        from hfkit.metrics.sample import Score, ratio_interval
 
         how = f"pairs drawn once from seed {recipe.evaluation.seed}, resampled by pair"
 

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.tasks.base import IGNORED, Rows
+from hfkit.data.labels import IGNORED
+from hfkit.tasks.base import Rows
 from hfkit.tasks.mlm import MaskedLM
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics import Score
-    from hfkit.recipe import Recipe
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
 
 
 class PseudoPerplexity(MaskedLM):
@@ -42,9 +43,10 @@ class PseudoPerplexity(MaskedLM):
     ) -> dict[str, Score]:
         import numpy as np
 
-        from hfkit.inference import predict_rows
-        from hfkit.metrics import Score, ratio_interval
-        from hfkit.results import document_row, write_rows
+        from hfkit.evaluation.inference import predict_rows
+        from hfkit.evaluation.rows import write_rows
+        from hfkit.metrics.perplexity import document_row
+        from hfkit.metrics.sample import Score, ratio_interval
 
         rows = self.encode(dataset, tokenizer, model, recipe)
         assert isinstance(rows, _OneHidden)

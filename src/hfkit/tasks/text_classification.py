@@ -9,10 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.console import say, warn
-from hfkit.errors import DataError, UsageError
-from hfkit.tasks.base import Batch, Loss, Rows, Task, batch_defaults
-from hfkit.tasks.labels import (
+from hfkit.data.labels import (
     COLUMNS,
     MULTIPLE,
     REGRESSION,
@@ -25,6 +22,9 @@ from hfkit.tasks.labels import (
     problem_type_of,
     with_labels,
 )
+from hfkit.errors import DataError, UsageError
+from hfkit.system.console import say, warn
+from hfkit.tasks.base import Batch, Loss, Rows, Task, batch_defaults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,19 +32,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics import Score
-    from hfkit.recipe import Recipe
-    from hfkit.tasks.encoded_texts import EncodedTexts
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
+    from hfkit.tasks.windows import EncodedTexts
 
 BUILTIN_LABELLED = "builtin:python-docstrings"
+
 MAX_CUT = 0.05  # share of labelled rows that may be cut before it takes a decision
+
 THRESHOLD = 0.5  # of a label among several, where nothing else was chosen
+
 DEFAULT_METRICS = {
     SINGLE: ("accuracy", "f1_macro", "log_loss"),
     MULTIPLE: ("f1_macro", "f1_micro", "subset_accuracy", "log_loss"),
     REGRESSION: ("pearson", "spearman", "rmse", "mae"),
 }
+
 OF_PROBABILITIES = ("log_loss", "mean_average_precision")  # of several labels; the others compare decisions
+
 METRICS = {
     SINGLE: (
         "accuracy", "balanced_accuracy", "precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro",
@@ -82,8 +87,9 @@ class TextClassification(Task):
         }
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        from hfkit.data import classification_columns, label_columns, load_data
-        from hfkit.models import load_config
+        from hfkit.data.columns import classification_columns, label_columns
+        from hfkit.data.loading import load_data
+        from hfkit.models.config import load_config
 
         loaded = load_data(recipe)
         text, pair, label = classification_columns(loaded, recipe)
@@ -118,7 +124,7 @@ class TextClassification(Task):
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
     ) -> Rows:
-        from hfkit.tasks.encoded_texts import EncodedTexts
+        from hfkit.tasks.windows import EncodedTexts
 
         rows = EncodedTexts(dataset, tokenizer, model, recipe)
         if rows.labels is not None:  # `predict` counts over all its rows
@@ -202,7 +208,7 @@ class TextClassification(Task):
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
         import numpy as np
 
-        from hfkit.metrics import compute
+        from hfkit.metrics.table import compute
 
         kind = SINGLE if rows is None else rows.kind  # type: ignore[attr-defined]
         answers, labels = answered(reduced, rows), labels if rows is None else labels[rows.starts]  # type: ignore[attr-defined]
@@ -224,7 +230,7 @@ class TextClassification(Task):
 
     def calibrate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe) -> None:
         """Puts what the validation `rows` decide into the model's config: a temperature, a threshold."""
-        from hfkit.inference import predict_rows
+        from hfkit.evaluation.inference import predict_rows
         from hfkit.tasks import calibration
 
         wanted = recipe.evaluation
@@ -251,9 +257,9 @@ class TextClassification(Task):
 
         `beside`: files of single rows go to names that begin with this path.
         """
-        from hfkit.inference import predict_rows
-        from hfkit.results import write_rows
-        from hfkit.tasks.error_files import prediction_rows, write_confusion, write_worst_errors
+        from hfkit.evaluation.error_files import prediction_rows, write_confusion, write_worst_errors
+        from hfkit.evaluation.inference import predict_rows
+        from hfkit.evaluation.rows import write_rows
 
         rows = self.encode(dataset, tokenizer, model, recipe)
         wanted = recipe.evaluation
@@ -286,7 +292,7 @@ def answered(reduced: np.ndarray, rows: Rows | None) -> np.ndarray:
     """What the model says of each text: probabilities (texts, labels), or numbers (texts,) of a regression."""
     import numpy as np
 
-    from hfkit.inference import probabilities
+    from hfkit.tasks.calibration import probabilities
 
     if rows is None:
         return probabilities(reduced)
@@ -347,7 +353,7 @@ def _held_out(dataset: Dataset, recipe: Recipe) -> dict[str, Dataset]:
     """Training and validation rows, with at least one training row of every label."""
     from datasets import concatenate_datasets
 
-    from hfkit.data import hold_out
+    from hfkit.data.splits import hold_out
 
     train, validation = hold_out(dataset, recipe.data.validation_split, recipe.train.seed)
     if kind_of(dataset) != REGRESSION:
@@ -367,7 +373,7 @@ def _held_out(dataset: Dataset, recipe: Recipe) -> dict[str, Dataset]:
 
 def _baseline(dataset: Dataset) -> dict[str, Score]:
     """The score of the best answer that never changes."""
-    from hfkit.metrics import Score
+    from hfkit.metrics.sample import Score
 
     labels, n = labels_of(dataset), len(dataset)
     if kind_of(dataset) == REGRESSION:

@@ -1,0 +1,60 @@
+"""`make demo`: the main job from raw text to a used model, as a person would type it, on text that every Python has."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from hfkit.cli.main import main
+
+FOLDER = Path("runs/demo")
+
+STEPS = [
+    (
+        "A small GPT-2 learns Python's own documentation: a new tokenizer, new weights.",
+        "pretrain --data builtin:python-docs --model-type gpt2 --size tiny --vocab-size 2048 --block-size 128 "
+        "--batch-size 8 --max-steps 900 --lr 3e-3 --output-dir {folder}/gpt2 --overwrite",
+    ),
+    (
+        "What it writes.",
+        'generate {folder}/gpt2 --prompt "Return the" --max-new-tokens 40 --echo --do-sample --temperature 0.7',
+    ),
+    (
+        "A small encoder learns the same text by filling in masked words.",
+        "pretrain --data builtin:python-docs --objective mlm --model-type modernbert --size tiny --vocab-size 4096 "
+        "--block-size 128 --batch-size 16 --max-steps 300 --lr 1e-3 --mask-probability 0.3 "
+        "--set model.config.classifier_pooling=mean --output-dir {folder}/encoder --overwrite",
+    ),
+    (
+        "It is fine-tuned to tell which area of the library a docstring belongs to.",
+        "finetune --model {folder}/encoder --data builtin:python-docstrings --max-length 128 --allow-truncation "
+        "--epochs 3 --lr 1e-3 --batch-size 16 --output-dir {folder}/areas --overwrite",
+    ),
+    (
+        "A sentence of our own.",
+        'predict {folder}/areas --text "Open a connection to the server and send the request."',
+    ),
+]
+
+
+def demo() -> int:
+    """Runs every step; returns the exit code of the first that fails."""
+    begin = time.monotonic()
+    for number, (what, line) in enumerate(STEPS, start=1):
+        command = line.format(folder=FOLDER)
+        print(f"\n[{number}/{len(STEPS)}] {what}\n$ hfkit {command}", flush=True)
+        code = main(shlex.split(command))
+        if code:
+            return code
+    print(f"\nAll of it took {time.monotonic() - begin:.0f} seconds. The models are {FOLDER}/gpt2, encoder and areas:")
+    print("plain Hugging Face directories that AutoModel.from_pretrained opens. Next, with your own text:")
+    print("  hfkit pretrain --data book.txt --model-type gpt2 --size mini")
+    print("  hfkit finetune --model bert-base-uncased --data train.csv --validation dev.csv")
+    print("  hfkit --help")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(demo())

@@ -1,0 +1,242 @@
+"""Which column is which: named, well known, or found by content."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfkit.data.lines import format_of
+from hfkit.data.readers import ID_NAMES, LABEL_NAMES, SOURCES, TEXT_NAMES, layout_of, settled
+from hfkit.data.sources import is_local, is_saved, listed, local_files, only, type_name
+from hfkit.errors import DataError
+from hfkit.system import console
+from hfkit.system.console import short
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hfkit.settings import Recipe
+
+PAIR_NAMES = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
+    ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("query", "passage"),
+    ("question", "passage"), ("text", "text_pair"),
+)  # fmt: skip
+
+GUESSED_ROWS = 1000  # that a guess by content looks at
+
+FLAGS = {
+    "text": "--text-column",
+    "text_pair": "--text-pair-column",
+    "label": "--label-column",
+    "target": "--target-column",
+}
+
+
+def text_column(dataset: Dataset | DatasetDict, recipe: Recipe) -> str:
+    """The column with the text, named or guessed (and said aloud); its rows are checked for missing values."""
+    splits = as_splits(dataset)
+    text = find_text(splits, recipe)
+    if recipe.data.columns.text is None and len(shared_columns(splits)) > 1 and _is_first(splits, recipe):
+        console.say(f"text column: {text} (change with --text-column)")
+    _check_rows(splits, recipe, [text])
+    return text
+
+
+def find_text(splits: dict[str, Dataset], recipe: Recipe) -> str:
+    """The column with the text, named or guessed; DataError where none is clearly it."""
+    columns = shared_columns(splits)
+    free = [column for column in columns if column.lower() not in (*ID_NAMES, *LABEL_NAMES)]
+    text = _named(splits, recipe, "text") or _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
+    text = text or only(_by_content(splits, free)[0])
+    if text is None:
+        raise _unclear(splits, recipe, "text", columns, _of_text(splits, free))
+    return text
+
+
+def pair_columns(loaded: DatasetDict, recipe: Recipe) -> tuple[str, str]:
+    """(text, target): the target is named, the text named or guessed among the others; their rows are checked."""
+    splits = as_splits(loaded)
+    target = _named(splits, recipe, "target")
+    assert target is not None
+    text = text_column(loaded.remove_columns(target), recipe)
+    _check_rows(splits, recipe, [target])
+    return text, target
+
+
+def classification_columns(dataset: Dataset | DatasetDict, recipe: Recipe) -> tuple[str, str | None, str]:
+    """(text, second text of a pair or None, label), each named or guessed (and said aloud); their rows are checked.
+
+    Where each label has a column of its own, `label` is their names with commas (see `label_columns`).
+    """
+    splits = as_splits(dataset)
+    text, pair, label = find_classification(splits, recipe)
+    guessed = recipe.data.columns.text is None or recipe.data.columns.label is None
+    if guessed and _is_first(splits, recipe):
+        texts = f"text columns: {text} + {pair}" if pair else f"text column: {text}"
+        flags = ", ".join(FLAGS[role] for role in ("text", "text_pair", "label") if role != "text_pair" or pair)
+        idle = [column for column in shared_columns(splits) if column.isdecimal() and column not in (text, pair, label)]
+        unused = f", not used: {', '.join(idle)}" if idle else ""
+        console.say(f"{texts}, label column: {label}{unused} (change with {flags})")
+    _check_rows(splits, recipe, [text, *([pair] if pair else [])], label)
+    return text, pair, label
+
+
+def find_classification(splits: dict[str, Dataset], recipe: Recipe) -> tuple[str, str | None, str]:
+    """(text, second text of a pair or None, label), each named or guessed; DataError where one is not clear."""
+    columns = shared_columns(splits)
+    text, pair, label = (_named(splits, recipe, role) for role in ("text", "text_pair", "label"))
+
+    def free(*names: Sequence[str]) -> list[str]:
+        taken = {text, pair, label, *itertools.chain(*names)}
+        return [column for column in columns if column not in taken and column.lower() not in ID_NAMES]
+
+    label = label or _well_known(free(TEXT_NAMES), LABEL_NAMES)
+    texts, labels = _by_content(splits, free())
+    if text is None and pair is None and len(texts) < 3:
+        text, pair = (*texts, None, None)[:2]
+    label = label or only(labels)
+    if text is None and pair is None:
+        lower = {column.lower(): column for column in free()}
+        text, pair = next(
+            ((lower[first], lower[second]) for first, second in PAIR_NAMES if {first, second} <= lower.keys()),
+            (None, None),
+        )
+    text = text or _well_known(free(), TEXT_NAMES) or only(_of_text(splits, free()))
+    if text is None:
+        raise _unclear(splits, recipe, "text", columns, _of_text(splits, free()))
+    label = label or only(free())
+    if label is None:
+        raise _unclear(splits, recipe, "label", columns, labels or free())
+    return text, pair, label
+
+
+def label_columns(dataset: Dataset, label: str) -> list[str]:
+    """The columns that `label` names: itself, or several names with commas between."""
+    return [label] if label in dataset.column_names else [name.strip() for name in label.split(",")]
+
+
+def _by_content(splits: dict[str, Dataset], columns: list[str]) -> tuple[list[str], list[str]]:
+    """Of columns named by position: those with the long texts, and those whose values repeat, the fewest first."""
+    if not columns or not all(map(str.isdecimal, columns)):
+        return [], []
+    rows = next(iter(splits.values()))[:GUESSED_ROWS]
+    lengths = {column: sum(len(str(value)) for value in rows[column]) / len(rows[column]) for column in columns}
+    distinct = {column: len(set(map(str, rows[column]))) for column in columns if "" not in rows[column]}
+    texts = [column for column in columns if lengths[column] > max(lengths.values()) / 2]
+    most = len(rows[columns[0]]) / 2
+    repeating = [column for column in distinct if 2 <= distinct[column] <= most and column not in texts]
+    return texts, sorted(repeating, key=lambda column: distinct[column])
+
+
+def as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
+    """The splits by name; one data set is its own split, or train."""
+    return dict(dataset) if isinstance(dataset, dict) else {str(dataset.split or "train"): dataset}
+
+
+def _is_first(splits: dict[str, Dataset], recipe: Recipe) -> bool:
+    """Where a task asks split by split, a guess is said once."""
+    return "train" in splits or not recipe.data.train
+
+
+def shared_columns(splits: dict[str, Dataset]) -> list[str]:
+    """The columns that all splits have."""
+    first, *others = splits.values()
+    return [column for column in first.column_names if all(column in other.column_names for other in others)]
+
+
+def _sources_of(recipe: Recipe, split: str) -> list[str]:
+    sources: list[str] = getattr(recipe.data, split, []) or recipe.data.train
+    return sources
+
+
+def _named(splits: dict[str, Dataset], recipe: Recipe, role: str) -> str | None:
+    """The column that the recipe names for `role`, which every split must have."""
+    column: str | None = getattr(recipe.data.columns, role)
+    for split, dataset in splits.items():
+        if column is not None and role == "label" and set(label_columns(dataset, column)) <= set(dataset.column_names):
+            continue
+        if column is not None and column not in dataset.column_names:
+            free = [name for name in dataset.column_names if name not in vars(recipe.data.columns).values()]
+            near = difflib.get_close_matches(column, dataset.column_names, n=1, cutoff=0.6)
+            known = _well_known(free, TEXT_NAMES if role != "label" else LABEL_NAMES)
+            fix = f"{FLAGS[role]} {near[0] if near else known or only(free) or 'NAME'}"
+            name = ", ".join(_sources_of(recipe, split))
+            raise DataError(f"{name} has no column '{column}', found: {listed(dataset.column_names)}", fix)
+    return column
+
+
+def _well_known(columns: list[str], names: Sequence[str]) -> str | None:
+    """The one column with a well-known name; the first two names win over all others."""
+    lower = {column.lower(): column for column in columns}
+    known = [lower[name] for name in names if name in lower]
+    return known[0] if len(known) == 1 or (known and known[0].lower() in names[:2]) else None
+
+
+def _of_text(splits: dict[str, Dataset], columns: list[str]) -> list[str]:
+    return [column for column in columns if all(type_name(dataset, column) == "string" for dataset in splits.values())]
+
+
+def _unclear(
+    splits: dict[str, Dataset], recipe: Recipe, role: str, columns: list[str], candidates: list[str]
+) -> DataError:
+    fix, found = f"{FLAGS[role]} {candidates[0] if candidates else 'NAME'}", listed(columns)
+    if any(set(dataset.column_names) != set(columns) for dataset in splits.values()) and not candidates:
+        found = ", ".join(f"{listed(dataset.column_names)} ({split})" for split, dataset in splits.items())
+        fix = "give all the same columns"
+    elif all(map(str.isdecimal, columns)):
+        first = next(iter(splits.values()))[0]
+        found = ", ".join(f"{column} ({short(str(first[column]))})" for column in columns)
+    elif (
+        recipe.data.header is None
+        and _has_table(recipe, next(iter(splits)))
+        and not {*TEXT_NAMES, *LABEL_NAMES} & {*map(str.lower, columns)}
+    ):
+        fix += ", or --no-header if these are values of a first row"
+    name = ", ".join(_sources_of(recipe, next(iter(splits))))
+    return DataError(f"{name}: no column is clearly the {role}, found: {found}", fix)
+
+
+def _has_table(recipe: Recipe, split: str) -> bool:
+    return any(format_of(Path(source))[0] in (".csv", ".tsv") for source in _sources_of(recipe, split))
+
+
+def _check_rows(splits: dict[str, Dataset], recipe: Recipe, texts: list[str], label: str | None = None) -> None:
+    """Raises at the first row without a value, warns with a count of empty texts."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for split, dataset in splits.items():
+        name = ", ".join(_sources_of(recipe, split))
+        labels = label_columns(dataset, label) if label else []
+        several = len(labels) > 1 or recipe.data.problem_type == "multi_label_classification"
+        for column in [*texts, *labels]:
+            values = dataset.select_columns([column]).with_format("arrow")[:][column]
+            missing = pc.is_null(values, nan_is_null=True)
+            is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+            if is_text and column in labels and not several:
+                missing = pc.or_kleene(missing, pc.equal(pc.utf8_trim_whitespace(values), ""))
+            row = pc.index(missing, True).as_py()
+            if row >= 0:
+                place = place_of(recipe, split, row)
+                raise DataError(f"{place}: column '{column}' is empty", "fill it in, or delete the row")
+            if column not in labels and not is_text:
+                raise DataError(f"{name}: column '{column}' holds {type_name(dataset, column)}, not text")
+            if column not in labels and (empty := pc.sum(pc.equal(pc.utf8_trim_whitespace(values), "")).as_py()):
+                console.warn(f"{name}: {empty:,} of {len(values):,} rows have an empty {column}", "delete them")
+
+
+def place_of(recipe: Recipe, split: str, row: int) -> str:
+    """File and line of a row of `load_data`'s result, found by reading again; the row's number where that can't be."""
+    sources, skip = getattr(recipe.data, split, []), row
+    in_files = [not source.startswith("builtin:") and not is_saved(source) and is_local(source) for source in sources]
+    if sources and all(in_files):
+        for path in itertools.chain.from_iterable(map(local_files, sources)):
+            for place, _ in SOURCES[format_of(path)[0]](path, settled(path, layout_of(recipe)))[1]:
+                if skip == 0:
+                    return f"{path}: {place}"
+                skip -= 1
+    return f"{', '.join(_sources_of(recipe, split))}: {split} row {row + 1}"

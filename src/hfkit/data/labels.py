@@ -1,0 +1,253 @@
+"""What a label is: one class, any number of them, or a number; read from whatever column or columns hold it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hfkit.errors import DataError
+from hfkit.system.console import say, warn
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hfkit.settings import Recipe
+
+SINGLE, MULTIPLE, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+COLUMNS = {SINGLE: "label", MULTIPLE: "labels", REGRESSION: "value"}  # of a data set that `with_labels` has made
+
+SEPARATORS = (",", "|", ";")  # that a guess looks for
+
+CHANGE = "(change with --problem-type)"
+
+
+def problem_type_of(config: Any) -> str:
+    """The kind of label that a saved classifier answers with; one output is a number, as everywhere in transformers."""
+    return str(config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE))
+
+
+def kind_of(dataset: Dataset) -> str | None:
+    """The problem type of a data set that `with_labels` has made; None where it has no labels."""
+    return next((kind for kind, column in COLUMNS.items() if column in dataset.column_names), None)
+
+
+def with_labels(splits: Mapping[str, Dataset], label: str, recipe: Recipe, config: Any = None) -> dict[str, Dataset]:
+    """The splits with one column of labels, named after their kind: `label` as it was, `labels` (a list of names) or
+    `value` (a float). The kind is named, or that of the model with this `config`, or guessed and said aloud.
+    """
+    from hfkit.data.columns import label_columns
+
+    guessed = splits["train"] if "train" in splits else next(iter(splits.values()))
+    columns = label_columns(guessed, label)
+    values = _values(guessed, columns)
+    known = recipe.data.problem_type or (problem_type_of(config) if config is not None else None)
+    kind = known or _guess(values, guessed, columns, recipe)
+    separator = _separator(values, recipe, config) if kind == MULTIPLE and isinstance(values[0], str) else None
+    order = columns if len(columns) > 1 else _class_names(guessed, columns[0])
+    prepared = {}
+    for split, dataset in splits.items():
+        own = values if dataset is guessed else _values(dataset, columns)
+        prepared[split] = _with_column(dataset, columns, _as(kind, own, split, separator), kind, order)
+    return prepared
+
+
+def _values(dataset: Dataset, columns: list[str]) -> list[Any]:
+    """The label of each row: a scalar, or a list of names; class names where the numbers stand for such."""
+    if len(columns) > 1:
+        table = [dataset[column][:] for column in columns]
+        for column, flags in zip(columns, table, strict=True):
+            for row, flag in enumerate(flags, start=1):
+                if str(flag).lower() not in ("0", "1", "0.0", "1.0", "true", "false"):
+                    problem = f"row {row}: column '{column}' holds '{flag}', not 0 or 1"
+                    raise DataError(problem, "name one --label-column, or columns of 0 and 1")
+        on = [[str(flag).lower() in ("1", "1.0", "true") for flag in flags] for flags in table]
+        return [[column for column, flag in zip(columns, row, strict=True) if flag] for row in zip(*on, strict=True)]
+    values: list[Any] = dataset[columns[0]][:]
+    names = _class_names(dataset, columns[0])
+    if names is None:
+        return values
+    unlabelled = next((row for row, value in enumerate(values, 1) if value == -1), None)
+    if unlabelled:
+        raise DataError(f"row {unlabelled} has no label (-1)", "give data with labels")
+    return [[names[one] for one in value] if isinstance(value, list) else names[value] for value in values]
+
+
+def _class_names(dataset: Dataset, column: str) -> list[str] | None:
+    """The names of a column of classes, or of lists of classes, in their order."""
+    feature = dataset.features[column]
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Recipe) -> str:
+    """The problem type that the values show, said aloud but for plain classes."""
+    name = f"column {', '.join(columns)}"
+    if isinstance(values[0], list):
+        say(f"problem type: {MULTIPLE}, as {name} holds lists {CHANGE}")
+        return MULTIPLE
+    if recipe.data.label_separator is not None:
+        return MULTIPLE
+    if _class_names(dataset, columns[0]) is not None:
+        return SINGLE
+    distinct = set(values)
+    numbers = [_number(value) for value in distinct]
+    if all(number is not None for number in numbers):
+        broken = next((n for n in numbers if n is not None and math.isfinite(n) and n != int(n)), None)
+        if broken is not None:
+            say(f"problem type: {REGRESSION}, as {name} holds numbers such as {broken:g} {CHANGE}")
+            return REGRESSION
+        if len(distinct) > 2:
+            say(f"problem type: {SINGLE}, the {len(distinct):,} whole numbers in {name} are classes {CHANGE}")
+        return SINGLE
+    for separator in SEPARATORS:
+        texts = [str(value) for value in distinct]
+        parts = {part for text in texts for part in _parts(text, separator)}
+        if any(separator in text for text in texts) and len(parts) < len(texts):
+            say(f"problem type: {MULTIPLE}, as '{separator}' divides labels in {name} {CHANGE}")
+            return MULTIPLE
+    return SINGLE
+
+
+def _separator(values: list[str], recipe: Recipe, config: Any) -> str | None:
+    """What divides the labels of a row: as named, or guessed."""
+    if recipe.data.label_separator is not None:
+        return recipe.data.label_separator
+    return _guessed_separator(values, set() if config is None else set(config.label2id))
+
+
+def split_labels(values: Sequence[str], known: Iterable[str]) -> list[list[str]]:
+    """The labels in each text, divided by what leaves the fewest that are not `known`."""
+    separator = _guessed_separator(values, set(known))
+    return [_parts(text, separator) for text in values]
+
+
+def _guessed_separator(values: Sequence[str], known: set[str]) -> str | None:
+    """The one that leaves the fewest different labels."""
+    texts = set(values)
+    found = [separator for separator in SEPARATORS if any(separator in text for text in texts - known)]
+
+    def strange(separator: str) -> tuple[int, int]:
+        parts = {part for text in texts for part in _parts(text, separator)}
+        return (len(parts - known) if known else 0), len(parts)
+
+    return min(found, key=strange, default=None)
+
+
+def _parts(text: str, separator: str | None) -> list[str]:
+    parts = [text] if separator is None else text.split(separator)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _as(kind: str, values: list[Any], split: str, separator: str | None) -> list[Any]:
+    """`values` as labels of this kind; DataError at the first row that is none."""
+    if kind == MULTIPLE:
+        lists = [value if isinstance(value, list) else _parts(str(value), separator) for value in values]
+        return [[str(name) for name in value] for value in lists]
+    for row, value in enumerate(values, start=1):
+        number = _number(value)
+        if isinstance(value, list):
+            raise DataError(f"{split} data, row {row}: a list of labels, not one", f"--problem-type {MULTIPLE}")
+        if kind == REGRESSION and number is None:
+            raise DataError(f"{split} data, row {row}: label '{value}' is no number", f"--problem-type {SINGLE}")
+        if number is not None and not math.isfinite(number) and (kind == REGRESSION or isinstance(value, float)):
+            raise DataError(f"{split} data, row {row}: label {value} is not a finite number", "correct or delete it")
+    if kind == REGRESSION:
+        return [float(value) for value in values]
+    distinct = set(values)
+    if len(distinct) > 20 and len(distinct) > len(values) / 2 and any(isinstance(value, float) for value in distinct):
+        raise DataError(
+            f"the {split} data has {len(distinct):,} different numbers as classes in {len(values):,} rows",
+            f"--problem-type {REGRESSION}",
+        )
+    return values
+
+
+def _with_column(
+    dataset: Dataset, columns: list[str], values: list[Any], kind: str, order: list[str] | None
+) -> Dataset:
+    from datasets import ClassLabel, List, Value
+
+    target = COLUMNS[kind]
+    if kind == SINGLE:
+        return dataset.rename_columns({column: target for column in columns if column != target})
+    feature = Value("float64") if kind == REGRESSION else List(ClassLabel(names=order) if order else Value("string"))
+    if kind == MULTIPLE and order:
+        values = [[order.index(name) for name in value] for value in values]
+    return dataset.remove_columns(columns).add_column(target, values, feature=feature)
+
+
+def labels_of(dataset: Dataset) -> list[Any]:
+    """The label of each row: a name, a list of names or a number."""
+    column = COLUMNS[kind_of(dataset) or SINGLE]
+    values = _values(dataset, [column])
+    return [str(value) for value in values] if column == COLUMNS[SINGLE] else values
+
+
+def label_names(dataset: Dataset, config: Any) -> list[str]:
+    """The names of all labels of the training data, in the order of their ids.
+
+    The order of a ClassLabel or of columns of 0 and 1, else the model's own where the names are the same, else natural
+    order (10 after 9).
+    """
+    order = _class_names(dataset, COLUMNS[kind_of(dataset) or SINGLE])
+    counts = Counter(flat(labels_of(dataset)))
+    if len(counts) < 2:
+        raise DataError(
+            f"the training data has one label only: '{next(iter(counts), 'none')}'",
+            "name the right column with --label-column, or add rows of another class",
+        )
+    once = sum(count == 1 for count in counts.values())
+    if once > max(1, len(counts) / 10):
+        warn(
+            f"{once:,} of {len(counts):,} labels have one training row each, too little to learn them",
+            "check --label-column, or merge labels",
+        )
+    if order is not None:
+        return list(order)
+    own = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    return own if set(own) == set(counts) else sorted(counts, key=natural)
+
+
+def flat(labels: Iterable[Any]) -> list[str]:
+    """The names in labels of one name or of several."""
+    return [name for label in labels for name in (label if isinstance(label, list) else [label])]
+
+
+def check_known(splits: Mapping[str, Dataset], names: Sequence[str]) -> None:
+    """DataError at the first label that is none of `names`."""
+    known = set(names)
+    whose, fix = ("training data", " or add training rows that have it") if "train" in splits else ("model", "")
+    for split, dataset in splits.items():
+        for row, label in enumerate(labels_of(dataset), start=1):
+            for name in flat([label]):
+                if name not in known:
+                    raise DataError(
+                        f"{split} data, row {row}: label '{name}' is none of the {whose}'s: "
+                        f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
+                        f"correct the label{fix}",
+                    )
+
+
+def natural(name: str) -> tuple[float, list[tuple[int, str]]]:
+    """Sort key: numbers by size (-1, 0, 1.5, 10) and before all else, runs of digits inside names likewise."""
+    try:
+        return float(name), []
+    except ValueError:
+        parts = re.split(r"(\d+)", name)
+        return math.inf, [(len(part), part) if part.isdigit() else (0, part) for part in parts]
+
+
+IGNORED = -100  # label of a position that has no loss, as everywhere in torch and transformers

@@ -1,0 +1,138 @@
+"""Lines of text files: encodings, compression, errors that name the line."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import itertools
+import json
+import lzma
+import shlex
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from hfkit.errors import DataError, first_line
+
+
+@contextlib.contextmanager
+def _open_zst(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(f"{path}: reading .zst needs the package zstandard", "pip install zstandard") from None
+    try:
+        with zstandard.open(path, "rb") as file:
+            yield io.BufferedReader(file)
+    except zstandard.ZstdError as error:
+        raise EOFError(str(error)) from None
+
+
+OPENERS: dict[str, Callable[[Path], Any]] = {
+    "": lambda path: path.open("rb"),
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zst,
+}
+
+
+def format_of(path: Path) -> tuple[str, str]:
+    """('.csv', '.gz') of x.csv.gz."""
+    suffix, compression = path.suffix.lower(), ""
+    if suffix in OPENERS and suffix:
+        suffix, compression = path.with_suffix("").suffix.lower(), suffix
+    return suffix, compression
+
+
+def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """Number and text of each line, with its end; a byte order mark is dropped, all else must be as `encoding` says
+    and without NUL."""
+    compression, number, beyond_ascii = format_of(path)[1], 0, 0
+    try:
+        with OPENERS[compression](path) as file:
+            for number, raw in enumerate(file, 1):
+                yield number, _decode(path, number, raw, beyond_ascii, encoding)
+                beyond_ascii = beyond_ascii or (0 if raw.isascii() else number)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if compression and not (isinstance(error, OSError) and error.errno):
+            raise DataError(
+                f"{path}: a damaged {compression} file, after line {number}", "make or fetch it again"
+            ) from None
+        raise DataError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+@contextlib.contextmanager
+def utf8_stdin() -> Iterator[None]:
+    """Inside, DataError where stdin is closed, or in another encoding."""
+    if sys.stdin is None:
+        raise DataError("stdin: closed", "pipe text into it, or name a file")
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise DataError("stdin: not UTF-8", "give UTF-8, as iconv -f latin1 -t utf-8 makes it") from None
+
+
+def read_stdin() -> Iterator[tuple[int, str | dict[str, Any]]]:
+    """Number and text of each line that isn't blank or, where the first of them begins with a brace, the JSON object
+    in it; DataError where there is none."""
+    with utf8_stdin():
+        numbered = ((number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if line.strip())
+        first = next(numbered, None)
+        if first is None:
+            raise DataError("stdin: no rows", "write one text a line")
+        are_objects = first[1].lstrip().startswith("{")
+        for number, line in itertools.chain([first], numbered):
+            yield number, _parse_line(number, line) if are_objects else line
+
+
+def _parse_line(number: int, line: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        problem = f"stdin: line {number}: not a JSON object: {first_line(error)}"
+        raise DataError(problem, "write one whole JSON object a line") from None
+
+
+def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, encoding: str) -> str:
+    """`raw` as text; `beyond_ascii` is the first line before it that UTF-8 and no other encoding explains, or 0."""
+    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: UTF-16, not UTF-8", _iconv(path, "utf-16"))
+    if b"\0" in raw:
+        place = f"line {number}, byte {raw.index(0) + 1}"
+        fix = f"tr -d '\\0' < {shlex.quote(str(path))} > NEW"
+        raise DataError(f"{path}: {place}: a NUL byte, so probably not a text file", fix)
+    *others, last = encoding.split(",")
+    for other in others:
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode(other).removeprefix("\ufeff" if number == 1 else "")
+    try:
+        text = raw.decode(last)
+    except UnicodeDecodeError as error:
+        name = "UTF-8" if encoding == "utf-8" else encoding
+        problem = f"{path}: line {number}, byte {error.start + 1}: {raw[error.start]:#04x} is not {name}"
+        if encoding != "utf-8":
+            raise DataError(problem, "name another --encoding") from None
+        if beyond_ascii:  # converting the whole file would spoil that line
+            grep = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep"}[
+                format_of(path)[1]
+            ]
+            fix = f"correct the lines that this lists: {grep} -naxv '.*' {shlex.quote(str(path))}"
+            if format_of(path)[0] not in (".json", ".jsonl"):
+                fix = f"--encoding utf-8,latin-1 if the others are that, or {fix}"
+            raise DataError(f"{problem}, but line {beyond_ascii} is", fix) from None
+        fix = _iconv(path, "latin1")
+        if format_of(path)[0] not in (".json", ".jsonl"):
+            fix = f"--encoding latin-1 if it is that, or {fix}"
+        raise DataError(problem, fix) from None
+    return text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _iconv(path: Path, encoding: str) -> str:
+    new = path.with_name(f"{path.stem}.utf8{path.suffix}")
+    convert = f"iconv -f {encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(str(new))}"
+    return f"decompress it, then {convert}" if format_of(path)[1] else convert

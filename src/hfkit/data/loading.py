@@ -1,0 +1,134 @@
+"""Training, validation and test data as `datasets` objects, and which column plays which part."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hfkit.data.cache import digest_file, digest_json
+from hfkit.data.columns import text_column
+from hfkit.data.readers import Layout, layout_of
+from hfkit.data.sources import (
+    SPLITS,
+    join,
+    listed,
+    load_builtin,
+    load_hub,
+    local_files,
+    open_sources,
+    own_split,
+    refuse_url,
+    stream_rows,
+)
+from hfkit.errors import DataError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+    from hfkit.settings import Recipe
+
+STREAM_SAMPLE = 1000  # first rows of a stream, from which its text column is found
+
+
+def load_data(recipe: Recipe) -> DatasetDict:
+    """The splits that `recipe.data` names; a data set's own validation split where none is named.
+
+    Holding out a share of the training rows is left to the task (`hold_out`): a corpus of one document has no rows to
+    spare. Raises DataError (what is in a file), UsageError (what was typed) or StorageError (the cache).
+    """
+    from datasets import DatasetDict
+
+    named = {split: sources for split in SPLITS if (sources := getattr(recipe.data, split))}
+    if not named:
+        raise UsageError("no data given", "--data FILE")
+    layout = layout_of(recipe)
+    opened = {split: open_sources(sources, layout, split) for split, sources in named.items()}
+    train = opened.get("train", [])
+    if train and "validation" not in opened and all(own_split(part, "validation") for _, part in train):
+        opened["validation"] = train
+    return DatasetDict({split: join(parts, split) for split, parts in opened.items()})
+
+
+def load_source(
+    sources: Sequence[str], documents: str = "row", split: str = "train", *, layout: Layout | None = None
+) -> Dataset:
+    """All `sources` as one data set, in their order.
+
+    `documents` says what a row of a .txt file is: the "file", a paragraph ("blank-line") or a line ("row"). `split` is
+    taken from sources that have several (the Hub, builtin:NAME, a saved DatasetDict). `layout`: other than usual.
+    """
+    return join(open_sources(sources, replace(layout or Layout(), documents=documents), split), split)
+
+
+def load_parts(recipe: Recipe) -> list[Dataset]:
+    """The training rows of each entry of data.train, for `mix`; a folder or a pattern is one entry."""
+    layout = layout_of(recipe)
+    return [load_source([source], layout.documents, layout=layout) for source in recipe.data.train]
+
+
+def stream_documents(recipe: Recipe) -> IterableDataset:
+    """The texts of data.train in one column `text`, read when they are asked for; nothing is loaded or cached.
+
+    The column is found and checked on the first rows as `text_column` does; a later row without text is an error, too.
+    """
+    import pyarrow as pa
+    from datasets import Dataset, IterableDataset
+
+    layout, sources = layout_of(recipe), list(recipe.data.train)
+    rows = [row for _, row in itertools.islice(stream_rows(sources, layout), STREAM_SAMPLE)]
+    if not rows:
+        raise DataError(f"{', '.join(sources)}: no rows", "give text with --data")
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    try:
+        sample = Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, split="train")
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(f"{', '.join(sources)}: {first_line(error)}", "write one kind of value in a column") from None
+    options = {"sources": sources, "layout": layout, "column": text_column(sample, recipe)}
+    return IterableDataset.from_generator(_stream_texts, gen_kwargs=options)
+
+
+def _stream_texts(sources: list[str], layout: Layout, column: str) -> Iterator[dict[str, str]]:
+    for place, row in stream_rows(sources, layout):
+        if column not in row:
+            raise DataError(f"{place}: no column '{column}', found: {listed(row)}", "give all rows the same columns")
+        if not isinstance(row[column], str):
+            raise DataError(f"{place}: column '{column}' is empty", "fill it in, or delete the row")
+        yield {"text": row[column]}
+
+
+def fingerprint(sources: Sequence[str]) -> str:
+    """xxh3_128 of the content of all `sources` in order (names don't count; for the Hub: the data set's commit)."""
+    import xxhash
+
+    total = xxhash.xxh3_128()
+    for source in sources:
+        refuse_url(source)
+        if source.startswith("builtin:"):
+            total.update(digest_json(load_builtin(source)).encode())
+        elif files := local_files(source):
+            for file in files:
+                total.update(digest_file(file).encode())
+        else:
+            for split, dataset in sorted(load_hub(source).items()):
+                total.update(f"{split} {dataset._fingerprint}".encode())
+    return str(total.hexdigest())
+
+
+ROWS_AT_ONCE = 1000  # read from the data set: one by one takes as long as encoding them
+
+
+def text_batches(dataset: Dataset, most: int, column: str = "text") -> Iterator[list[str]]:
+    """Texts in lists of about `most` characters, so that one tokenizer call stays small."""
+    texts: list[str] = []
+    characters = 0
+    for rows in dataset.select_columns([column]).iter(ROWS_AT_ONCE):
+        for text in rows[column]:
+            texts.append(text)
+            characters += len(text)
+            if characters >= most:
+                yield texts
+                texts, characters = [], 0
+    if texts:
+        yield texts

@@ -1,0 +1,285 @@
+"""What a source can be (file, folder, pattern, saved data set, builtin:NAME, a name on the Hub), and its cache.
+
+The library's cache knows a file by path, size and time, so it can serve old data, and a damaged one stays broken. Here
+rows go to <HF_DATASETS_CACHE>/hfkit/<hash of the content>/data.arrow, whose own hash is checked at every use.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import functools
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfkit.data.cache import cached, digest_file, digest_json
+from hfkit.data.lines import format_of
+from hfkit.data.readers import SOURCES, VERSION, Layout, Rows, settled
+from hfkit.errors import DataError, StorageError, UsageError, first_line
+from hfkit.system import console, network
+from hfkit.system.console import short
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hfkit.settings import Recipe
+
+SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid"), "test": ("test",)}
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")  # owner/name:config
+
+
+def stay_local(recipe: Recipe) -> None:
+    """Cuts the network off where no model and no data in `recipe` is on the Hub."""
+    models = [name for name in (recipe.model.name, recipe.tokenizer.name) if name is not None]
+    stay_local_with(models, [*recipe.data.train, *recipe.data.validation, *recipe.data.test])
+
+
+def stay_local_with(models: Sequence[str], data: Sequence[str]) -> None:
+    """Cuts the network off where none of these models (or tokenizers) and sources is on the Hub."""
+    if all(map(network.is_local, models)) and all(map(is_local, data)):
+        network.no_network()
+    else:
+        network.no_telemetry()
+
+
+def open_sources(sources: Sequence[str], layout: Layout, split: str) -> list[tuple[str, Dataset | DatasetDict]]:
+    """Each file, saved data set, Hub or built-in data set behind `sources`, with its name for messages."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    parts: list[tuple[str, Dataset | DatasetDict]] = []
+    for source in sources:
+        refuse_url(source)
+        if source.startswith("builtin:"):
+            parts.append((source, _open_builtin(source)))
+        elif not (files := local_files(source)):
+            parts.append((source, load_hub(source)))
+        elif is_saved(source):
+            parts.append((source, _load_saved(source)))
+        else:
+            if os.path.isdir(source) and HUB_NAME.fullmatch(source):
+                console.say(f"using local directory ./{source}, not the Hub's {source} (fix: hf:{source} is the Hub's)")
+            parts += [(str(file), _open_file(file, layout, split)) for file in files]
+    return parts
+
+
+def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
+    """Row by row what `open_sources` would load of training data, without loading it, and where each row is."""
+    import datasets
+
+    for source in sources:
+        refuse_url(source)
+        if source.startswith("builtin:"):
+            columns = load_builtin(source)["train"]
+            rows: Iterable[Any] = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        elif not (files := local_files(source)):
+            rows = datasets.load_dataset(source.removeprefix("hf:"), split="train", streaming=True)
+        elif is_saved(source):
+            rows = join([(source, _load_saved(source))], "train")
+        else:
+            for file in files:
+                suffix, _ = _kind_of(file)
+                yield from ((f"{file}: {place}", row) for place, row in SOURCES[suffix](file, settled(file, layout))[1])
+            continue
+        yield from ((f"{source}: row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def refuse_url(source: str) -> None:
+    if "://" in source or "::" in source:
+        raise UsageError(f"{source}: data is not read from a URL", "download it, then --data FILE")
+
+
+def local_files(source: str) -> list[Path]:
+    """The files behind a path, folder or pattern, sorted; none for hf:NAME and what can only be a name on the Hub."""
+    if source.startswith("hf:"):
+        return []
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        if is_saved(path):  # cache-*.arrow is what `map` leaves there
+            files = [file for file in Path(path).rglob("*") if file.is_file() and not file.match("cache-*.arrow")]
+            return sorted(files)
+        return _files_in_folder(Path(path), source)
+    if os.path.exists(path):
+        return [Path(path)]
+    if glob.has_magic(path):
+        files = [Path(match) for match in sorted(glob.glob(path, recursive=True)) if os.path.isfile(match)]
+        if not files:
+            raise DataError(f"{source}: no file matches this pattern", "put the pattern in quotes, check the folder")
+        return files
+    if _can_be_on_hub(source):
+        return []
+    folder = os.path.dirname(path) or "."
+    near = difflib.get_close_matches(
+        os.path.basename(path), os.listdir(folder) if os.path.isdir(folder) else [], n=1, cutoff=0.6
+    )
+    nearest = os.path.join(os.path.dirname(source), near[0]) if near else ""
+    raise DataError(f"{source}: no such file", f"did you mean '{nearest}'?" if nearest else "")
+
+
+def _files_in_folder(folder: Path, source: str) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file)[0] in SOURCES)
+    if not files:
+        raise DataError(f"{source}: no data files in this folder", f"known kinds: {' '.join(SOURCES)}")
+    roles = {split: file for file in files for split, names in SPLITS.items() for name in names
+             if name in re.split(r"[^a-z]+", file.name.lower())}  # fmt: skip
+    if len(roles) > 1:
+        fix = " ".join(
+            f"{'--data' if split == 'train' else f'--{split}'} {roles[split]}" for split in SPLITS if split in roles
+        )
+        raise DataError(f"{source}: a folder with several splits", fix)
+    return files
+
+
+def _can_be_on_hub(source: str) -> bool:
+    """True for `name` and `owner/name`, unless it looks like a file: a known suffix, a dot, a folder that is here."""
+    owner, slash, _ = source.partition("/")
+    here = os.path.isdir(owner) if slash else "." in source
+    return HUB_NAME.fullmatch(source) is not None and format_of(Path(source))[0] not in SOURCES and not here
+
+
+def is_saved(source: str) -> bool:
+    """True for a folder that `save_to_disk` made."""
+    return any(
+        os.path.isfile(os.path.join(os.path.expanduser(source), name)) for name in ("state.json", "dataset_dict.json")
+    )
+
+
+def is_local(source: str) -> bool:
+    """True for what never needs the Hub."""
+    refuse_url(source)
+    return source.startswith("builtin:") or bool(local_files(source))
+
+
+def _load_saved(source: str) -> Dataset | DatasetDict:
+    from datasets import load_from_disk
+
+    try:
+        return load_from_disk(os.path.expanduser(source))
+    except Exception as error:
+        raise DataError(
+            f"{source}: a damaged saved data set: {first_line(error)}", "save it again with save_to_disk"
+        ) from None
+
+
+@functools.cache  # seconds: the standard library is parsed
+def load_builtin(source: str) -> dict[str, dict[str, list[str]]]:
+    from hfkit.data import builtin
+
+    return dict(builtin.load(source.removeprefix("builtin:")))
+
+
+def _open_builtin(source: str) -> DatasetDict:
+    import pyarrow as pa
+    from datasets import DatasetDict
+
+    splits = {}
+    for split, columns in load_builtin(source).items():
+        schema = pa.schema([(column, pa.string()) for column in columns])
+        rows = (("", dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True))
+        splits[split] = cached(
+            digest_json([VERSION, columns]), source, split, functools.partial(lambda *table: table, schema, rows)
+        )
+    return DatasetDict(splits)
+
+
+def load_hub(source: str) -> DatasetDict:
+    """A data set of the Hub, `NAME` or `NAME:CONFIG`, also after `hf:`; data only, never code of its author."""
+    network.no_telemetry()
+    import datasets
+    import httpx2
+    from huggingface_hub import constants
+
+    name, _, config = source.removeprefix("hf:").partition(":")
+    missing = source if source.startswith("hf:") else f"{source}: no such file, and"
+    try:
+        return datasets.load_dataset(name, config or None)
+    except datasets.exceptions.DatasetNotFoundError:
+        fix = "check the name; for a private or gated one: `hf auth login`"
+        raise DataError(f"{missing} the Hub has no data set of this name that you can read", fix) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            message = f"can't write {name} into {datasets.config.HF_DATASETS_CACHE}: {error.strerror}"
+            raise StorageError(message, "make room there, or set HF_HOME to a directory on another disk") from error
+        if constants.is_offline_mode():
+            fix = "once, with a connection: HF_HUB_OFFLINE=0 hfkit ..., or give a file"
+            raise DataError(f"{missing} HF_HUB_OFFLINE is set, and {name} is not in the cache", fix) from error
+        if isinstance(error, (OSError, httpx2.TransportError)):
+            fix = "check the network and the proxy, or give a file"
+            raise DataError(f"{missing} the Hub can't be asked for {name}: {first_line(error)}", fix) from error
+        if available := re.search(r"[Aa]vailable[^\[]*\[(.*?)\]", str(error)):
+            configs = re.findall(r"'([\w.-]+)'", available[1])
+            which = f"no configuration '{config}'" if config else "several configurations"
+            raise DataError(f"{name} has {which}, found: {', '.join(configs)}", f"--data {name}:{configs[0]}") from None
+        raise DataError(f"{name}: can't be read: {first_line(error.__cause__ or error)}") from error
+
+
+def own_split(part: Dataset | DatasetDict, split: str) -> str | None:
+    """The name under which a data set with several splits has `split`."""
+    return next((name for name in SPLITS[split] if name in part), None) if isinstance(part, dict) else None
+
+
+def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
+    """One data set of all parts, which must agree in their columns."""
+    from datasets import concatenate_datasets
+
+    chosen: list[tuple[str, Dataset]] = []
+    for name, part in parts:
+        if isinstance(part, dict):
+            own = own_split(part, split) or only(list(part))
+            if own is None:
+                raise DataError(f"{name} has no {split} split, found: {', '.join(part)}")
+            part = part[own]
+        if not len(part):
+            raise DataError(f"{name}: no rows")
+        chosen.append((name, part))
+    first_name, first = chosen[0]
+    for name, part in chosen[1:]:
+        if set(part.column_names) != set(first.column_names):
+            here, there = listed(part.column_names), listed(first.column_names)
+            raise DataError(f"{name} has the columns {here}, but {first_name} has {there}", "give both the same")
+        for column in first.column_names:
+            here, there = type_name(part, column), type_name(first, column)
+            if here != there and "null" not in (here, there):
+                raise DataError(f"{name}: column '{column}' holds {here}, but {there} in {first_name}")
+    return concatenate_datasets([part for _, part in chosen], split=first.split) if len(chosen) > 1 else first
+
+
+def _kind_of(path: Path) -> tuple[str, str]:
+    """`format_of` a file that can be read."""
+    suffix, compression = format_of(path)
+    if suffix not in SOURCES:
+        raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(SOURCES)}")
+    if compression and suffix in (".parquet", ".arrow"):
+        raise DataError(f"{path}: {suffix} files are not read compressed", "decompress it first")
+    if not path.is_file():
+        raise DataError(f"{path}: not a regular file", "write it to a file first")
+    return suffix, compression
+
+
+def _open_file(path: Path, layout: Layout, split: str) -> Dataset:
+    suffix, compression = _kind_of(path)
+    layout = settled(path, layout)
+    table = [layout.header, layout.separator, layout.quoting, layout.encoding]
+    acting = {".txt": [layout.documents, layout.encoding], ".csv": table, ".tsv": table}.get(suffix, [])
+    key = digest_json([VERSION, suffix, compression, acting, digest_file(path)])
+    return cached(key, str(path), split, lambda: SOURCES[suffix](path, layout))
+
+
+def only(names: list[str]) -> str | None:
+    return names[0] if len(names) == 1 else None
+
+
+def type_name(dataset: Dataset, column: str) -> str:
+    feature = dataset.features[column]
+    return str(getattr(feature, "dtype", feature)) if not hasattr(feature, "names") else f"classes {feature.names}"
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(map(short, names))

@@ -1,0 +1,68 @@
+"""Splits: mixed sources, held-out examples."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hfkit.errors import DataError, UsageError
+from hfkit.system import console
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def mix(parts: Sequence[Dataset], weights: Sequence[float], seed: int, names: Sequence[str] = ()) -> Dataset:
+    """Rows drawn from `parts` in the shares of `weights`, until each row was drawn once; says what repeats how often.
+
+    Each part is read in its order, again and again; `seed` decides from which part the next row comes. `names` are
+    those of the parts in messages.
+    """
+    import numpy as np
+    from datasets import Dataset, concatenate_datasets, interleave_datasets
+
+    if len(weights) != len(parts) or min(weights) <= 0:
+        problem = f"{len(weights)} for {len(parts)} sources" if len(weights) != len(parts) else "all must be above 0"
+        fix = f"--set 'data.mixture=[{', '.join(['1'] * len(parts))}]'"
+        raise UsageError(f"data.mixture {', '.join(f'{weight:g}' for weight in weights)}: {problem}", fix)
+    starts = np.cumsum([0, *map(len, parts)])
+    numbered = [Dataset.from_dict({"row": np.arange(start, stop)}) for start, stop in itertools.pairwise(starts)]
+    shares = [weight / sum(weights) for weight in weights]
+    drawn = interleave_datasets(numbered, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+    rows = np.asarray(drawn["row"][:])
+    counts = np.histogram(rows, bins=starts)[0]
+    for name, part, share, count in zip(names or _numbered(parts), parts, shares, counts, strict=True):
+        times = f"{len(part):,} rows, each {count / len(part):.2f} times"
+        console.say(f"mixture: {name}: {share:.1%} wanted, {count:,} of {len(rows):,} rows drawn from {times}")
+    return concatenate_datasets(list(parts)).select(rows)
+
+
+def _numbered(parts: Sequence[Dataset]) -> list[str]:
+    return [f"source {number}" for number in range(1, len(parts) + 1)]
+
+
+def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """(train, validation): a seeded random `share` of the rows held out, at least one row on each side."""
+    if len(dataset) < 2:
+        raise DataError(
+            f"{len(dataset)} row can't be split into training and validation data",
+            "add rows, or give --validation FILE, or --validation-split 0",
+        )
+    num_held_out = min(max(1, round(len(dataset) * share)), len(dataset) - 1)
+    halves = dataset.train_test_split(test_size=num_held_out, seed=seed)
+    return halves["train"], halves["test"]
+
+
+def hold_out_end(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """(train, validation): the one row of `dataset` cut by position, its last `share` held out, and says so.
+
+    `seed` is not used: it makes the call the same as `hold_out`'s.
+    """
+    text = dataset["text"][0]
+    cut = int(len(text) * (1 - share))  # as nanoGPT cuts tinyshakespeare
+    if not 0 < cut < len(text):
+        raise DataError(f"one document of {len(text)} characters can't be split", "give --validation FILE")
+    console.say(f"validation: the last {len(text) - cut:,} of {len(text):,} characters of the one document")
+    first, last = (dataset.map(lambda _, part=part: {"text": part}) for part in (text[:cut], text[cut:]))
+    return first, last

@@ -1,0 +1,74 @@
+"""One pass of a model over encoded rows: longest first, every row once, results in row order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from hfkit.system.processes import gathered, share
+from hfkit.tasks.base import Rows, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def predict_rows(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    *,
+    batch_size: int,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`task.reduce` of every row, shape (rows, k), and its label: shape (rows,), -1 where there is none or one for each
+    token, or (rows, labels) where it is a row of numbers.
+
+    Batches hold rows of like length, so almost nothing is padded, and the numbers do not depend on `batch_size`
+    beyond rounding. Inside `distributed.together` the same batches are divided between the processes, and each of them
+    gets the results of all.
+    """
+    ordered = EvaluationRows(rows, task, seed)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (rows, reduced, labels) of each batch
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for start in share(range(0, len(rows), batch_size)):
+            places = range(start, min(start + batch_size, len(rows)))
+            batch = task.collate([ordered[place] for place in places], tokenizer)
+            task.prepare(model, batch)
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            target = batch.pop("labels", torch.empty(0))
+            part = task.reduce(model(**batch).to_tuple(), target, tokenizer).cpu().numpy()
+            given: np.ndarray = np.full(len(places), -1)
+            if len(target) and (target.dim() == 1 or target.is_floating_point()):
+                given = target.cpu().numpy()
+            parts.append((ordered.order[start : start + batch_size], part, given))
+    model.train(was_training)
+    order, reduced, labels = map(np.concatenate, zip(*gathered(parts), strict=True))
+    by_row = np.argsort(order)
+    return reduced[by_row], labels[by_row]
+
+
+class EvaluationRows(TorchDataset[dict[str, Any]]):
+    """Every row once, longest first; the random choices of row i depend on (seed, i) alone."""
+
+    def __init__(self, rows: Rows, task: Task, seed: int) -> None:
+        self.rows, self.task, self.seed = rows, task, seed
+        self.order = np.argsort(-rows.lengths, kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def in_row_order(self, values: np.ndarray) -> np.ndarray:
+        """What was found at each place, brought into the order of the rows."""
+        ordered = np.empty_like(values)
+        ordered[self.order] = values
+        return ordered
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row = int(self.order[place])
+        return self.task.example(self.rows[row], np.random.default_rng((self.seed, row)))

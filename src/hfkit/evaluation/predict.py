@@ -1,0 +1,252 @@
+"""Answers for texts: a list in memory, or a file of any length, chunk by chunk, that goes on where it was stopped.
+
+A task takes part with three methods: `encode` texts without labels, `reduce` the model's outputs, `answers` in words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfkit.data.sources import stay_local
+from hfkit.errors import DataError, ModelError, StorageError, UsageError, did_you_mean
+from hfkit.system.console import is_main_process, say, warn
+from hfkit.system.files import to_disk
+from hfkit.system.processes import on_main, together
+
+if TYPE_CHECKING:
+    from hfkit.settings import Recipe
+
+CHUNK = 512  # rows that are ordered by length together, then written together
+
+SAME = 1e-3  # probabilities of one text by one model may differ by this, in whatever company
+
+Text = tuple[str, str | None]  # a text, and the second one of a pair
+
+Answer = dict[str, Any]
+
+
+def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
+    """One {"text", ("text_pair"), **answer} per text, in order, by recipe.model.name.
+
+    The answer of a classifier is "label", "score" and "probabilities" {label: p}; of one with several labels a text
+    "labels" and "probabilities"; of a regression "value". "truncated": true where the end of the text was cut off.
+    `pairs`: the second texts of a model for pairs. Raises ModelError where the model has no such head.
+    """
+    if not texts:
+        raise DataError("there is no text to classify", "--text 'some text' or --input FILE")
+    rows = zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True)
+    with together():
+        return list(answers(recipe, rows, chunk=len(texts)))
+
+
+def predict_file(
+    recipe: Recipe, file: str, write: Callable[[Answer], None], output: Path | None, *, resume: bool, overwrite: bool
+) -> None:
+    """Answers every row of `file` (`-`: stdin), in order: each to `write`, or into `output` as JSON lines.
+
+    `output` grows by chunks that are on the disk before the next one is begun. `resume` keeps what is there, after a
+    check that it is of the same texts and the same model, and goes on behind it. Several processes share each chunk,
+    and the first one writes.
+    """
+    with together():
+        _predict_file(recipe, file, write, output, resume=resume, overwrite=overwrite)
+
+
+def _predict_file(
+    recipe: Recipe, file: str, write: Callable[[Answer], None], output: Path | None, *, resume: bool, overwrite: bool
+) -> None:
+    if output is None:
+        for answer in answers(recipe, read_texts(recipe, file)):
+            write(answer)
+        return
+    if output.exists() and file != "-" and os.path.exists(file) and output.samefile(file):
+        raise UsageError(f"{output} is the input", "--output ANOTHER.jsonl")
+    done = on_main(lambda: _kept(output, resume, overwrite))
+    rows = read_texts(recipe, file)
+    last = _skip(rows, output, done) if done else None
+    if done:
+        say(f"{output}: {done:,} rows are there already")
+    ahead = next(rows, None)
+    if ahead is None and done:
+        say("nothing to do")
+        return
+    rows = itertools.chain([] if ahead is None else [ahead], rows)
+    if last is not None:
+        _require_same_model(recipe, last, output)
+    given = answers(recipe, rows)
+    first = next(given)  # before the file is opened: what fails here overwrites nothing
+    if not is_main_process():
+        for _ in given:
+            pass  # its share is in what the first process writes
+        return
+    try:
+        with output.open("ab" if done else "wb") as out:
+            for number, answer in enumerate(itertools.chain([first], given), start=done + 1):
+                out.write((json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n").encode())
+                if (number - done) % CHUNK == 0:
+                    to_disk(out)
+                    say(f"{number:,} rows")
+            to_disk(out)
+    except OSError as error:
+        raise StorageError(f"{output}: {error.strerror}", "make room, then add --resume") from error
+    say(f"{number:,} rows in {output}")
+
+
+def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> Iterator[Answer]:
+    """The answer to each text, in order; the model is loaded once, `chunk` (CHUNK) texts are in memory at a time."""
+    import datasets
+
+    from hfkit.evaluation.inference import predict_rows
+    from hfkit.models.config import load_config, quiet_libraries
+    from hfkit.models.device import to_device
+    from hfkit.models.loading import new_or_pretrained
+    from hfkit.models.tokenizer import load_tokenizer
+    from hfkit.tasks import TASKS
+
+    stay_local(recipe)
+    quiet_libraries()
+    config = load_config(recipe)
+    task = TASKS[_task_of(config, str(recipe.model.name))]
+    tokenizer = load_tokenizer(recipe, config)
+    model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))
+    texts, total, cut = iter(texts), 0, 0
+    while some := list(itertools.islice(texts, chunk or CHUNK)):
+        columns: dict[str, list[Any]] = {"text": [text for text, _ in some]}
+        if some[0][1] is not None:
+            columns["text_pair"] = [pair for _, pair in some]
+        rows = task.encode(datasets.Dataset.from_dict(columns), tokenizer, model, recipe)
+        reduced, _ = predict_rows(task, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size)
+        for place, answer in enumerate(task.answers(reduced, rows, recipe)):
+            total, cut = total + 1, cut + answer.get("truncated", False)
+            yield {name: column[place] for name, column in columns.items()} | answer
+    if cut:
+        warn(f"{cut:,} of {total:,} rows ({cut / total:.1%}) were cut at the end", "--long-documents window")
+
+
+def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
+    """The texts in a file, with the second texts where the model was trained on pairs; columns as in training."""
+    if file == "-":
+        yield from _read_stdin(recipe)
+        return
+    from hfkit.data.columns import text_column
+    from hfkit.data.loading import load_source
+    from hfkit.data.readers import TEXT_NAMES, layout_of
+    from hfkit.system.console import short
+
+    own = dataclasses.replace(recipe.data, train=[file], validation=[], test=[])  # for messages
+    recipe = dataclasses.replace(recipe, data=own)
+    layout = dataclasses.replace(layout_of(dataclasses.replace(recipe, data=_for_any_file(own))), documents="row")
+    dataset = load_source([file], layout=layout)
+    columns = own.columns
+    if dataset.column_names == ["text"] and columns.text_pair is None:
+        names = ["text"]  # a .txt file has no column of any other name
+    else:
+        names = [text_column(dataset, recipe)]
+        if len(dataset.column_names) == 1 and columns.text is None and names[0].lower() not in TEXT_NAMES:
+            say(f"text column: {short(names[0])} (change with --no-header, if that is a text)")
+        if columns.text_pair is not None:
+            second = dataclasses.replace(own, columns=dataclasses.replace(columns, text=columns.text_pair))
+            names.append(text_column(dataset, dataclasses.replace(recipe, data=second)))
+    for start in range(0, len(dataset), CHUNK):
+        part = dataset[start : start + CHUNK]
+        yield from zip(part[names[0]], part[names[1]] if len(names) > 1 else itertools.repeat(None), strict=False)
+
+
+def _for_any_file(data: Any) -> Any:
+    """The data settings without those that a file of another kind than the run's has no use for."""
+    from hfkit.data.lines import format_of
+    from hfkit.settings import Csv
+
+    if format_of(Path(data.train[0]))[0] in (".csv", ".tsv"):
+        return data
+    return dataclasses.replace(data, header=None, csv=Csv())
+
+
+def _read_stdin(recipe: Recipe) -> Iterator[Text]:
+    """A text a line, or a JSON object a line with columns as in training."""
+    from hfkit.data.lines import read_stdin
+
+    text, pair = recipe.data.columns.text or "text", recipe.data.columns.text_pair
+    for number, row in read_stdin():
+        if isinstance(row, str):
+            if pair is not None:
+                raise DataError("stdin: this model takes pairs", f'write {{"{text}": "...", "{pair}": "..."}} lines')
+            yield row, None
+            continue
+        wanted = [name for name in (text, pair) if name is not None]
+        if missing := [name for name in wanted if name not in row]:
+            near = did_you_mean(missing[0], row) or f"found: {', '.join(row)}"
+            raise DataError(f"stdin: line {number}: no key '{missing[0]}'", near)
+        texts = [row[name] for name in wanted]
+        if not all(isinstance(one, str) for one in texts):
+            raise DataError(f"stdin: line {number}: {texts} is not text", 'write {"text": "..."}')
+        yield texts[0], texts[1] if len(texts) > 1 else None
+
+
+def _task_of(config: Any, name: str) -> str:
+    """The task whose answers the model was saved to give."""
+    from hfkit.models.config import was_saved_with
+    from hfkit.tasks import TASKS
+    from hfkit.tasks.base import Task
+
+    able = [task for task in TASKS if type(TASKS[task]).answers is not Task.answers]
+    found = [task for task in able if was_saved_with(TASKS[task].auto_model, config)]
+    if not found:
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise ModelError(f"{name} is no classifier, it is a {kind}", "train one: hfkit finetune")
+    return found[0]
+
+
+def _kept(output: Path, resume: bool, overwrite: bool) -> int:
+    """How many whole lines `output` holds that are to stay; a torn last line is cut off."""
+    if not output.exists() or overwrite:
+        if output.is_dir():
+            raise StorageError(f"{output}: is a folder", "--output FILE.jsonl")
+        return 0
+    if not resume:
+        raise UsageError(f"{output}: is there already", "--resume to go on with it, or --overwrite")
+    done = whole = 0
+    with output.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                done, whole = done + 1, whole + len(line)
+    if whole < output.stat().st_size:
+        say(f"{output}: its last line was not finished and is written again")
+        os.truncate(output, whole)
+    return done
+
+
+def _skip(rows: Iterator[Text], output: Path, done: int) -> Answer | None:
+    """Takes the rows that `output` has answers to, after a look at each; the last of these answers."""
+    last: Answer | None = None
+    with output.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                last = dict(json.loads(line))
+            except (ValueError, TypeError):
+                raise DataError(f"{output}: line {number} is no answer of hfkit predict", "--overwrite") from None
+            row = next(rows, None)
+            if row is None:
+                raise DataError(f"{output} has {done:,} lines, and the input only {number - 1:,} rows", "--overwrite")
+            if (last.get("text"), last.get("text_pair")) != row:
+                raise DataError(f"{output}: line {number} is of another text than that row of the input", "--overwrite")
+    return last
+
+
+def _require_same_model(recipe: Recipe, last: Answer, output: Path) -> None:
+    """DataError where this model answers another thing than what stands in the last line."""
+    (again,) = answers(recipe, [(last["text"], last.get("text_pair"))])
+    before, now = (_numbers(answer) for answer in (last, again))
+    if before.keys() != now.keys() or any(abs(before[name] - now[name]) > SAME for name in now):
+        raise DataError(f"{output}: its last line is not what {recipe.model.name} answers", "--overwrite")
+
+
+def _numbers(answer: Answer) -> dict[str, float]:
+    given = answer.get("probabilities") or {"value": answer.get("value")}
+    return {name: float(number) for name, number in given.items() if number is not None}

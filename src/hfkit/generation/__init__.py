@@ -1,0 +1,1 @@
+"""Text from prompts: one prompt, a chat, choices, a file of prompts."""

@@ -1,0 +1,337 @@
+"""Answers to a file of prompts, made in batches of like length, given in the order of the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfkit.errors import DataError, OutOfMemoryError, StoppedError, StorageError, UsageError
+from hfkit.generation.answers_file import Partial, Row, facts_of
+from hfkit.generation.generator import Generator, load_generator
+from hfkit.system import processes
+from hfkit.system.console import is_main_process, say
+from hfkit.system.signals import stop_signals
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
+
+PROMPT_NAMES = ("prompt", "messages", "text", "instruction", "question", "input")  # columns, the first that is there
+
+SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
+
+
+def generate_file(
+    recipe: Recipe,
+    file: str,
+    output: Path | None,
+    write: Callable[[Row], None],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    references: str | None = None,
+) -> dict[str, Score]:
+    """Answers every prompt in `file` (`-`: stdin), in order: each row to `write`, or all of them into `output` as JSON
+    lines; the scores of recipe.evaluation.metrics against the column `references`, where either is given.
+
+    A row: {"id" (from 0), "prompt" or "messages", "text", "tokens", "finish_reason"}, with several texts a prompt also
+    "sequence", with references "reference" or "references". Work that was stopped goes on with the same call; another
+    model, input or setting is a UsageError then, unless `overwrite`. A finished `output` is kept with `resume`, written
+    anew with `overwrite`. Several processes share the batches.
+    """
+    from hfkit.evaluation.compare import TEXTS
+
+    metrics = recipe.evaluation.metrics or list(TEXTS if references is not None else ())
+    _require_measurable(metrics, references)
+    if output is not None:
+        _require_writable(output, file)
+    prompts = read_prompts(recipe, file, references)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[] if file == "-" else [file]))
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch:
+            made = Path(scratch) / "answers.jsonl"
+            _answer(recipe, prompts, made, overwrite=False)
+            for row in read_answers(made):
+                write(row)
+        return {}
+    if output.exists() and not Partial(output).is_begun() and not overwrite:
+        if not resume:
+            raise UsageError(f"{output}: is there already", "--overwrite, or another --output")
+        _require_answers_to(prompts, output)
+        say(f"{output}: all {len(prompts):,} rows are there already, nothing to do")
+    else:
+        with _telling_of_a_stop(output, len(prompts)):
+            _answer(recipe, prompts, output, overwrite=overwrite)
+        say(f"{len(prompts):,} rows in {output}")
+    return _scores(output, prompts, metrics) if metrics and is_main_process() else {}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a file, texts or conversations, with references where a column of them was asked for."""
+
+    name: str  # of the file
+    column: str
+    values: Sequence[Any]
+    references: Sequence[Any] | None
+    place: Callable[[int], str]  # where a row is, for messages
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Row]:
+        """What stands beside each answer in the output, but its id."""
+        for value, reference in zip(self.values, self.references or itertools.repeat(None), strict=False):
+            row: Row = {"messages": conversation(value)} if isinstance(value, list) else {"prompt": value}
+            if reference is not None:
+                row["references" if isinstance(reference, list) else "reference"] = reference
+            yield row
+
+
+def read_prompts(recipe: Recipe, file: str, references: str | None = None) -> Prompts:
+    """The prompts in a file (`-`: stdin, one a line or a JSON object a line): the column data.columns.text, else the
+    first of PROMPT_NAMES, else the only one with text."""
+    from hfkit.data.columns import as_splits, find_text, place_of
+    from hfkit.data.loading import load_source
+    from hfkit.data.readers import layout_of
+    from hfkit.data.sources import listed
+    from hfkit.system.console import short
+
+    name = "stdin" if file == "-" else file
+    place: Callable[[int], str]
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[name]))  # for messages
+    if file == "-":
+        dataset, lines = _read_stdin()
+        place = lambda row: f"stdin: line {lines[row]}"  # noqa: E731
+    else:
+        dataset = load_source([file], layout=layout_of(recipe))
+        place = lambda row: place_of(recipe, "train", row)  # noqa: E731
+    names = dataset.column_names
+    if references is not None and references not in names:
+        raise DataError(f"{name} has no column '{references}', found: {listed(names)}", "--references COLUMN")
+    others = dataset if references is None else dataset.remove_columns(references)
+    wanted = recipe.data.columns.text
+    lower = {column.lower(): column for column in others.column_names}
+    column = next((lower[usual] for usual in PROMPT_NAMES if usual in lower), None) if wanted is None else wanted
+    if column is None or column not in others.column_names:
+        column = find_text(as_splits(others), recipe)
+    if wanted is None and len(others.column_names) > 1:
+        say(f"prompt column: {column} (change with --text-column)")
+    elif wanted is None and column.lower() not in PROMPT_NAMES:
+        say(f"prompt column: {short(column)} (change with --no-header, if that is a prompt)")
+    prompts = Prompts(name, column, dataset[column], None if references is None else dataset[references], place)
+    for number, value in enumerate(prompts.references or ()):
+        if not all(isinstance(one, str) for one in (value if isinstance(value, list) and value else [value])):
+            message = "is empty" if value in (None, []) else f"{short(str(value))} is no text"
+            raise DataError(f"{place(number)}: column '{references}': {message}", "correct it, or delete the row")
+    return prompts
+
+
+def _read_stdin() -> tuple[Dataset, list[int]]:
+    """The rows of stdin, and the line of each; blank lines only divide."""
+    from datasets import Dataset
+
+    from hfkit.data.lines import read_stdin
+    from hfkit.errors import first_line
+
+    lines, given = zip(*read_stdin(), strict=True)
+    rows = [{"text": row} if isinstance(row, str) else row for row in given]
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        dataset = Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, split="train")
+    except (TypeError, ValueError, OverflowError) as error:  # pyarrow's own are kinds of these
+        raise DataError(f"stdin: {first_line(error)}", "write one kind of value in a column") from None
+    return dataset, list(lines)
+
+
+def encoded(generator: Generator, prompts: Prompts) -> list[array[int]]:
+    """The token ids of every prompt; DataError naming the first that is empty, no prompt at all, or too long."""
+    if generator.given.raw and isinstance(prompts.values[0], list):
+        raise UsageError(f"--raw: column '{prompts.column}' holds messages, which need a chat template", "leave it out")
+    found: list[array[int]] = []
+    problems: list[tuple[int, str, str]] = []
+    for number, value in enumerate(prompts.values):
+        try:
+            ids = generator.encode(conversation(value) if isinstance(value, list) else _text(value))
+            generator.room(ids)
+            found.append(array("i", ids))  # a tenth of a list
+        except (DataError, UsageError) as error:
+            problems.append((number, *error.problems[0]))
+    if problems:
+        number, message, fix = problems[0]
+        others = f" (and {len(problems) - 1:,} other rows can't be answered)" if len(problems) > 1 else ""
+        raise DataError(f"{prompts.place(number)}: column '{prompts.column}': {message}{others}", fix)
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | None):
+        raise DataError(f"{value} is neither text nor messages", "--text-column NAME")
+    if value is None or not value.strip():
+        raise DataError("the prompt is empty", "fill it in, or delete the row")
+    return value
+
+
+def conversation(messages: list[Any]) -> list[dict[str, str]]:
+    """The messages without the keys that only other rows have; DataError where the model has nothing to answer."""
+    plain = [
+        {key: value for key, value in message.items() if value is not None}
+        for message in messages
+        if isinstance(message, dict)
+    ]
+    if (
+        not messages
+        or len(plain) < len(messages)
+        or not all(isinstance(message.get(key), str) for message in plain for key in ("role", "content"))
+    ):
+        raise DataError("is no list of messages", 'write [{"role": "user", "content": "..."}]')
+    if plain[-1]["role"] == "assistant":
+        raise DataError("the last message is the assistant's: nothing to answer", "leave it out")
+    return plain
+
+
+def _answer(recipe: Recipe, prompts: Prompts, output: Path, *, overwrite: bool) -> None:
+    """Writes `output`: the answers that are kept, and all others."""
+    from hfkit.errors import is_out_of_memory
+
+    with processes.together(), closing(Partial(output)) as partial:
+        generator = load_generator(recipe)
+        if recipe.evaluation.metrics or prompts.references is not None:
+            _require_one_text(generator)
+        ids = encoded(generator, prompts)
+        facts = facts_of(recipe.model.name, generator, prompts.name, prompts.values, ids)
+        batches, done = processes.on_main(lambda: partial.begin(facts, lambda: generator.batches(ids), overwrite))
+        left = processes.share([batch for number, batch in enumerate(batches) if number not in done])
+        progress = Progress(sum(map(len, left)), len(left))
+        try:
+            for batch in left:
+                answers = generator.batch(batch, [ids[number] for number in batch])
+                partial.append(batch, answers)
+                progress.add(len(batch), sum(len(answer.ids) for several in answers for answer in several))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = f"no room for a batch of {recipe.generation.batch_tokens:,} tokens"
+            raise OutOfMemoryError(message, f"--batch-tokens {recipe.generation.batch_tokens // 2}") from error
+        finally:
+            progress.end()
+        processes.barrier()
+        processes.on_main(lambda: partial.finish(prompts, len(prompts)))
+
+
+@contextmanager
+def _telling_of_a_stop(output: Path, num_rows: int) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end in an error that says what is kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        with stop_signals() as signals:
+            if not signals.caught:
+                raise
+            name = "Ctrl-C" if signals.caught == signal.SIGINT else "SIGTERM"
+            message = f"stopped by {name}; {len(Partial(output).kept()):,} of {num_rows:,} rows are kept"
+            raise StoppedError(signals.caught, message, "the same command goes on") from None
+
+
+class Progress:
+    """Says how far the first process is: in a terminal a line that changes, elsewhere a new one now and then."""
+
+    def __init__(self, num_rows: int, num_batches: int) -> None:
+        self.num_rows, self.num_batches = num_rows, num_batches
+        self.rows = self.batches = self.tokens = 0
+        self.start = self.said = time.monotonic()
+
+    def add(self, rows: int, tokens: int) -> None:
+        """Counts a finished batch with so many rows and new tokens."""
+        self.rows, self.batches, self.tokens = self.rows + rows, self.batches + 1, self.tokens + tokens
+        now = time.monotonic()
+        seconds = now - self.start
+        left = seconds / self.batches * (self.num_batches - self.batches)  # batches are of about the same size
+        minutes, rest = divmod(round(left), 60)
+        line = (
+            f"{self.rows:,} of {self.num_rows:,} rows, {self.tokens / seconds:,.0f} tokens/s, {minutes}:{rest:02} left"
+        )
+        if sys.stderr.isatty():
+            if is_main_process():
+                print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        elif now - self.said > SECONDS_BETWEEN_LINES:
+            self.said = now
+            say(line)
+
+    def end(self) -> None:
+        """Leaves an empty line to whatever comes next."""
+        if sys.stderr.isatty() and is_main_process() and self.rows:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def read_answers(output: Path) -> Iterator[Row]:
+    """The rows of a finished output."""
+    with output.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not {"id", "text"} <= row.keys():
+                raise DataError(f"{output}: line {number} is no answer of hfkit generate", "--overwrite")
+            yield row
+
+
+def _require_answers_to(prompts: Prompts, output: Path) -> None:
+    """DataError where a finished output is of another input."""
+    beside = enumerate(prompts)
+    number, prompt = -1, Row()
+    for line, row in enumerate(read_answers(output), start=1):
+        if row["id"] != number:
+            number, prompt = next(beside, (-1, {}))
+        if row["id"] != number or any(row.get(name, value) != value for name, value in prompt.items()):
+            raise DataError(f"{output}: line {line} is of another prompt than that row of the input", "--overwrite")
+    if number + 1 != len(prompts):
+        raise DataError(f"{output} has {number + 1:,} rows, and the input {len(prompts):,}", "--overwrite")
+
+
+def _scores(output: Path, prompts: Prompts, metrics: Sequence[str]) -> dict[str, Score]:
+    from hfkit.evaluation.compare import score
+
+    rows = [{"prediction": row["text"]} for row in read_answers(output)]
+    for row, reference in zip(rows, prompts.references or (), strict=False):
+        row["references" if isinstance(reference, list) else "reference"] = reference
+    return score(rows, metrics)
+
+
+def _require_measurable(metrics: Sequence[str], references: str | None) -> None:
+    """UsageError for what could not be measured once all is done."""
+    from hfkit.metrics.table import METRICS, WITHOUT_REFERENCES, suggestion
+
+    if unknown := [(f"unknown metric '{name}'", suggestion(name)) for name in metrics if name not in METRICS]:
+        raise UsageError.of(unknown)
+    if references is None and (without := [name for name in metrics if name not in WITHOUT_REFERENCES]):
+        raise UsageError(f"--metrics {','.join(without)} needs references", "--references COLUMN")
+
+
+def _require_one_text(generator: Generator) -> None:
+    if (generator.settings.num_return_sequences or 1) > 1:
+        raise UsageError("several texts of one prompt can't be scored as one", "--num-return-sequences 1")
+
+
+def _require_writable(output: Path, file: str) -> None:
+    if output.is_dir():
+        raise StorageError(f"{output}: is a folder", "--output FILE.jsonl")
+    if not output.parent.is_dir():
+        raise StorageError(f"{output.parent}: no such folder", "make it, or --output FILE.jsonl")
+    if file != "-" and output.exists() and os.path.exists(file) and output.samefile(file):
+        raise UsageError(f"{output} is the input", "--output ANOTHER.jsonl")

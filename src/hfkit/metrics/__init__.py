@@ -1,0 +1,1 @@
+"""Numbers with a definition and, where resampling is sound, an interval."""

@@ -1,0 +1,394 @@
+"""Perplexity of text, or of targets given their sources, in all units, by hfkit's definition or another program's."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfkit.errors import DataError, DivergedError, ModelError, UsageError
+from hfkit.metrics.likelihood import MAX_LOGITS, require_numbers, token_nats
+from hfkit.metrics.sample import Score, ratio_interval
+from hfkit.system.console import short, warn
+from hfkit.system.processes import gathered, share
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfkit.metrics.likelihood import Window
+    from hfkit.metrics.sample import Row
+
+MAX_CONTEXT = 1024  # where neither the recipe nor the run says
+
+MAX_NATS = 700  # the exp of more is no float
+
+MAX_WORD_NATS = 100  # a model that knows nothing spends some 40 on an English word
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    bos: str = "auto",
+    batch_size: int = 16,
+    interval: bool = True,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """Perplexity of `documents` under a causal model: every token scored once, in a window that moves by `stride`.
+
+    A window holds `context` tokens; all but the first score their last `stride` tokens, so each token is predicted
+    from at least context - stride tokens before it, where the document has them. Documents are apart. With `bos`
+    "yes", or "auto" and a tokenizer that has one, a BOS token stands before each document and is not scored; without
+    it the first token of a document can't be scored and is left out. No EOS is added. Intervals resample documents,
+    or windows where there is one document.
+    """
+    found = measure(model, tokenizer, documents, context=context, stride=stride, bos=bos, batch_size=batch_size)
+    return found.scores(interval=interval, seed=seed)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The nats that a model spends on documents, by window: `owners` says which document each window is of.
+
+    `sources`: what each document was the answer to, where it was.
+    """
+
+    documents: Sequence[str]
+    owners: np.ndarray
+    nats: np.ndarray
+    scored: np.ndarray
+    how: str
+    sources: Sequence[str] | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Of each document: which one it is, nats, tokens scored, and exp(nats per token), None where there is none."""
+        sums = [np.bincount(self.owners, of, minlength=len(self.documents)) for of in (self.nats, self.scored)]
+        described = (
+            map(document_row, self.documents) if self.sources is None else map(pair_row, self.sources, self.documents)
+        )
+        return [
+            {**row, "nll": nll, "tokens": int(tokens), "perplexity": _exp(nll / tokens) if tokens else None}
+            for row, nll, tokens in zip(described, *(of.tolist() for of in sums), strict=True)
+        ]
+
+    def scores(self, *, interval: bool, seed: int) -> dict[str, Score]:
+        """The numbers over all documents."""
+        by_document = len(self.documents) > 1
+        units = self.owners if by_document else np.arange(len(self.nats))
+        nats, tokens = (np.bincount(units, of, minlength=len(self.documents)) for of in (self.nats, self.scored))
+        how = f"{self.how}, resampled by {'document' if by_document else 'window'}"
+
+        def score(per: np.ndarray, change: Any, what: str) -> Score:
+            ends = ratio_interval(nats, per, seed=seed) if interval else None
+            low, high = (None, None) if ends is None else (change(ends[0]), change(ends[1]))
+            return Score(change(nats.sum() / per.sum()), low, high, int(self.scored.sum()), f"{what}; {how}")
+
+        def shares(unit: str) -> np.ndarray:
+            """Size of each unit of resampling; one document's size is shared out by tokens."""
+            total = np.array([SIZES[unit](text) for text in self.documents], dtype=float)
+            return total if by_document else tokens * total.sum() / tokens.sum()
+
+        def bits(nats_per: float) -> float:
+            return nats_per / math.log(2)
+
+        scores = {
+            "perplexity": score(tokens, _exp, "exp(nats per token)"),
+            "bits_per_byte": score(shares("bytes"), bits, "bits per UTF-8 byte of the text"),
+            "bits_per_character": score(shares("characters"), bits, "bits per character of the text"),
+            "nll": score(tokens, float, "nats per token, token-weighted"),
+        }
+        # "Words" of a script without blanks are whole paragraphs: no number worth printing, nor one a float can hold.
+        if (nats <= MAX_WORD_NATS * shares("words")).all():
+            scores["word_perplexity"] = score(shares("words"), math.exp, "exp(nats per word between blanks)")
+        return scores
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    bos: str = "auto",
+    batch_size: int = 16,
+) -> Likelihood:
+    """What `perplexity` is made of."""
+    context = context_of(model, context)
+    stride = stride or max(1, context // 2)
+    if stride >= context:
+        raise UsageError(
+            f"evaluation.stride {stride} must be smaller than the context {context}", f"--stride {context // 2}"
+        )
+    if bos == "yes" and tokenizer.bos_token_id is None:
+        raise UsageError(f"the tokenizer of {tokenizer.name_or_path} has no BOS token", "--bos no")
+    start = [] if bos == "no" or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    encoded = _encoded(tokenizer, documents, add_special_tokens=False)
+    sequences = [np.asarray(start + ids, dtype=np.int64) for ids in encoded]
+    windows = [(doc, *window) for doc, ids in enumerate(sequences) for window in _windows(len(ids), context, stride)]
+    if not windows:
+        raise DataError("no token can be scored: every document is empty or of one token", "give longer text")
+    nats = token_nats(model, sequences, windows, context, batch_size)
+    owners = np.array([doc for doc, *_ in windows])
+    scored = np.array([stop - first for *_, stop, first in windows])
+    lost = sum(len(ids) > 0 for ids in encoded) if not start else 0
+    how = (
+        f"context {context}, stride {stride}, BOS {'before each document' if start else 'none'}, "
+        f"{_dtype(model)}, {int(scored.sum()):,} tokens scored, {lost:,} not"
+    )
+    return Likelihood(documents, owners, nats, scored, how)
+
+
+def measure_targets(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    *,
+    max_length: int | None = None,
+    batch_size: int = 16,
+) -> Likelihood:
+    """What an encoder-decoder spends on each target, given its source; each token from all before it.
+
+    The special tokens that the tokenizer puts around a target are seen, as in training, but not scored. Sources are cut
+    at `max_length` tokens, both at the model's positions where it has a number of them; what is cut is said aloud, and
+    the sizes of a target are those of the part that was scored.
+    """
+    import torch
+
+    from hfkit.data.labels import IGNORED
+    from hfkit.metrics.likelihood import pad_blocks, token_statistics
+    from hfkit.models.config import max_tokens
+
+    positions = max_tokens(model)
+    if max_length is not None and positions is not None and max_length > positions:
+        raise UsageError(
+            f"data.max_length {max_length} is longer than the model's {positions} positions",
+            f"--max-length {positions}",
+        )
+    asked, lost_of_sources = _within(tokenizer, max_length or positions, text=list(sources))
+    made, lost_of_targets = _within(tokenizer, positions, text_target=list(targets))
+    if blank := [row for row, ids in enumerate(asked["input_ids"], 1) if not ids]:
+        raise DataError(f"row {blank[0]}: the source is empty", "fill it in, or delete the row")
+    for what, lost in (("source", lost_of_sources), ("target", lost_of_targets)):
+        if lost.any():
+            cut = f"{(lost > 0).sum():,} of {len(lost):,} {what}s"
+            limit = positions if what == "target" else max_length or positions
+            warn(f"{cut} are longer than {limit} tokens: the last {lost.sum():,} tokens of them are not read")
+    inputs = [np.asarray(ids) for ids in asked["input_ids"]]
+    outputs = [np.asarray(ids) for ids in made["input_ids"]]
+    labels = [np.where(mask, IGNORED, ids) for ids, mask in zip(outputs, made["special_tokens_mask"], strict=True)]
+    ends = [max((stop for _, stop in offsets), default=0) for offsets in made["offset_mapping"]]
+    documents = [text[:end] if lost else text for text, end, lost in zip(targets, ends, lost_of_targets, strict=True)]
+    scored = np.array([(of != IGNORED).sum() for of in labels])
+    order = sorted(np.flatnonzero(scored), key=lambda row: len(inputs[row]) + len(outputs[row]), reverse=True)
+    if not order:
+        raise DataError("no token can be scored: every target is empty", "give targets that are not")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    batch_size = max(1, min(batch_size, MAX_LOGITS // (max(map(len, outputs)) * vocabulary)))
+    nats: np.ndarray = np.zeros(len(scored))
+    model.eval()
+    with torch.inference_mode():
+        for begin in share(range(0, len(order), batch_size)):
+            chosen = order[begin : begin + batch_size]
+            batch = pad_blocks([{"input_ids": inputs[row]} for row in chosen], tokenizer)
+            decoder = pad_blocks([{"input_ids": outputs[row], "labels": labels[row]} for row in chosen], tokenizer)
+            # The model itself makes the decoder's input of them, each architecture in its own way.
+            batch["labels"] = decoder["input_ids"].masked_fill(decoder["attention_mask"] == 0, IGNORED)
+            logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, use_cache=False).logits
+            nats[chosen] = token_statistics(logits, decoder["labels"].to(model.device))[:, 0].cpu().numpy()
+    nats = np.add.reduce(gathered([nats]))  # each number was found once, and is 0 elsewhere
+    require_numbers(nats)
+    how = (
+        f"of each target given its source, special tokens seen but not scored, {_dtype(model)}, "
+        f"{scored.sum():,} tokens scored, {lost_of_targets.sum():,} not, "
+        f"{(lost_of_sources > 0).sum():,} of {len(sources):,} sources cut"
+    )
+    return Likelihood(documents, np.arange(len(scored)), nats, scored, how, sources)
+
+
+def compatible(
+    program: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    context: int | None = None,
+    batch_size: int = 16,
+) -> dict[str, Score]:
+    """The perplexity that `program` prints for these documents, each number defined as it has it; no intervals.
+
+    lm-eval: `loglikelihood_rolling` of version 0.4 and the units of its wikitext task. evaluate: its metric
+    `perplexity`, where `context` is max_length. run-clm: transformers' example script, where `context` is block_size.
+    """
+    context = context_of(model, context)
+    how = f"{_dtype(model)}, as {program}"
+    if program == "lm-eval":
+        prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if prefix is None:
+            raise ModelError(f"the tokenizer of {tokenizer.name_or_path} has no BOS or EOS to begin with", "--bos auto")
+        sequences = [np.array([prefix, *ids]) for ids in _encoded(tokenizer, documents)]
+        windows = [(doc, *one) for doc, ids in enumerate(sequences) for one in _disjoint_windows(len(ids), context)]
+        nats, count = _total(model, sequences, windows, context, batch_size)
+        words, num_bytes = (sum(map(size, documents)) for size in (_split_words, lambda text: len(text.encode())))
+        how = (
+            f"windows of {context} tokens that don't overlap, each after one token of the window before (hfkit's "
+            f"overlap, which lowers the number), the first after {tokenizer.decode([prefix])}, the last filled up with "
+            f"context; special tokens of the tokenizer scored with the text; {how}"
+        )
+        return {
+            "perplexity": Score(_exp(nats / count), None, None, count, f"exp(nats per token); {how}"),
+            "word_perplexity": Score(_exp_of_words(nats / words), None, None, words, f"exp(nats per word); {how}"),
+            "byte_perplexity": Score(math.exp(nats / num_bytes), None, None, num_bytes, f"exp(nats per byte); {how}"),
+            "bits_per_byte": Score(nats / num_bytes / math.log(2), None, None, num_bytes, f"bits per byte; {how}"),
+        }
+    if program == "evaluate":
+        if tokenizer.bos_token_id is None:
+            raise ModelError(f"evaluate needs a BOS token, {tokenizer.name_or_path} has none", "--compat lm-eval")
+        encoded = _encoded(tokenizer, documents, add_special_tokens=False)
+        sequences = [np.array([tokenizer.bos_token_id, *ids[: context - 1]]) for ids in encoded]
+        windows = [(doc, 0, len(ids), 1) for doc, ids in enumerate(sequences)]
+        if empty := [doc for doc, ids in enumerate(sequences, 1) if len(ids) < 2]:
+            raise DataError(f"row {empty[0]} is empty, where evaluate divides by nothing", "leave it out")
+        nats_of = token_nats(model, sequences, windows, context, batch_size)
+        rows = np.exp([nats / (len(sequences[doc]) - 1) for nats, (doc, *_) in zip(nats_of, windows, strict=True)])
+        cut = sum(len(ids) > context - 1 for ids in encoded)
+        how = (
+            f"every row alike whatever its length, where hfkit weights by tokens; BOS first; {cut:,} of "
+            f"{len(documents):,} rows cut at {context} tokens; {how}"
+        )
+        value = float(rows.mean())
+        return {"mean_perplexity": Score(value, None, None, len(rows), f"mean over rows of exp(nats per token); {how}")}
+    lines = [line for text in documents for line in io.StringIO(text)]  # with their ends, as it reads text files
+    tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in _encoded(tokenizer, lines)])
+    blocks = tokens[: len(tokens) // context * context].reshape(-1, context)
+    if len(blocks) == 0:
+        raise DataError(f"{len(tokens):,} tokens fill no block of {context}: run_clm drops all", "--context LESS")
+    windows = [(block, 0, context, 1) for block in range(len(blocks))]
+    nats, count = _total(model, list(blocks), windows, context, batch_size)
+    how = (
+        f"lines one after another in blocks of {context}, where a token sees the block alone and the first of each is "
+        f"not scored ({len(blocks):,}), nor the last {len(tokens) - blocks.size:,} tokens; hfkit scores all; {how}"
+    )
+    return {
+        "perplexity": Score(_exp(nats / count), None, None, count, f"exp(eval_loss); {how}"),
+        "nll": Score(nats / count, None, None, count, f"eval_loss, nats per token; {how}"),
+    }
+
+
+def context_of(model: PreTrainedModel, wanted: int | None) -> int:
+    """The tokens that a model sees at once; UsageError where it has fewer positions than wanted."""
+    from hfkit.models.config import max_tokens
+
+    limit = max_tokens(model)
+    if limit is not None and wanted is not None and wanted > limit:
+        raise UsageError(
+            f"evaluation.context {wanted} is longer than the model's {limit} positions", f"--context {limit}"
+        )
+    return wanted or min(limit or MAX_CONTEXT, MAX_CONTEXT)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)["input_ids"]
+    return ids
+
+
+def _within(
+    tokenizer: PreTrainedTokenizerBase, limit: int | None, **texts: list[str]
+) -> tuple[Mapping[str, Any], np.ndarray]:
+    """The texts as the tokenizer has them, at most `limit` tokens each, and how many tokens each lost to that."""
+    options = {"return_special_tokens_mask": True, "return_offsets_mapping": True, "verbose": False}
+    whole = tokenizer(**texts, **options)
+    lost = np.array([max(0, len(ids) - (limit or sys.maxsize)) for ids in whole["input_ids"]])
+    return (tokenizer(**texts, truncation=True, max_length=limit, **options) if lost.any() else whole), lost
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, first scored) of each window over a sequence of `length` tokens, whose first is never scored."""
+    scored = 1
+    for start in range(0, length, stride):
+        stop = min(start + context, length)
+        if stop > scored:
+            yield start, stop, scored
+            scored = stop
+
+
+def _disjoint_windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
+    """The same for lm-eval: `context` tokens are scored at once, from as many before the last of them."""
+    for scored in range(1, length, context):
+        stop = min(scored + context, length)
+        yield max(0, stop - 1 - context), stop, scored
+
+
+def _split_words(text: str) -> int:
+    return len(re.split(r"\s+", text))  # blanks at an end make one more, in lm-eval
+
+
+def _exp(nats: float) -> float:
+    if nats > MAX_NATS:
+        raise DivergedError(
+            f"{nats:,.0f} nats per token: no number holds the perplexity, the model has diverged",
+            "train it again with a smaller --learning-rate",
+        )
+    return math.exp(nats)
+
+
+def _exp_of_words(nats: float) -> float:
+    if nats > MAX_WORD_NATS:
+        raise DataError("word perplexity is beyond any number: few blanks divide this text", "another --compat")
+    return math.exp(nats)
+
+
+def _total(
+    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: list[Window], context: int, batch_size: int
+) -> tuple[float, int]:
+    """(nats, tokens scored) of all windows."""
+    if not windows:
+        raise DataError("no token can be scored: every document is empty", "give longer text")
+    nats = token_nats(model, sequences, windows, context, batch_size)
+    return float(nats.sum()), sum(stop - first for *_, stop, first in windows)
+
+
+SHOWN = 80  # characters of a document; its digest says which it is
+
+# What nats are divided by, beside tokens: of the text as it is, before any tokenizer.
+SIZES: dict[str, Callable[[str], int]] = {
+    "bytes": lambda text: len(text.encode()),
+    "characters": len,
+    "words": lambda text: len(text.split()),
+}
+
+
+def document_row(text: str) -> Row:
+    """Of a document, which may be long: how it begins, which one it is, and its sizes."""
+    return {"text": short(text, SHOWN), "digest": _digest(text), **_sizes(text)}
+
+
+def pair_row(source: str, target: str) -> Row:
+    """Of a target and its source: how they begin, which ones they are, and the target's sizes."""
+    shown = {"text": short(source, SHOWN), "reference": short(target, SHOWN)}
+    return {**shown, "digest": _digest(json.dumps([source, target])), **_sizes(target)}
+
+
+def _digest(text: str) -> str:
+    import xxhash
+
+    return str(xxhash.xxh3_128(text.encode()).hexdigest())
+
+
+def _sizes(text: str) -> dict[str, int]:
+    return {unit: size(text) for unit, size in SIZES.items()}

@@ -1,0 +1,117 @@
+"""Metrics of probabilities: log loss, Brier score, calibration, ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfkit.errors import DataError
+from hfkit.metrics.inputs import mean_sample
+from hfkit.metrics.sample import Sample, by_code, share, total
+
+if TYPE_CHECKING:
+    from hfkit.metrics.inputs import Inputs
+    from hfkit.metrics.sample import Array
+
+ECE_BINS = 15  # Guo et al. 2017, https://arxiv.org/abs/1706.04599
+
+
+def log_loss(data: Inputs) -> Array:
+    """-ln p of each row (of tables: mean over its labels); p = 0 is the smallest float64 step, as in scikit-learn."""
+    epsilon = np.finfo(float).eps
+    if data.tagged:
+        right = np.where(np.asarray(data.references, bool), data.tag_probabilities, 1 - data.tag_probabilities)
+        means: Array = -np.log(np.clip(right, epsilon, 1 - epsilon)).mean(axis=1)
+        return means
+    losses: Array = -np.log(np.clip(data.probabilities[np.arange(data.n), data.actual], epsilon, 1 - epsilon))
+    return losses
+
+
+def brier(data: Inputs) -> Sample:
+    probabilities = data.probabilities
+    of_reference = probabilities[np.arange(data.n), data.actual]
+    squares = (probabilities**2).sum(axis=1) - of_reference**2 + (1 - of_reference) ** 2
+    definition = "squared distance of probabilities and reference, mean over rows"
+    if len(data.classes) == 2:  # as scikit-learn and Brier's rain forecasts: one class counts
+        return mean_sample(data, squares / 2, definition + ", of one class")
+    return mean_sample(data, squares, definition + ", sum over classes")
+
+
+def ece(data: Inputs) -> Sample:
+    confidence = data.probabilities.max(axis=1)
+    gaps = (data.probabilities.argmax(axis=1) == data.actual) - confidence
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.intp) - 1, 0, ECE_BINS - 1)
+    definition = (
+        f"expected calibration error, top class, {ECE_BINS} equal bins, too high with few rows; no interval, since "
+        "resamples raise it again"
+    )
+    return Sample(
+        data.rows,
+        lambda weights: np.abs(by_code(weights * gaps, bins, ECE_BINS)).sum(axis=1, keepdims=True) / data.n,
+        definition,
+        interval=False,
+    )
+
+
+def ranking_sample(data: Inputs, area: Callable[[Array, Array], Array], definition: str) -> Sample:
+    """A metric of the order of probabilities: of the second of two classes, else the mean of each against the rest.
+
+    No sums per row suffice here; `area` gets the weights of positives and negatives (resamples, values) by ascending
+    probability, equal ones together.
+    """
+    classes, probabilities, actual = data.classes, data.probabilities, data.actual
+    columns = [1] if len(classes) == 2 else list(range(len(classes)))
+    ranked = []
+    for column in columns:
+        positive = actual == column
+        if positive.all() or not positive.any():
+            found = "every" if positive.all() else "no"
+            raise DataError(
+                f"{found} reference is {classes[column]!r}: {definition} needs rows of each class", "add some"
+            )
+        distinct_values, codes = np.unique(probabilities[:, column], return_inverse=True)
+        ranked.append((positive, codes, len(distinct_values)))
+
+    def values(weights: Array) -> Array:
+        areas = [
+            area(by_code(weights * positive, codes, size), by_code(weights * ~positive, codes, size))
+            for positive, codes, size in ranked
+        ]
+        means: Array = np.mean(areas, axis=0)
+        return means[:, np.newaxis]
+
+    of = f"of the class {classes[1]!r}" if len(classes) == 2 else "of each class against the rest, mean over classes"
+    return Sample(data.rows, values, f"{definition} {of}")
+
+
+def mean_average_precision(data: Inputs) -> Sample:
+    probabilities, actual = data.tag_probabilities, np.asarray(data.references, bool)
+    columns = np.flatnonzero(actual.any(axis=0))
+    coded = [np.unique(probabilities[:, column], return_inverse=True) for column in columns]
+
+    def values(weights: Array) -> Array:
+        areas = [
+            average_precision(
+                by_code(weights * actual[:, column], codes, len(found)),
+                by_code(weights * ~actual[:, column], codes, len(found)),
+            )
+            for column, (found, codes) in zip(columns, coded, strict=True)
+        ]
+        means: Array = np.nanmean(areas, axis=0)
+        return means[:, np.newaxis]
+
+    return Sample(data.rows, values, "average precision of each label, mean over those that the references have")
+
+
+def roc_auc(positives: Array, negatives: Array) -> Array:
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    return total(positives * below) / (total(positives) * total(negatives))
+
+
+def average_precision(positives: Array, negatives: Array) -> Array:
+    """Precision at each threshold weighted by the recall it adds, not interpolated, as in scikit-learn."""
+    positives, negatives = positives[:, ::-1], negatives[:, ::-1]
+    hits = np.cumsum(positives, axis=1)
+    return total(positives * share(hits, hits + np.cumsum(negatives, axis=1))) / total(positives)

@@ -1,0 +1,173 @@
+"""Metrics of text: BLEU, chrF, TER, ROUGE, exact match, repetition."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfkit.errors import DataError
+from hfkit.metrics.inputs import mean_sample
+from hfkit.metrics.sample import Sample, additive
+from hfkit.system import console
+
+if TYPE_CHECKING:
+    from hfkit.metrics.inputs import Inputs
+    from hfkit.metrics.sample import Array
+
+ROWS_AT_ONCE = 1_000  # sacreBLEU holds every n-gram of the references it is given
+
+# Burmese, Chinese, Japanese, Khmer, Lao, Thai and Tibetan: no spaces between words. Korean has them.
+SPACELESS = re.compile(
+    "[\u0e01-\u0e4e\u0e81-\u0ece\u0f40-\u0fbc\u1000-\u103f\u1780-\u17d3\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
+)
+
+# `\w` lacks the vowel signs of Hebrew, Arabic and the scripts of India, which would cut their words.
+WORD = re.compile(
+    f"{SPACELESS.pattern}|(?:(?!{SPACELESS.pattern})"
+    "[^\\W_\u0300-\u036f]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff])+"
+)
+
+LETTER = re.compile(r"[^\W\d_]")
+
+NON_ASCII_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def sacrebleu_sample(data: Inputs, kind: str, **options: Any) -> Sample:
+    from sacrebleu import metrics
+
+    metric = getattr(metrics, kind)(**options)
+    predictions, references = zip(*data.texts, strict=True)
+    num_references = {len(given) for given in references}
+    if kind != "CHRF":
+        warn_about_text(predictions, references, kind, metric.tokenizer_signature)
+    streams = [[given[i] if i < len(given) else None for given in references] for i in range(max(num_references))]
+    # Private, because chrF and TER show their statistics nowhere else; sacreBLEU's own significance tests go this way.
+    rows: list[list[float]] = []
+    for start in range(0, data.n, ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        rows += metric._extract_corpus_statistics(predictions[part], [stream[part] for stream in streams])
+    metric.num_refs = max(num_references) if len(num_references) == 1 else -1  # else the last part's
+
+    def aggregate(sums: Array) -> Array:
+        return np.array([[metric._compute_score_from_stats(row).score] for row in sums.tolist()])
+
+    return additive(data.rows, np.array(rows, float), aggregate, f"sacreBLEU {kind} {metric.get_signature()}")
+
+
+def warn_about_text(predictions: Sequence[str], references: Sequence[Sequence[str]], kind: str, tokenizer: str) -> None:
+    """Says in one line what sacreBLEU logs in three (`force=True` there), and what it does not say."""
+    if tokenizer not in ("zh", "char") and any(written_in(SPACELESS, text) for given in references for text in given):
+        console.warn(f"{kind} counts words here, and the references have no spaces between them", "bleu_zh, chrf")
+    if kind == "BLEU" and tokenizer != "none" and sum(text.endswith(" .") for text in predictions) >= 100:
+        console.warn("predictions look tokenized (' .'), BLEU is for plain text", "detokenize both sides, or bleu_none")
+
+
+def written_in(script: re.Pattern[str], text: str) -> bool:
+    """True if most letters of the text are of the script."""
+    return not text.isascii() and 2 * len(script.findall(text)) > len(LETTER.findall(text))
+
+
+def rouge_sample(data: Inputs, *, stem: bool = False) -> Sample:
+    """ROUGE of each row by rouge_score, whose own tokenizer keeps a-z and 0-9 only: other scripts get `WORD`.
+
+    `stem`: words of more than three letters without their English endings (Porter), under keys of their own.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    other_script = any(written_in(NON_ASCII_LETTER, text) for _, given in data.texts for text in given)
+    tokenizer = WordTokenizer() if other_script else None
+    if stem and other_script:
+        raise DataError("rouge_stem is for English, and most letters of a reference are others", "rouge")
+    scorer = RougeScorer(ROUGE_KEYS, use_stemmer=stem, tokenizer=tokenizer)
+    # of a single line, rougeLsum is rougeL
+    line_scorer = RougeScorer(ROUGE_KEYS[:3], use_stemmer=stem, tokenizer=tokenizer)
+    rows = np.empty((data.n, len(ROUGE_KEYS)))
+    for row, (prediction, given) in enumerate(data.texts):
+        several_lines = "\n" in prediction or any("\n" in text for text in given)
+        scores = (scorer if several_lines else line_scorer).score_multi(given, prediction)
+        rows[row] = [100 * scores[key if key in scores else "rougeL"].fmeasure for key in ROUGE_KEYS]
+    tokens = "words, and characters of scripts without spaces" if other_script else "a-z0-9"
+    definition = (
+        f"rouge_score F1 0-100, mean over rows|best reference|tok:{tokens}|stem:{'yes' if stem else 'no'}|"
+        f"version:{version('rouge_score')}"
+    )
+    keys = tuple(f"{key}_stem" for key in ROUGE_KEYS) if stem else ROUGE_KEYS
+    return additive(data.rows, rows, lambda sums: sums / data.n, definition, keys)
+
+
+class WordTokenizer:
+    def tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text.lower())
+
+
+def of_best_reference(data: Inputs, score: Callable[[str, str], float]) -> Array:
+    """The score of each row's prediction with the reference that suits it best."""
+    return np.array([max(score(text, other) for other in given) for text, given in data.texts], float)
+
+
+def exact(prediction: str, reference: str) -> float:
+    return prediction.strip() == reference.strip()
+
+
+def squad_exact(prediction: str, reference: str) -> float:
+    return squad_words(prediction) == squad_words(reference)
+
+
+def squad_f1(prediction: str, reference: str) -> float:
+    """Shared words over all words; two answers without any ("The", "A") agree, as in the script of SQuAD 2.0."""
+    predicted, actual = squad_words(prediction), squad_words(reference)
+    if not predicted or not actual:
+        return predicted == actual
+    return 2 * (Counter(predicted) & Counter(actual)).total() / (len(predicted) + len(actual))
+
+
+def squad_words(text: str) -> list[str]:
+    """The words SQuAD compares: https://rajpurkar.github.io/SQuAD-explorer (evaluate-v2.0.py, normalize_answer)."""
+    return words(ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)))
+
+
+def words(text: str) -> list[str]:
+    """Words between blanks, and characters one by one in scripts without blanks."""
+    return (text if text.isascii() else SPACELESS.sub(r" \g<0> ", text)).split()
+
+
+def ngrams(text: str, size: int) -> list[tuple[str, ...]]:
+    tokens = words(text)
+    return list(zip(*(tokens[start:] for start in range(size)), strict=False))
+
+
+def length_ratio(data: Inputs) -> Sample:
+    rows = np.empty((data.n, 2))
+    for row, (prediction, given) in enumerate(data.texts):
+        length = len(words(prediction))
+        rows[row] = length, min((len(words(text)) for text in given), key=lambda other: (abs(other - length), other))
+    definition = "words of all predictions over words of all references, the closest in length of several"
+    return additive(data.rows, rows, lambda sums: sums[:, :1] / sums[:, 1:], definition)
+
+
+def distinct(data: Inputs, size: int) -> Sample:
+    """Li et al. 2016, https://aclanthology.org/N16-1014. Drawing a row twice adds no new n-gram: no bootstrap."""
+    found = [ngram for text in data.generated for ngram in ngrams(text, size)]
+    value = len(set(found)) / len(found) if found else np.nan
+    definition = f"different {size}-grams of words over all, falls with the number of rows; no interval by resampling"
+    return Sample(data.rows, lambda weights: np.full((len(weights), 1), value), definition, interval=False)
+
+
+def repetition(data: Inputs) -> Sample:
+    """seq-rep-4 of Welleck et al. 2020, https://arxiv.org/abs/1908.04319."""
+    grams = (ngrams(text, 4) for text in data.generated)
+    shares = [1 - len(set(row)) / len(row) if row else 0.0 for row in grams]
+    return mean_sample(data, shares, "share of a row's 4-grams of words that it had before, mean over rows (seq-rep-4)")

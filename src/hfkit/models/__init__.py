@@ -1,0 +1,1 @@
+"""Models and tokenizers: located, loaded, created, saved, exported."""

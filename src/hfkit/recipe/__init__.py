@@ -1,0 +1,1 @@
+"""From YAML, flags and `--set` to one validated recipe."""

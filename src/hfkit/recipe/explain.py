@@ -1,0 +1,132 @@
+"""What is wrong with a setting, and what to type instead."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hfkit.errors import did_you_mean
+from hfkit.recipe.upstream import DECIDED, FORMER, training_argument_types
+from hfkit.settings import SECTIONS, SETTINGS, acts, setting_of
+from hfkit.system import permissions
+
+if TYPE_CHECKING:
+    from hfkit.errors import Problem
+
+EXAMPLES = {"float": "0.1", "int": "8", "list": "[a, b]", "dict": "{key: value}"}
+
+# Pydantic's kinds of error in plain words; what is in braces comes from the limit.
+MUST_BE = {
+    "bool": "true or false",
+    "dict": "`key: value` pairs",
+    "finite_number": "a finite number",
+    "float": "a number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int": "a whole number",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "list": "a list",
+    "literal_error": "one of {expected}",
+    "str": "text",
+    "string": "text",
+    "string_pattern_mismatch": "a time such as 90s, 30m or 1h30m",
+}
+
+
+def unknown_or_idle(command: str, task: str | None, key: str, values: Mapping[str, Any]) -> Problem | None:
+    """What is wrong with giving `key` to `command`, and what to type instead; None where it acts."""
+    name = setting_of(key)
+    if name is None:
+        return _unknown(command, key)
+    if not acts(command, name):
+        commands = [other for other in SECTIONS if acts(other, name)]
+        return f"has no effect in `hfkit {command}`", f"leave it out; it acts in {', '.join(commands)}"
+    if not acts(command, name, task):
+        return f"has no effect for {task}", f"leave it out; it acts for {', '.join(SETTINGS[name].metadata['tasks'])}"
+    if beside := idle_beside(name, values):
+        return beside
+    is_extra = name == "train.extra" and key != name
+    return _wrong_extra(key.removeprefix("train.extra."), values[key]) if is_extra else None
+
+
+def _unknown(command: str, key: str) -> Problem:
+    last = key.rpartition(".")[2]
+    if last in FORMER:
+        return f"transformers 5 has no '{last}'", FORMER[last]
+    flag = "--" + last.replace("_", "-")
+    if flag in (permissions.REMOTE_CODE, permissions.PICKLE):
+        return "is a person's to allow, not a recipe's", f"type {flag} on the command line"
+    near = [other for other in SETTINGS if acts(command, other)]
+    same = [other for other in near if last == other.rpartition(".")[2] or flag in SETTINGS[other].metadata["flags"]]
+    fix = f"did you mean '{same[0]}'?" if same else did_you_mean(key, near) or did_you_mean(key, SETTINGS)
+    if not fix and last in training_argument_types():
+        fix = f"set train.extra.{last}"
+    return "unknown setting", fix or f"hfkit {command} --dry-run prints those there are"
+
+
+def idle_beside(name: str, values: Mapping[str, Any]) -> Problem | None:
+    """Where another setting decides what `name` would."""
+    metadata = SETTINGS[name].metadata if name in SETTINGS else {}
+    for other in metadata.get("unless", ()):
+        if values.get(other) not in (None, [], False):
+            return f"has no effect beside {other}", "leave one of them out"
+    needed, _, wanted = metadata.get("needs", "").partition("=")
+    if needed and (values.get(needed, SETTINGS[needed].default) != wanted if wanted else not values.get(needed)):
+        return f"has no effect without {needed}{wanted and f'={wanted}'}", f"--set {needed}={wanted or 'true'}"
+    return None
+
+
+def _wrong_extra(key: str, value: Any) -> Problem | None:
+    """What is wrong with a field of TrainingArguments, `key`, or with a key inside one."""
+    name = key.partition(".")[0]
+    arguments = training_argument_types()
+    if f"train.{name}" in SETTINGS:
+        return "is a setting of its own", f"set train.{name}"
+    if name in DECIDED:
+        return "is decided by hfkit", DECIDED[name]
+    if name in FORMER:
+        return f"transformers 5 has no '{name}'", FORMER[name]
+    if name not in arguments:
+        return "no field of TrainingArguments", did_you_mean(name, arguments) or "leave it out"
+    kinds: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str}
+    kind, _, rest = arguments[name].partition(" | ")
+    if kind in kinds and rest in ("", "None") and not (rest and value is None):
+        is_flag = isinstance(value, bool)
+        if not isinstance(value, kinds[kind]) or is_flag != (kind == "bool"):
+            return f"must be {MUST_BE[kind]}, not {shown(value)}", ""
+    return None
+
+
+def invalid(detail: Any, where: Mapping[str, str]) -> Problem:
+    """One pydantic error as message and fix."""
+    path = [str(part) for part in detail["loc"]]
+    key = next(key for end in range(len(path), 0, -1) if (key := ".".join(path[:end])) in SETTINGS)
+    kind, value = detail["type"], detail["input"]
+    wanted = MUST_BE.get(kind) or MUST_BE.get(kind.partition("_")[0], "")
+    limits = detail.get("ctx", {}).items()
+    wanted = wanted.format(**{name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in limits})
+    if kind == "literal_error":
+        wanted = wanted.replace("'", "").replace(" or ", ", ")
+        fix = did_you_mean(str(value), wanted.removeprefix("one of ").split(", "))
+    elif kind == "string_type" and isinstance(value, int | float):
+        fix = f'put it in quotes: "{value}"'
+    else:
+        fix = f"e.g. {_example(SETTINGS[key])}"
+    return f"{where.get(key, key)}: must be {wanted or detail['msg']}, not {shown(value)}", fix
+
+
+def shown(value: Any) -> str:
+    """The value as it stands in a recipe, on one line."""
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
+
+
+def _example(setting: dataclasses.Field[Any]) -> str:
+    if setting.default not in (dataclasses.MISSING, None):
+        return str(setting.default).lower()
+    kind = str(setting.type)
+    return next((example for word, example in EXAMPLES.items() if word in kind), "a name")

@@ -1,0 +1,1 @@
+"""A run's directory: manifest, status, lock, results."""

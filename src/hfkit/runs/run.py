@@ -1,0 +1,424 @@
+"""The run directory: a plain Hugging Face model directory, plus who made it, how, and what state it is in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hfkit.errors import (
+    HfkitError,
+    ModelError,
+    OutOfMemoryError,
+    StoppedError,
+    StorageError,
+    UsageError,
+    is_out_of_memory,
+)
+from hfkit.models import adapters
+from hfkit.models.saving import export
+from hfkit.recipe.resolve import dump_yaml
+from hfkit.runs.manifest import (
+    MANIFEST,
+    _holds_something,
+    checkpoint_bytes,
+    default_directory,
+    git_commit,
+    versions,
+)
+from hfkit.runs.results import DETAILS, METRICS_LOG, RESULTS
+from hfkit.system import checkpoints, files, processes
+from hfkit.system.console import is_main_process, warn
+from hfkit.system.files import LOCK, is_disk_full, lock, read_json, require_writable, write_atomically
+from hfkit.system.signals import StopSignal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
+
+STATUS = "status.json"
+
+RECIPE = "recipe.yaml"
+
+
+class Run:
+    """One training run in its directory, from the first check to the last file."""
+
+    def __init__(self, directory: Path, command: str, recipe: Recipe, resume: str | None, overwrite: bool) -> None:
+        self.directory, self.command, self.recipe = directory, command, recipe
+        self.resume, self.overwrite = resume, overwrite
+        self.id = uuid.uuid4().hex
+        self.manifest: dict[str, Any] = {}
+        self.saved: int | None = None  # the step of the last whole checkpoint, as far as this process knows
+        self._lock: IO[str] | None = None
+        self._started = False
+        self._saving: tuple[Path, checkpoints.Found] | None = None  # the save in progress, and what lay there before
+
+    @classmethod
+    def plan(cls, recipe: Recipe, command: str, *, resume: str | None, overwrite: bool) -> Run:
+        """The run that these settings name; refuses a directory in use. Nothing but the lock is written yet."""
+        if resume and overwrite:
+            raise UsageError("--resume and --overwrite exclude each other", "choose one")
+        if recipe.train.output_dir is not None:
+            directory = Path(recipe.train.output_dir)
+        elif resume not in (None, "auto"):
+            directory = Path(str(resume)).parent
+        else:
+            directory = default_directory(recipe, command, continued=resume is not None or overwrite)
+        if directory.exists() and not directory.is_dir():
+            raise StorageError(f"{directory}: is a file", "--output-dir NEW")
+        run = cls(directory, command, recipe, resume, overwrite)
+        if resume not in (None, "auto"):
+            checkpoints.named(Path(str(resume)))
+        if not _holds_something(directory):
+            require_writable(directory)
+            return run
+        if not resume and not overwrite:
+            if (directory / LOCK).exists():
+                lock(directory, announce=False).close()
+            raise UsageError(f"{directory}: not empty", "--resume auto, --overwrite, or --output-dir NEW")
+        if not (directory / MANIFEST).exists():
+            raise UsageError(f"{directory}: not empty and not made by hfkit", "--output-dir NEW")
+        if resume:
+            run.manifest = read_json(directory / MANIFEST)
+            run.id = run.manifest.get("run_id", run.id)
+            found = run.manifest.get("identity", {}).get("train.per_device_train_batch_size")
+            if found and recipe.train.per_device_train_batch_size == "auto":  # it is not searched for again
+                run.recipe = replace(recipe, train=replace(recipe.train, per_device_train_batch_size=found))
+        if not run.finished and is_main_process():
+            require_writable(directory)
+            run._lock = lock(directory)
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether `--resume` finds a run that came to its end."""
+        return bool(self.resume) and read_json(self.directory / STATUS).get("state") == "finished"
+
+    def require_same(self, identity: Mapping[str, Any]) -> None:
+        """UsageError where a finished run was another one than `identity` (the settings alone) says."""
+        old = self.manifest.get("identity", {})
+        steps = self.recipe.train.max_steps or old.get("train.max_steps")
+        changed = [
+            (f"{key}: {old[key]} -> {value}", "--extend for a longer run" if key == "train.max_steps" else "undo it")
+            for key, value in {**identity, "train.max_steps": steps}.items()
+            if old.get(key, value) != value
+        ]
+        if changed:
+            raise UsageError.of(
+                [
+                    (f"{self.directory} is a finished run of other settings: {change}", f"{fix}, or --output-dir NEW")
+                    for change, fix in changed
+                ]
+            )
+
+    def results(self) -> dict[str, Any]:
+        """The final numbers, as `all_results.json` holds them."""
+        results: dict[str, Any] = json.loads((self.directory / RESULTS).read_text(encoding="utf-8"))
+        return results
+
+    def start(
+        self,
+        identity: Mapping[str, Any],
+        parameters: int,
+        *,
+        allow_changed: bool = False,
+        extend: bool = False,
+    ) -> Path | None:
+        """Takes the directory and returns the checkpoint to go on from, None for a fresh start.
+
+        `identity` says what must not change in a resumed run, but for "train.max_steps", which `extend` lets grow.
+        Raises BusyError, StorageError, UsageError.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock or lock(self.directory)
+        except OSError as error:
+            raise StorageError(f"{self.directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
+        if not self.resume and not self.overwrite and _holds_something(self.directory):
+            raise UsageError(f"{self.directory}: not empty any more", "--output-dir NEW")
+        checkpoint = self._checkpoint(identity, allow_changed, extend) if self.resume else None
+        self.saved = None if checkpoint is None else checkpoints.step_of(checkpoint)
+        self._checkpoint_bytes = checkpoint_bytes(parameters) if checkpoint is None else checkpoints.size(checkpoint)
+        kept = self.recipe.train.save_total_limit
+        if self.overwrite:
+            self._remove_older()
+        there = len(checkpoints.all_checkpoints(self.directory)) if self.resume else 0
+        needed = self._checkpoint_bytes * max(kept + 1 - there, 1) + 4 * parameters
+        files.require_space(self.directory, needed, "this run", self.safe() if self.resume else "")
+        self.identity, self._versions = dict(identity), versions()
+        if checkpoint is None:
+            self.manifest = {**self._facts(), "identity": self.identity}
+        else:
+            resumed = [*self.manifest.get("resumed", []), {"from": checkpoint.name, **self._facts()}]
+            self.manifest = {**self._facts(), **self.manifest, "resumed": resumed, "identity": self.identity}
+        self.manifest["run_id"] = self.id
+        header = f"# Every setting of this run; run it again with: hfkit {self.command} recipe.yaml --output-dir NEW\n"
+        self._write_manifest()  # first: it makes the directory one of hfkit's
+        write_atomically(self.directory / RECIPE, header + dump_yaml(self.recipe, self.command))
+        self._cut_log(self.saved or 0)
+        self._started = True
+        self.set_status("running", step=self.saved or 0)
+        return checkpoint
+
+    def _checkpoint(self, identity: Mapping[str, Any], allow_changed: bool, extend: bool) -> Path | None:
+        if self.resume == "auto":
+            checkpoint, skipped = checkpoints.newest(self.directory, self.id)
+            for path, reason in skipped:
+                warn(f"{path.name} is passed over, {reason}")
+            # Where even the first save was interrupted there is nothing to lose, and the run starts again.
+            if checkpoint is None and any((path / checkpoints.MARKER).exists() for path, _ in skipped):
+                raise ModelError(
+                    f"{self.directory}: none of its {len(skipped)} checkpoints is whole: "
+                    + "; ".join(f"{path.name} {reason}" for path, reason in skipped[:3]),
+                    "--overwrite to start again",
+                )
+        else:
+            checkpoint = Path(str(self.resume))
+        if checkpoint is None:
+            return None
+        marker = checkpoints.read_marker(checkpoint)
+        old = marker.get("identity", {})
+        keys = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
+        if extend and "train.max_steps" in keys and (before := old["train.max_steps"]) < identity["train.max_steps"]:
+            keys.remove("train.max_steps")
+            warn(
+                f"extended from {before:,} to {identity['train.max_steps']:,} steps: order and learning rate follow "
+                "the longer schedule from here on, so the result is not that of a run of this length from the start"
+            )
+        changed = [
+            (f"{key} changed since step {marker.get('step')}", "undo the change, or --allow-changed")
+            if key == "training data"
+            else (
+                f"{key}: {old.get(key)} -> {identity.get(key)}",
+                "--extend for a longer run" if key == "train.max_steps" else "undo the change, or --allow-changed",
+            )
+            for key in keys
+        ]
+        if changed and not allow_changed:
+            raise UsageError.of([(f"{checkpoint} is of another run: {change}", fix) for change, fix in changed])
+        if changed:
+            changes = "; ".join(change for change, _ in changed)
+            warn(f"resuming a changed run, the result will not be that of an unbroken one: {changes}")
+        if new := {name: now for name, now in versions().items() if marker.get("versions", {}).get(name, now) != now}:
+            warn(f"{', '.join(f'{name} {now}' for name, now in new.items())} is not what saved {checkpoint.name}")
+        return checkpoint
+
+    def _remove_older(self) -> None:
+        for old in checkpoints.all_checkpoints(self.directory):
+            if checkpoints.defect(old) is None:
+                checkpoints.remove(old)
+        for name in (METRICS_LOG, RESULTS, DETAILS):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def _cut_log(self, step: int) -> None:
+        """Leaves the lines of `metrics.jsonl` up to `step`; what came after is about to come again."""
+        path = self.directory / METRICS_LOG
+        if path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
+            write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "command": ["hfkit", *sys.argv[1:]],
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "host": socket.gethostname(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+
+    def set_status(self, state: str, **facts: Any) -> None:
+        """`status.json`: running, stopped, failed or finished, by whom, at which step."""
+        path = self.directory / STATUS
+        status = {
+            "state": state,
+            "step": read_json(path).get("step", 0),
+            **facts,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        text = json.dumps(status, indent=1)
+        try:
+            write_atomically(path, text)
+        except OSError as error:
+            if not is_disk_full(error) or not path.exists():
+                raise
+            with path.open("r+", encoding="utf-8") as file:  # in the room that the file has already
+                file.write(text)
+                file.truncate()
+
+    @contextmanager
+    def outcome(self, signals: StopSignal) -> Iterator[None]:
+        """Whatever ends the work inside: `status.json` tells it, and a full disk or memory becomes its own error."""
+        try:
+            yield
+        except BaseException as error:
+            failure = self._failure(error, signals)
+            self._discard_save()
+            stopped = isinstance(failure, StoppedError)
+            if self._lock is not None and (self._started or stopped):
+                with suppress(OSError):  # what is broken already must not hide why
+                    reason = str(failure).splitlines()[0] if str(failure) else repr(failure)
+                    code = failure.exit_code if isinstance(failure, HfkitError) else 1
+                    self.set_status("stopped" if stopped else "failed", reason=reason, exit_code=code)
+            if failure is error:
+                raise
+            raise failure from error
+        finally:
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Leaves the directory to whoever wants it next."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _failure(self, error: BaseException, signals: StopSignal) -> BaseException:
+        """`error` itself, or the HfkitError that a person can act on."""
+        if is_out_of_memory(error):
+            train, fix = self.recipe.train, "--batch-size auto for the same step in passes that fit"
+            rows, passes = train.per_device_train_batch_size, train.gradient_accumulation_steps or 1
+            if train.global_batch_size is None and isinstance(rows, int):
+                fix = f"--batch-size {rows // 2} --gradient-accumulation-steps {passes * 2} for the same step"
+            if 1 in (rows, train.global_batch_size):
+                fix = "shorter rows (--block-size, --max-length) or a smaller model"
+            return OutOfMemoryError(f"out of memory; {self.safe()}", fix)
+        if isinstance(error, HfkitError):
+            return error
+        if signals.caught:  # whatever it is, the signal set it off
+            return signals.stopped(self.safe())
+        if processes.is_lost(error):
+            return processes.lost(error, self.safe())
+        if is_disk_full(error):
+            free = files.free(self.directory)
+            return StorageError(
+                f"{self.directory}: disk full: {free:,} bytes are free; {self.safe()}",
+                "free some space, then --resume auto",
+            )
+        return error
+
+    def safe(self) -> str:
+        """What a person still has: the last whole checkpoint."""
+        saved = self.saved
+        if not is_main_process():  # which alone knows what it has committed
+            there = checkpoints.all_checkpoints(self.directory)
+            saved = next((checkpoints.step_of(path) for path in there if (path / checkpoints.MARKER).exists()), None)
+        return "no step is saved yet" if saved is None else f"step {saved} is saved"
+
+    def _discard_save(self) -> None:
+        """Removes what a save that failed has left, if the folder is its own work alone."""
+        if self._saving is not None and not self._saving[1] and is_main_process():
+            shutil.rmtree(self._saving[0], ignore_errors=True)
+
+    def steps_of_time(self) -> int | None:
+        """The steps that a run to be resumed took for its time when it began; None where no time decides."""
+        timed = bool(self.resume) and self.recipe.train.max_time is not None
+        return self.manifest.get("identity", {}).get("train.max_steps") if timed else None
+
+    def saved_tokenizer(self) -> Path | None:
+        """The tokenizer that a run to be resumed was begun with, None where it has no checkpoint that holds one."""
+        found = checkpoints.all_checkpoints(self.directory) if self.resume else []
+        whole = (path for path in found if (path / checkpoints.MARKER).exists() and (path / "tokenizer.json").exists())
+        return next(whole, None)
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
+        path = self.directory / METRICS_LOG
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """One line of `metrics.jsonl`."""
+        with (self.directory / METRICS_LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def prepare_save(self, step: int) -> None:
+        """Before a checkpoint is written: StorageError where it has no room or something else has its name."""
+        checkpoint = self.checkpoint(step)
+        if checkpoint.is_symlink() or (checkpoint.exists() and not checkpoint.is_dir()):
+            raise StorageError(f"{checkpoint}: is not a folder of this run; {self.safe()}", f"rm {checkpoint}")
+        files.require_space(self.directory, self._checkpoint_bytes, f"step {step}", self.safe())
+        before = checkpoints.found_in(checkpoint)
+        (checkpoint / checkpoints.MARKER).unlink(missing_ok=True)  # from here on it is not whole
+        self._saving = (checkpoint, before)
+
+    def commit(self, step: int, seconds: float, best: int | None = None) -> None:
+        """Commits the checkpoint that was just written, then removes older ones of this run, but that of step `best`.
+
+        `seconds`: how long the run has trained until here, over all its starts.
+        """
+        assert self._saving is not None
+        checkpoint, before = self._saving
+        if (self.directory / METRICS_LOG).exists():
+            files.sync(self.directory / METRICS_LOG)  # it tells which checkpoint was the best
+        facts = {"run_id": self.id, "identity": self.identity, "versions": self._versions}
+        checkpoints.commit(checkpoint, before, step=step, seconds=round(seconds, 3), **facts)
+        self._saving, self.saved, self._checkpoint_bytes = None, step, checkpoints.size(checkpoint)
+        self.set_status("running", step=step)
+        protected = [checkpoint, self.checkpoint(best)] if best is not None else [checkpoint]
+        checkpoints.rotate(self.directory, self.recipe.train.save_total_limit, self.id, protect=protected)
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of `step` is, or will be."""
+        return self.directory / f"checkpoint-{step}"
+
+    def export(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The model in the run directory: staged, read back, and only then moved over what was there."""
+        base = adapters.base_for(self.recipe.model) if adapters.has_adapter(model) else None
+        export(self.directory, model, tokenizer, base)
+
+    def finish(self, scores: Mapping[str, Mapping[str, Score]], **facts: Any) -> None:
+        """Writes the results and the end of the manifest; `scores` by split."""
+        from hfkit.metrics.sample import loss_of
+
+        results: dict[str, Any] = {}
+        for split, prefix in (("validation", "eval"), ("test", "test")):
+            found = scores.get(split, {})
+            for name, score in found.items():
+                results[f"{prefix}_{name}"] = score.value
+                if name == "perplexity" and split == "validation":
+                    results["perplexity"] = score.value
+            if (loss := loss_of(found)) is not None:
+                results[f"{prefix}_loss"] = loss
+        details = {
+            split: {name: dataclasses.asdict(score) for name, score in named.items()} for split, named in scores.items()
+        }
+        write_atomically(self.directory / RESULTS, json.dumps(results, indent=1))
+        write_atomically(self.directory / DETAILS, json.dumps({"metrics": details}, indent=1))
+        self.manifest |= facts
+        self._write_manifest()
+        self.set_status("finished", step=facts["steps"])
+
+    def keep_scores_before(self, scores: Mapping[str, Score]) -> None:
+        """Puts the scores before training into the manifest, where a resumed run finds them."""
+        self.manifest["before_training"] = {name: dataclasses.asdict(score) for name, score in scores.items()}
+        if is_main_process():
+            self._write_manifest()
+
+    def scores_before(self) -> dict[str, Score]:
+        """The scores before training that the run kept, none where it kept none."""
+        from hfkit.metrics.sample import Score
+
+        return {name: Score(**score) for name, score in self.manifest.get("before_training", {}).items()}
+
+    def _write_manifest(self) -> None:
+        write_atomically(self.directory / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False))
+
+
+def _logged_step(line: str) -> float:
+    """The step of a line of `metrics.jsonl`; beyond all steps for a torn one."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

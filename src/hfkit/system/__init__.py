@@ -1,0 +1,1 @@
+"""The machine: terminal, disk, network, processes."""

@@ -1,0 +1,129 @@
+"""Where words go: results to stdout, everything else to stderr, both from the main process only."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_verbose = False
+
+_silent = False
+
+_said: set[str] = set()
+
+
+def set_verbose(on: bool) -> None:
+    global _verbose
+    _verbose = on
+
+
+def is_main_process() -> bool:
+    """True outside a distributed run and for its rank 0 (torchrun and accelerate both set RANK)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def result(text: str, end: str = "\n") -> None:
+    """Prints what the user asked for on stdout."""
+    if is_main_process():
+        try:
+            sys.stdout.write(text + end)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has gone, e.g. `| head`: nothing more to do, and nobody to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
+
+
+def result_json(value: Any) -> None:
+    """Prints one JSON object or line on stdout; numbers that are not finite are an error, never `NaN`."""
+    result(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside, `say` and `warn` print nothing: what is done there is done again, and told then."""
+    global _silent
+    _silent = True
+    try:
+        yield
+    finally:
+        _silent = False
+
+
+def say(text: str) -> None:
+    """Prints progress and decisions on stderr."""
+    if is_main_process() and not _silent:
+        print(text, file=sys.stderr, flush=True)
+
+
+def say_once(text: str) -> None:
+    """Like `say`, but nothing where the command has said the same before."""
+    if text not in _said:
+        _said.add(text)
+        say(text)
+
+
+def begin() -> None:
+    """A new command, which may say again what an earlier one in this process has said."""
+    _said.clear()
+
+
+def detail(text: str) -> None:
+    """Like `say`, but only with -v."""
+    if _verbose:
+        say(text)
+
+
+def warn(text: str, fix: str = "") -> None:
+    say(f"warning: {text}" + (f" (fix: {fix})" if fix else ""))
+
+
+def score_table(scores: dict[str, dict[str, Any]]) -> str:
+    """A line per metric: name, value, interval and what it is; how all of them were taken stands once below."""
+    width = max(map(len, scores), default=0)
+    tails = {score["definition"].partition("; ")[2] for score in scores.values()}
+    lines = []
+    for name, score in scores.items():
+        interval = "" if score["low"] is None else f"[{score['low']:.4g}, {score['high']:.4g}]"
+        meaning = score["definition"].partition("; ")[0] if len(tails) == 1 else score["definition"]
+        lines.append(f"  {name:<{width}}  {score['value']:<8.4g} {interval:<18} {meaning}")
+    numbers = {score["n"] for score in scores.values()}
+    facts = [*filter(None, tails)] if len(tails) == 1 else []
+    facts += [f"n={number:,}" for number in numbers] if len(numbers) == 1 else []
+    facts += ["95% intervals"] if any(score["low"] is not None for score in scores.values()) else []
+    lines += [f"  ({', '.join(facts)})"] if facts else []
+    return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """`number` and the noun: 1 process, 2 processes, 2 rows."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 4:05 (minutes:seconds)."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def size(number: int) -> str:
+    """Bytes as a person reads them: 7 bytes, 2 KiB."""
+    return f"{number} bytes" if number < 1024 else f"{scaled(number, 1024)}B"
+
+
+def scaled(number: float, base: int = 1000) -> str:
+    """1.23 G for 1,230,000,000; with base 1024 1.15 Gi."""
+    power = 0
+    while number >= base and power < 7:
+        number, power = number / base, power + 1
+    prefix = ("", *("kMGTPEZ" if base == 1000 else "KMGTPEZ"))[power]
+    return f"{number:.3g} {prefix}{'i' if power and base == 1024 else ''}"
+
+
+def short(text: str, most: int = 40) -> str:
+    """At most so many characters of `text`, an ellipsis for the rest."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,1 @@
+"""From a recipe to a trained model; `train.py` is the run, read from top to bottom."""

@@ -1,0 +1,279 @@
+"""What happens at each step beside the step: commit, evaluate, report, stop on a signal, stop on a broken number."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from hfkit.errors import DivergedError, StoppedError
+from hfkit.models import adapters, sharded
+from hfkit.system import processes
+from hfkit.system.console import duration, is_main_process, say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+
+    from hfkit.runs.run import Run
+    from hfkit.system.signals import StopSignal
+    from hfkit.tasks.base import Loss
+    from hfkit.training.best import Best
+    from hfkit.training.stream import StreamedExamples, TrainingStream
+
+TIMINGS = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}  # what the Trainer adds to scores
+
+
+class NothingLeft(Exception):
+    """Raised where a resumed run has nothing left to train."""
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Saves, evaluates and reports by the recipe's schedule.
+
+    A step is saved before it is evaluated, and evaluation leaves the random states as they were: so a run that is
+    stopped while evaluating has lost nothing, and evaluating never changes what is trained.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stream: TrainingStream | StreamedExamples,
+        signals: StopSignal,
+        eval_steps: int,
+        save_steps: int,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        best: Best | None,
+        budget: float | None,
+        show: Callable[[PreTrainedModel], list[str]] | None,
+    ) -> None:
+        """`eval_steps` 0: no evaluation; `budget`: seconds to train for; `show`: lines to print at an evaluation."""
+        self.run, self.stream, self.signals = run, stream, signals
+        self.eval_steps, self.save_steps = eval_steps, save_steps
+        self.tokenizer, self.best, self.budget, self.show = tokenizer, best, budget, show
+        self._logged = self._started = (0, 0.0)  # step and time of the last progress line and of the start
+        self._loss: Any = None  # of the last pass, shape ()
+        self._bar: Progress | None = None
+
+    def take(self, trainer: Trainer, seconds: float) -> None:
+        """Becomes the one that reports for `trainer` (the library hands a callback everything but the trainer), of a
+        run that has trained for `seconds` already."""
+        self.trainer = trainer
+        self._seconds_before = seconds
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+
+    def watched(self, training_loss: Loss, loss: Loss) -> Loss:
+        """`training_loss` where gradients are taken, its value looked at before it changes a weight, else `loss`."""
+        import torch
+
+        def watched_loss(*values: Any, **options: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return loss(*values, **options)
+            result = training_loss(*values, **options)
+            self._loss = result.detach()
+            return result
+
+        return watched_loss
+
+    def raise_if_stopped(self) -> None:
+        """After training: StoppedError where a signal to any rank ended it; from here on a signal acts at once."""
+        self.signals.immediate = True
+        if self.signals.on_any_rank(self.trainer.args.device):
+            raise self._stopped()
+
+    def _stopped(self) -> StoppedError:
+        return self.signals.stopped(self.run.safe())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if sharded.is_asked(args):
+            sharded.require_sharded(kwargs["model"])
+        self._started = self._logged = (state.global_step, time.monotonic())
+        self.signals.immediate = False
+        if self.best is not None:
+            self.best.take_all(self.run.logged())
+            if state.global_step > self.best.last_step and self._evaluates(state):  # it was killed before it could
+                self.evaluate()
+        if state.global_step >= state.max_steps or self._is_over():
+            raise NothingLeft
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops before a gradient that is no number reaches the weights. (A loss scaler skips such steps itself.)"""
+        if self.trainer.accelerator.scaler is not None:
+            return
+        gradients = [weight.grad for weight in kwargs["model"].parameters() if weight.grad is not None]
+        if not (args.max_grad_norm > 0 and clipped_in_order(gradients)) and not all_finite(gradients):
+            loss = self._loss.item()
+            what = "the gradient is not finite" if math.isfinite(loss) else f"loss is {number_name(loss)}"
+            raise self._diverged(what, state.global_step + 1, args)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step = state.global_step
+        rows = self.stream.num_rows or len(self.stream)
+        state.epoch = step * self.stream.step_rows / rows  # the library sees the whole stream as one epoch
+        stop = self.signals.on_any_rank(args.device)
+        last = step >= state.max_steps or self._is_over()
+        control.should_save = stop or last or step % self.save_steps == 0 or self._evaluates(state)
+        control.should_training_stop = stop or last
+        if control.should_save:
+            optimizer = [value for values in kwargs["optimizer"].state.values() for value in values.values()]
+            if not all_finite([*kwargs["model"].state_dict().values(), *optimizer]):
+                raise self._diverged("a weight or optimizer state is not finite", step, args)
+            processes.on_main(lambda: self.run.prepare_save(step))
+        if self._bar is not None:
+            left = f"{duration(self._seconds_left(state))} left"
+            self._bar.update(self._bar.task_ids[0], completed=step, total=state.max_steps, description=left)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        processes.barrier()
+        processes.on_main(lambda: self._commit(state.global_step))
+        if self.signals.on_any_rank(args.device):
+            control.should_training_stop = True
+        elif self._evaluates(state):
+            self.evaluate()
+            control.should_training_stop = control.should_training_stop or self._is_over()
+
+    def _commit(self, step: int) -> None:
+        checkpoint = self.run.checkpoint(step)
+        self.tokenizer.save_pretrained(checkpoint)  # so that a checkpoint is a model that opens
+        sharded.complete(checkpoint, self.trainer.model)
+        if self.run.recipe.lora.enabled:
+            adapters.complete(checkpoint, self.trainer.model, adapters.base_for(self.run.recipe.model))
+        self.run.commit(step, self._seconds(), None if self.best is None else self.best.step)
+
+    def evaluate(self) -> None:
+        """Metrics of the validation data, logged; random states are left as they were."""
+        import torch
+
+        start = time.monotonic()
+        with torch.random.fork_rng():
+            metrics = self.trainer.evaluate()
+            if self.best is not None:
+                self.best.take(self.trainer.state.global_step, metrics)
+                if self.best.over:
+                    say(f"  no better for {self.best.waited} evaluations: {self.best} stays the best, training ends")
+            if self.show is not None:  # on all ranks: of sharded weights each has a part only
+                for line in self.show(self.trainer.model):
+                    say(f"    {line}")
+        step, then = self._logged
+        self._logged = (step, then + time.monotonic() - start)  # tokens/s are those of training
+
+    def _is_over(self) -> bool:
+        """Whether patience or time has run out."""
+        late = self.budget is not None and self._seconds() >= self.budget
+        if self.budget is not None and processes.largest(int(late), self.trainer.args.device):
+            return True
+        return self.best is not None and self.best.over
+
+    def _seconds(self) -> float:
+        """For how long the run has trained, over all its starts."""
+        return self._seconds_before + time.monotonic() - self._started[1]
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Training inside shows a bar where a person is looking at stderr, and may end before its first step."""
+        from rich.console import Console
+        from rich.progress import Progress
+
+        if is_main_process() and sys.stderr.isatty():
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.add_task("", total=None)
+        with self._bar or nullcontext(), suppress(NothingLeft):
+            yield
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.signals.on_any_rank(args.device):
+            raise self._stopped()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if logs.get("eval_loss", 0) is None:  # of a task that names none
+            del logs["eval_loss"]
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise self._diverged(f"{name} is {number_name(logs[name])}", state.global_step, args)
+        if "loss" in logs:
+            self._progress(state, logs)
+        elif logs.keys() >= TIMINGS:
+            names = [key for key in logs if key.startswith("eval_") and key not in TIMINGS]
+            shown = "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4g}" for name in names)
+            say(f"  validation at step {state.global_step}: {shown}")
+        if is_main_process():
+            self.run.log({"step": state.global_step, **logs})
+
+    def _diverged(self, what: str, step: int, args: TrainingArguments) -> DivergedError:
+        return DivergedError(
+            f"{what} at step {step}; {self.run.safe()}", f"a smaller --learning-rate than {args.learning_rate}"
+        )
+
+    def _progress(self, state: TrainerState, logs: dict[str, Any]) -> None:
+        now, step = time.monotonic(), state.global_step
+        before, then = self._logged
+        rows = self.stream.step_rows
+        tokens = self.stream.tokens(before * rows, step * rows)
+        done, unit = (tokens, "tokens") if tokens else ((step - before) * rows, "rows")
+        norm = f"grad {logs['grad_norm']:.3g}  " if "grad_norm" in logs else ""
+        say(
+            f"step {step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {norm}"
+            f"{done / max(now - then, 1e-9):,.0f} {unit}/s  {duration(self._seconds_left(state))} left"
+        )
+        self._logged = (step, now)
+
+    def _seconds_left(self, state: TrainerState) -> float:
+        """At the mean pace since this start."""
+        first, start = self._started
+        pace: float = (time.monotonic() - start) / max(state.global_step - first, 1)
+        return pace * int(state.max_steps - state.global_step)
+
+    def _evaluates(self, state: TrainerState) -> bool:
+        """Every eval_steps; after the last step only where the best is looked for: the final scores follow anyway."""
+        step, last = state.global_step, state.global_step >= state.max_steps
+        return self.eval_steps > 0 and (self.best is not None if last else step % self.eval_steps == 0)
+
+
+def clipped_in_order(gradients: Sequence[Any]) -> bool:
+    """Whether gradients that were scaled to a norm show that the norm was a number, and with it all of them.
+
+    A NaN among them makes every element NaN, an infinity makes every finite element 0: one element tells, where it is
+    neither. The smallest tensors are looked at, so this costs next to nothing.
+    """
+    import torch
+
+    return any(
+        bool(torch.isfinite(gradient).all() and gradient.any())
+        for gradient in sorted(gradients, key=lambda gradient: gradient.numel())[:3]
+    )
+
+
+def all_finite(tensors: Iterable[Any]) -> bool:
+    """Whether no tensor holds a NaN or an infinity."""
+    import torch
+
+    floats = [tensor for tensor in tensors if torch.is_tensor(tensor) and tensor.is_floating_point()]
+    # A sum shows every one of them, at a tenth of the cost; where it is not finite it may have run over.
+    sums = [tensor.sum(dtype=torch.float32).to(floats[0].device) for tensor in floats]
+    return not sums or bool(torch.stack(sums).isfinite().all()) or all(bool(t.isfinite().all()) for t in floats)
+
+
+def number_name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "infinite"

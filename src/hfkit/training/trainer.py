@@ -1,0 +1,77 @@
+"""The stock Trainer, composed from a task's functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfkit.models import adapters
+from hfkit.system.signals import leave_to_parent
+from hfkit.training.arguments import optimizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+    from hfkit.settings import Recipe
+    from hfkit.tasks.base import Batch, Task
+    from hfkit.training.callbacks import RunCallback
+    from hfkit.training.prepare import Prepared
+    from hfkit.training.stream import StreamedExamples, TrainingStream
+
+
+def trainer_of(
+    task: Task,
+    recipe: Recipe,
+    ready: Prepared,
+    args: TrainingArguments,
+    stream: TrainingStream | StreamedExamples,
+    callback: RunCallback,
+) -> Trainer:
+    """The stock Trainer, put together from the task's functions."""
+    from transformers import Trainer
+
+    from hfkit.evaluation.inference import EvaluationRows
+    from hfkit.metrics.sample import loss_of
+
+    held_out = None if ready.held_out is None else EvaluationRows(ready.held_out, task, recipe.evaluation.seed)
+
+    def metrics_of(output: Any) -> dict[str, float | None]:
+        assert held_out is not None
+        found = (held_out.in_row_order(output.predictions), held_out.in_row_order(output.label_ids))
+        scores = task.scores(*found, held_out.rows, without_intervals(recipe))
+        # The Trainer's own loss is a mean over batches, of which several processes fill the last one with rows again.
+        return {name: score.value for name, score in scores.items()} | {"loss": loss_of(scores)}
+
+    trainer = Trainer(
+        model=ready.model,
+        args=args,
+        data_collator=partial(collate, task, ready.tokenizer),
+        train_dataset=stream,
+        eval_dataset=held_out,
+        compute_loss_func=callback.watched(task.training_loss(recipe, ready.rows, stream.step_rows), task.loss),
+        preprocess_logits_for_metrics=lambda outputs, labels: task.reduce(
+            outputs if isinstance(outputs, tuple) else (outputs,), labels, ready.tokenizer
+        ),
+        compute_metrics=metrics_of,
+        callbacks=[callback],
+        optimizer_cls_and_kwargs=optimizer(recipe),
+    )
+    if recipe.lora.enabled:  # the Trainer reads back no checkpoint of a model that has adapters and is no PeftModel
+        trainer._load_from_checkpoint = lambda path, model=None: adapters.read(trainer.model, Path(path))
+    return trainer
+
+
+def without_intervals(recipe: Recipe) -> Recipe:
+    return replace(recipe, evaluation=replace(recipe.evaluation, interval=False))
+
+
+def collate(task: Task, tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, Any]]) -> Batch:
+    """Examples as one padded batch, in a loader's worker process too."""
+    from torch.utils.data import get_worker_info
+
+    if get_worker_info() is not None:
+        leave_to_parent()
+    return task.collate(examples, tokenizer)
