@@ -24,7 +24,7 @@ from hfkit.recipe.yaml import MAX_RECIPE_BYTES, read_recipe
 from hfkit.settings import SECTIONS, SETTINGS, Recipe, Schedule, acts
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
-SOURCE = Path(__file__).parents[1] / "src" / "hfkit"
+SOURCE = Path(__file__).parents[2] / "src" / "hfkit"
 COMMANDS = list(SECTIONS)
 TRAINING = [(task.command, name) for name, task in TASKS.items()]
 
@@ -648,7 +648,7 @@ def test_every_setting_is_described_and_acts_somewhere(key: str) -> None:
     for task in metadata["tasks"]:
         assert any(acts(command, key, task) for command in COMMANDS)
     name = key.rpartition(".")[2]
-    code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py") if path.stem not in ("recipe",))
+    code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py") if path.stem not in ("settings",))
     if key.startswith("generation."):
         from transformers import GenerationConfig
 

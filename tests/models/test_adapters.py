@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from test_hub_commands import say
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hfkit import predict
@@ -15,7 +16,6 @@ from hfkit.cli.main import main
 from hfkit.errors import ModelError
 from hfkit.models.saving import export
 from stand_in_hub import StandInHub
-from test_hub_commands import say
 from tiny_models import TEXT, make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
 TEXTS = ["hello world", "the quick fox", "a lazy dog jumps over this model"]

@@ -24,7 +24,7 @@ from stand_in_hub import SOURCE
 from tiny_models import make_bert, make_gpt2
 
 COMMANDS = ["pretrain", "finetune", "predict", "generate", "chat", "evaluate", "doctor", "recipes"]
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 ROWS = [("hello world", "good"), ("the lazy dog", "bad"), ("the quick brown fox", "good"), ("a tiny model", "bad")]
 
 

@@ -114,7 +114,7 @@ def test_job_is_a_script_that_hfkit_and_its_shell_can_read(job: Path, monkeypatc
     assert "--signal=TERM@" in text  # without B: the signal is for the program, not for the shell
     assert '"$code" -eq 143' in text  # hfkit's exit code after SIGTERM
     (line,) = re.findall(r"^srun hfkit ((?:.*\\\n)*.*)$", text, re.MULTILINE)
-    words = shlex.split(line.replace("\\\n", " ").replace("$HOME", str(Path(__file__).parent)))
+    words = shlex.split(line.replace("\\\n", " ").replace("$HOME", str(Path(__file__).parents[1])))
     assert words[-2:] == ["--resume", "auto"]
     words[words.index("--data") + 1] = __file__  # a text that is there
     assert main([*words, "--dry-run"]) == 0

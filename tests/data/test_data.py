@@ -26,7 +26,7 @@ from hfkit.data.splits import hold_out, hold_out_end
 from hfkit.errors import DataError, StorageError, UsageError
 from hfkit.settings import Columns, Data, Recipe
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = Path(__file__).parents[3] / "shared" / "data"
 TWO_ROWS = "text,label\na,0\nb,1\n"
 
 

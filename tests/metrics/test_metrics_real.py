@@ -9,7 +9,7 @@ from sacrebleu.metrics import BLEU
 
 from hfkit.metrics.table import compute
 
-XSUM = Path(__file__).parents[2] / "shared" / "data" / "xsum_predictions"
+XSUM = Path(__file__).parents[3] / "shared" / "data" / "xsum_predictions"
 
 pytestmark = [
     pytest.mark.real,
