@@ -57,13 +57,13 @@ def run_training(
 
     if launch is not None:
         from hfkit.system.launcher import run as run_processes
-        from hfkit.training.batch import division_of
+        from hfkit.training.batch import batch_size
         from hfkit.training.train import prepare_once
 
-        division_of(resolved, launch.num_processes)  # a step that can't be divided is told before data is read
+        batch_size(resolved, launch.num_processes)  # a step that can't be divided is told before data is read
 
         def prepare() -> Path:
-            return prepare_once(resolved, resume=resume, overwrite=overwrite).directory
+            return prepare_once(resolved, resume=resume, overwrite=overwrite)
 
         raise typer.Exit(run_processes(launch, prepare))
 
