@@ -133,7 +133,7 @@ def test_processes_side_by_side(folder, capsys):
     assert facts["runs"][0]["steps"] == ceil(facts["data"]["rows"] / 4)
     assert facts["runs"][1]["steps"] == ceil(facts["data"]["rows"] / 8)
     assert main(command(folder, "--global-batch-size", "16", "--num-processes", "1,3", "--plan")) == 2
-    assert "train.global_batch_size 16 can't be shared equally by 3 processes" in capsys.readouterr().err
+    assert "train.global_batch_size 16 can't be divided equally among 3 processes" in capsys.readouterr().err
     assert not (folder / "run").exists()
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import hfkit
 from hfkit.cli.main import main
 from hfkit.errors import UsageError
-from hfkit.training.batch import Division, division_of
+from hfkit.recipe.resolve import dump_yaml
+from hfkit.training.batch import BatchSize, batch_size
 from tiny_models import TEXT, make_bert, make_gpt2
 
 PRETRAIN = {"task": "clm", "model.type": "gpt2", "data.train": ["text.txt"]}
@@ -49,15 +50,15 @@ def settings_of(recipe):
 def test_passes_and_rows_follow_from_the_step(given, settings, devices, division):
     recipe = recipe_of(**given)
     assert settings_of(recipe) == settings
-    assert division_of(recipe, devices) == Division(*division)
-    again = hfkit.load_recipe("pretrain", yaml.safe_load(hfkit.resolve.dump_yaml(recipe, "pretrain")))
+    assert batch_size(recipe, devices) == BatchSize(*division)
+    again = hfkit.load_recipe("pretrain", yaml.safe_load(dump_yaml(recipe, "pretrain")))
     assert settings_of(again) == settings
 
 
 def test_the_usual_rows_are_those_of_the_task():
     assert settings_of(recipe_of("finetune")) == (32, None, None)
     assert settings_of(hfkit.load_recipe("pretrain", **{"model.name": "gpt2"})) == (8, None, None)
-    assert division_of(recipe_of("finetune", global_batch_size=256), 1) == Division(32, 8, 1)
+    assert batch_size(recipe_of("finetune", global_batch_size=256), 1) == BatchSize(32, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -66,38 +67,39 @@ def test_the_usual_rows_are_those_of_the_task():
         (
             {"global_batch_size": 16, "per_device_train_batch_size": 3},
             1,
-            "train.global_batch_size 16 on 1 process can't be had with --batch-size 3 "
-            "(fix: rows in a pass x passes: 16 x 1, 8 x 2, 4 x 4, 2 x 8, 1 x 16)",
+            "train.global_batch_size 16 on 1 process is not possible with --batch-size 3 "
+            "(fix: --batch-size x --gradient-accumulation-steps: 16 x 1, 8 x 2, 4 x 4, 2 x 8, 1 x 16)",
         ),
         (
             {"global_batch_size": 16, "per_device_train_batch_size": 8},
             4,
-            "train.global_batch_size 16 on 4 processes can't be had with --batch-size 8 "
-            "(fix: rows in a pass x passes: 4 x 1, 2 x 2, 1 x 4)",
+            "train.global_batch_size 16 on 4 processes is not possible with --batch-size 8 "
+            "(fix: --batch-size x --gradient-accumulation-steps: 4 x 1, 2 x 2, 1 x 4)",
         ),
         (
             {"global_batch_size": 8, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
             1,
-            "train.global_batch_size 8 on 1 process can't be had with --batch-size 4 --gradient-accumulation-steps 4 "
-            "(fix: rows in a pass x passes: 8 x 1, 4 x 2, 2 x 4, 1 x 8)",
+            "train.global_batch_size 8 on 1 process is not possible with --batch-size 4 "
+            "--gradient-accumulation-steps 4 "
+            "(fix: --batch-size x --gradient-accumulation-steps: 8 x 1, 4 x 2, 2 x 4, 1 x 8)",
         ),
         (
             {"global_batch_size": 16},
             3,
-            "train.global_batch_size 16 can't be shared equally by 3 processes "
-            "(fix: --global-batch-size 15 or 18, or so many processes: 1, 2, 4)",
+            "train.global_batch_size 16 can't be divided equally among 3 processes "
+            "(fix: --global-batch-size 15 or 18, or a number of processes that divides it: 1, 2, 4)",
         ),
         (
             {"global_batch_size": 2},
             4,
-            "train.global_batch_size 2 can't be shared equally by 4 processes "
-            "(fix: --global-batch-size 4, or so many processes: 1, 2)",
+            "train.global_batch_size 2 can't be divided equally among 4 processes "
+            "(fix: --global-batch-size 4, or a number of processes that divides it: 1, 2)",
         ),
     ],
 )
 def test_what_can_not_be_lists_what_can(given, devices, problem):
     with pytest.raises(UsageError) as caught:
-        division_of(recipe_of(**given), devices)
+        batch_size(recipe_of(**given), devices)
     assert str(caught.value) == problem
 
 

@@ -88,13 +88,13 @@ def _plan(recipe: Recipe, launch: Launch | None, as_json: bool) -> None:
 def _start_processes(recipe: Recipe, launch: Launch, resume: str | None, overwrite: bool) -> None:
     """Trains in several processes; ends with their exit code."""
     from hfkit.system.launcher import run
-    from hfkit.training.batch import division_of
+    from hfkit.training.batch import batch_size
     from hfkit.training.train import prepare_once
 
-    division_of(recipe, launch.num_processes)  # an impossible batch size is an error before data is read
+    batch_size(recipe, launch.num_processes)  # an impossible batch size is an error before data is read
 
     def prepare() -> Path:
-        return prepare_once(recipe, resume=resume, overwrite=overwrite).directory
+        return prepare_once(recipe, resume=resume, overwrite=overwrite)
 
     raise typer.Exit(run(launch, prepare))
 

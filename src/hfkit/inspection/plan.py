@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.sources import stay_local
 from hfkit.runs.manifest import checkpoint_bytes, default_directory
 from hfkit.runs.run import Run
-from hfkit.system import files
-from hfkit.system.console import counted, say, scaled, size
+from hfkit.system import console, files
+from hfkit.system.console import counted, duration, say, scaled, size
 from hfkit.tasks import TASKS
-from hfkit.training.arguments import set_schedule, training_arguments
-from hfkit.training.batch import division_of, divisions, num_devices
+from hfkit.training.arguments import set_steps, training_arguments
+from hfkit.training.batch import batch_size, batch_sizes, num_devices
 from hfkit.training.pace import Pace, number_of_steps, pace, padded_tokens, trial
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
     from hfkit.settings import Recipe
-    from hfkit.tasks.base import Rows, Task
+    from hfkit.tasks.base import Rows
+    from hfkit.training.prepared import Prepared
 
 Facts = dict[str, Any]
 
@@ -49,13 +50,13 @@ def plan(recipe: Recipe, processes: Sequence[int] = (), parallel: str = "ddp") -
     import torch
 
     from hfkit.models.loading import new_or_pretrained
-    from hfkit.training.prepare import prepare, stream_of, with_rows_that_fit
+    from hfkit.training.prepare import prepare, stream_of, with_batch_that_fits
     from hfkit.training.stream import MEGABATCH
 
     task = TASKS[recipe.task or ""]
     processes = list(processes) or [num_devices(recipe)]
     for number in processes:
-        division_of(recipe, number)  # what can't be divided is told before data is read
+        batch_size(recipe, number)  # what can't be divided is told before data is read
     stay_local(recipe)
     directory = Path(recipe.train.output_dir or default_directory(recipe, task.command, continued=False))
     new = recipe.model.from_scratch
@@ -65,11 +66,10 @@ def plan(recipe: Recipe, processes: Sequence[int] = (), parallel: str = "ddp") -
     on_paper = new and 2 * total * ready.model.dtype.itemsize > free_memory()
     if new and not on_paper:
         ready = ready._replace(model=new_or_pretrained(task.auto_model, recipe, ready.config, ready.tokenizer))
-    found = recipe
     if recipe.train.per_device_train_batch_size == "auto" and not on_paper:
-        found = with_rows_that_fit(task, recipe, ready, directory)
-    args = training_arguments(found, directory)
-    stream = stream_of(MEGABATCH, task, found, ready, args)
+        ready = with_batch_that_fits(ready, directory)
+    args = training_arguments(ready.recipe, directory)
+    stream = stream_of(MEGABATCH, ready)
     batches, _ = stream.spread(args.train_batch_size, 3)
     two, longest = batches[len(batches) // 2][:2], max(len(row["input_ids"]) for row in stream.longest(1))
     mean = stream.mean_length or padded_tokens(two) / len(two)
@@ -80,31 +80,31 @@ def plan(recipe: Recipe, processes: Sequence[int] = (), parallel: str = "ddp") -
         own = Pace(flops * mean / peak, 0.0)
     else:
         task.prepare(ready.model, task.collate(two, ready.tokenizer))
-        flops, kept = counted_pass(task, ready.model, ready.tokenizer, two, args)
-        own = pace(task, ready.model, ready.tokenizer, stream, args)
+        flops, kept = counted_pass(ready, two, args)
+        own = pace(ready, stream, args)
 
     runs = []
     for number in processes:
-        division = division_of(recipe, number)
-        if found is not recipe:  # what was found for this machine is what a device of its kind takes
+        batch = batch_size(recipe, number)
+        if ready.recipe is not recipe:  # what was found for this machine is what a device of its kind takes
             limit = args.train_batch_size
-            division = next(one for one in divisions(division.step_rows, number) if one.rows <= limit)
+            batch = next(one for one in batch_sizes(batch.total, number) if one.per_device <= limit)
         shards = number if parallel == "fsdp2" else 1
-        seconds = own._replace(update=own.update / shards).step(division.rows * division.passes)
-        steps = number_of_steps(recipe, ready.rows, division.step_rows, partial(float, seconds))
+        seconds = own._replace(update=own.update / shards).step(batch.per_device * batch.accumulation_steps)
+        steps = number_of_steps(recipe.train, ready.rows, batch.total, partial(float, seconds))
         memory = memory_of(recipe, total, trained, ready.model.dtype.itemsize, number, shards)
-        activations = None if kept is None else round(kept * longest * division.rows)
-        step_flops = flops * mean * division.step_rows
+        activations = None if kept is None else round(kept * longest * batch.per_device)
+        step_flops = flops * mean * batch.total
         runs.append(
             {
                 "processes": number,
-                "rows_in_pass": division.rows,
-                "passes": division.passes,
-                "rows_in_step": division.step_rows,
-                "tokens_in_step": round(mean * division.step_rows),
+                "rows_in_pass": batch.per_device,
+                "passes": batch.accumulation_steps,
+                "rows_in_step": batch.total,
+                "tokens_in_step": round(mean * batch.total),
                 "steps": steps,
-                "epochs": None if ready.rows is None else steps * division.step_rows / len(ready.rows),
-                "tokens": round(mean * division.step_rows * steps),
+                "epochs": None if ready.rows is None else steps * batch.total / len(ready.rows),
+                "tokens": round(mean * batch.total * steps),
                 "flops": step_flops * steps,
                 "memory": {**memory, "activations": activations, "sum": sum(memory.values()) + (activations or 0)},
                 "step_seconds": seconds,
@@ -197,18 +197,12 @@ def peak_size(args: TrainingArguments) -> int:
     return PEAK_SIZE[args.device.type != "cpu"]
 
 
-def counted_pass(
-    task: Task,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[dict[str, Any]],
-    args: TrainingArguments,
-) -> tuple[float, float]:
+def counted_pass(ready: Prepared, examples: Sequence[dict[str, Any]], args: TrainingArguments) -> tuple[float, float]:
     """FLOPs of a forward and backward pass, and bytes that its forward part keeps for its backward part, per token."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    weights = {weight.untyped_storage().data_ptr() for weight in ready.model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -234,7 +228,7 @@ def counted_pass(
         },
     )
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with trial(task, model, tokenizer, args) as run_pass, counter, hooks:
+    with trial(ready, args) as run_pass, counter, hooks:
         run_pass(examples)
     tokens = padded_tokens(examples)
     return counter.get_total_flops() / tokens, sum(kept.values()) / tokens
@@ -271,8 +265,7 @@ def learning_rates(args: TrainingArguments, recipe: Recipe, steps: int) -> list[
     import torch
     from transformers import get_scheduler
 
-    args.max_steps = steps
-    set_schedule(args, recipe)
+    set_steps(args, recipe.train, steps)
     scheduler = get_scheduler(
         args.lr_scheduler_type,
         optimizer=torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate),
@@ -304,13 +297,11 @@ def as_text(facts: Facts) -> str:
         f"{rate['curve'][-1]:.2g} at step {runs[0]['steps']:,}",
         *(f"  |{line}" for line in plot(rate["curve"])),
     ]
-    return "\n".join([*lines, "", *table(facts)])
+    return "\n".join([*lines, "", _table(facts)])
 
 
-def table(facts: Facts) -> list[str]:
+def _table(facts: Facts) -> str:
     """One column for each number of processes."""
-    from hfkit.system.console import duration
-
     measured = facts["compute"]["counted"]
     shown: dict[str, Any] = {
         "processes": lambda run: f"{run['processes']:,}",
@@ -331,17 +322,12 @@ def table(facts: Facts) -> list[str]:
         "time" if measured else "time at least": lambda run: duration(run["seconds"]),
         "MFU": lambda run: f"{run['mfu']:.0%}",
     }
-    lines = [[name, *(show(run) for run in facts["runs"])] for name, show in shown.items()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [[name, *(show(run) for run in facts["runs"])] for name, show in shown.items()]
     notes = ["time is that of training alone, without evaluations and saves"]
     if any(run["processes"] > 1 for run in facts["runs"]):
         kind = "data parallel" if facts["parallel"] == "ddp" else "weights divided among them (FSDP2)"
         notes.append(f"several processes, {kind}: on devices as fast as this one, their talk not counted")
-    return [
-        *(f"{first:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
-          for first, *rest in lines),
-        *(f"({note})" for note in notes),
-    ]  # fmt: skip
+    return console.table([*rows, *([f"({note})"] for note in notes)], "<>")
 
 
 def plot(values: Sequence[float]) -> list[str]:

@@ -25,7 +25,8 @@ from hfkit.errors import (
     UsageError,
     is_out_of_memory,
 )
-from hfkit.models import adapters
+from hfkit.metrics.sample import Score, loss_of
+from hfkit.models import adapters, push
 from hfkit.models.saving import export
 from hfkit.recipe.resolve import dump_yaml
 from hfkit.runs.manifest import (
@@ -34,18 +35,18 @@ from hfkit.runs.manifest import (
     checkpoint_bytes,
     default_directory,
     git_commit,
+    identity,
     versions,
 )
 from hfkit.runs.results import DETAILS, METRICS_LOG, RESULTS
 from hfkit.system import checkpoints, files, processes
-from hfkit.system.console import is_main_process, warn
+from hfkit.system.console import is_main_process, say, warn
 from hfkit.system.files import LOCK, is_disk_full, lock, read_json, require_writable, write_atomically
-from hfkit.system.signals import StopSignal
+from hfkit.system.signals import StopSignal, stop_signals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.sample import Score
     from hfkit.settings import Recipe
 
 STATUS = "status.json"
@@ -56,15 +57,37 @@ RECIPE = "recipe.yaml"
 class Run:
     """One training run in its directory, from the first check to the last file."""
 
+    signals: StopSignal
+
     def __init__(self, directory: Path, command: str, recipe: Recipe, resume: str | None, overwrite: bool) -> None:
         self.directory, self.command, self.recipe = directory, command, recipe
         self.resume, self.overwrite = resume, overwrite
         self.id = uuid.uuid4().hex
         self.manifest: dict[str, Any] = {}
         self.saved: int | None = None  # the step of the last whole checkpoint, as far as this process knows
+        self.extend = False  # whether a finished run may go on to more steps
         self._lock: IO[str] | None = None
         self._started = False
         self._saving: tuple[Path, checkpoints.Found] | None = None  # the save in progress, and what lay there before
+
+    @classmethod
+    @contextmanager
+    def open(cls, recipe: Recipe, command: str, *, resume: str | None, overwrite: bool, extend: bool) -> Iterator[Run]:
+        """The run of these settings, for the time of the work inside.
+
+        Whatever ends the work is written to `status.json`. A finished run is uploaded if train.push says so.
+        """
+        pushes = recipe.train.push is not None and is_main_process()
+        if pushes:
+            push.require_access(recipe)
+        run = cls.plan(recipe, command, resume=resume, overwrite=overwrite)
+        run.extend = extend
+        with stop_signals() as run.signals:
+            with run._outcome():
+                yield run
+            if pushes:
+                run.signals.heed()  # the run is finished, and the upload can take long
+                push.upload(recipe, command, run.results())
 
     @classmethod
     def plan(cls, recipe: Recipe, command: str, *, resume: str | None, overwrite: bool) -> Run:
@@ -124,10 +147,23 @@ class Run:
                 ]
             )
 
+    def is_complete(self, steps: int | None = None) -> bool:
+        """Whether nothing is left to do, and says so: the run is finished, if it is to be extended after `steps`.
+
+        Raises UsageError if the finished run had other settings.
+        """
+        if not self.finished or (self.extend and (steps is None or steps > self.manifest["steps"])):
+            return False
+        if steps is None:
+            self.require_same(identity(self.recipe))
+        after = "" if steps is None else f" after {self.manifest['steps']:,} steps"
+        say(f"{self.directory} is finished{after}, nothing to do")
+        return True
+
     def results(self) -> dict[str, Any]:
-        """The final numbers, as `all_results.json` holds them."""
-        results: dict[str, Any] = json.loads((self.directory / RESULTS).read_text(encoding="utf-8"))
-        return results
+        """The directory ("run") and, on the main process, the final numbers as `all_results.json` holds them."""
+        numbers = (self.directory / RESULTS).read_text(encoding="utf-8") if is_main_process() else "{}"
+        return {"run": str(self.directory), **json.loads(numbers)}
 
     def start(
         self,
@@ -135,11 +171,10 @@ class Run:
         parameters: int,
         *,
         allow_changed: bool = False,
-        extend: bool = False,
     ) -> Path | None:
-        """Takes the directory and returns the checkpoint to go on from, None for a fresh start.
+        """Takes the directory and returns the checkpoint to resume from, None for a fresh start.
 
-        `identity` says what must not change in a resumed run, but for "train.max_steps", which `extend` lets grow.
+        `identity` says what must not change in a resumed run, except "train.max_steps", which `extend` lets grow.
         Raises BusyError, StorageError, UsageError.
         """
         try:
@@ -149,7 +184,7 @@ class Run:
             raise StorageError(f"{self.directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
         if not self.resume and not self.overwrite and _holds_something(self.directory):
             raise UsageError(f"{self.directory}: not empty any more", "--output-dir NEW")
-        checkpoint = self._checkpoint(identity, allow_changed, extend) if self.resume else None
+        checkpoint = self._checkpoint(identity, allow_changed) if self.resume else None
         self.saved = None if checkpoint is None else checkpoints.step_of(checkpoint)
         self._checkpoint_bytes = checkpoint_bytes(parameters) if checkpoint is None else checkpoints.size(checkpoint)
         kept = self.recipe.train.save_total_limit
@@ -173,7 +208,7 @@ class Run:
         self.set_status("running", step=self.saved or 0)
         return checkpoint
 
-    def _checkpoint(self, identity: Mapping[str, Any], allow_changed: bool, extend: bool) -> Path | None:
+    def _checkpoint(self, identity: Mapping[str, Any], allow_changed: bool) -> Path | None:
         if self.resume == "auto":
             checkpoint, skipped = checkpoints.newest(self.directory, self.id)
             for path, reason in skipped:
@@ -192,7 +227,11 @@ class Run:
         marker = checkpoints.read_marker(checkpoint)
         old = marker.get("identity", {})
         keys = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
-        if extend and "train.max_steps" in keys and (before := old["train.max_steps"]) < identity["train.max_steps"]:
+        if (
+            self.extend
+            and "train.max_steps" in keys
+            and (before := old["train.max_steps"]) < identity["train.max_steps"]
+        ):
             keys.remove("train.max_steps")
             warn(
                 f"extended from {before:,} to {identity['train.max_steps']:,} steps: order and learning rate follow "
@@ -261,12 +300,12 @@ class Run:
                 file.truncate()
 
     @contextmanager
-    def outcome(self, signals: StopSignal) -> Iterator[None]:
-        """Whatever ends the work inside: `status.json` tells it, and a full disk or memory becomes its own error."""
+    def _outcome(self) -> Iterator[None]:
+        """Whatever ends the work inside is written to `status.json`. A full disk or memory becomes its own error."""
         try:
             yield
         except BaseException as error:
-            failure = self._failure(error, signals)
+            failure = self._failure(error)
             self._discard_save()
             stopped = isinstance(failure, StoppedError)
             if self._lock is not None and (self._started or stopped):
@@ -285,7 +324,7 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
-    def _failure(self, error: BaseException, signals: StopSignal) -> BaseException:
+    def _failure(self, error: BaseException) -> BaseException:
         """`error` itself, or the HfkitError that a person can act on."""
         if is_out_of_memory(error):
             train, fix = self.recipe.train, "--batch-size auto for the same step in passes that fit"
@@ -297,8 +336,8 @@ class Run:
             return OutOfMemoryError(f"out of memory; {self.safe()}", fix)
         if isinstance(error, HfkitError):
             return error
-        if signals.caught:  # whatever it is, the signal set it off
-            return signals.stopped(self.safe())
+        if self.signals.caught:  # whatever it is, the signal set it off
+            return self.signals.stopped(self.safe())
         if processes.is_lost(error):
             return processes.lost(error, self.safe())
         if is_disk_full(error):
@@ -379,9 +418,10 @@ class Run:
         export(self.directory, model, tokenizer, base)
 
     def finish(self, scores: Mapping[str, Mapping[str, Score]], **facts: Any) -> None:
-        """Writes the results and the end of the manifest; `scores` by split."""
-        from hfkit.metrics.sample import loss_of
-
+        """Writes the results and the end of the manifest on the main process; `scores` by split."""
+        if not is_main_process():
+            return
+        self.signals.ignore()  # the outcome is about to be there
         results: dict[str, Any] = {}
         for split, prefix in (("validation", "eval"), ("test", "test")):
             found = scores.get(split, {})
@@ -408,8 +448,6 @@ class Run:
 
     def scores_before(self) -> dict[str, Score]:
         """The scores before training that the run kept, none where it kept none."""
-        from hfkit.metrics.sample import Score
-
         return {name: Score(**score) for name, score in self.manifest.get("before_training", {}).items()}
 
     def _write_manifest(self) -> None:

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+import psutil
+import torch
+from accelerate.utils import find_executable_batch_size
+
 from hfkit.errors import OutOfMemoryError, UsageError
 from hfkit.system.console import counted, say
 from hfkit.system.processes import num_processes
@@ -15,102 +19,101 @@ from hfkit.tasks import TASKS
 from hfkit.training.pace import trial
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import TrainingArguments
 
     from hfkit.settings import Recipe
-    from hfkit.tasks.base import Task
+    from hfkit.training.prepared import Prepared
     from hfkit.training.stream import StreamedExamples, TrainingStream
 
 FILLED, SPARE = 0.9, 100 << 20  # share of free memory that a pass to fit may take, bytes that it must leave
 
 
-class Division(NamedTuple):
-    """How the rows of a step are divided: so many in a pass, so many passes on each of so many devices."""
+class BatchSize(NamedTuple):
+    """How one optimizer step is divided: examples of a micro-batch, gradient accumulation steps, devices."""
 
-    rows: int
-    passes: int
+    per_device: int
+    accumulation_steps: int
     devices: int
 
     @property
-    def step_rows(self) -> int:
-        return self.rows * self.passes * self.devices
+    def total(self) -> int:
+        """Examples of one optimizer step, the global batch."""
+        return self.per_device * self.accumulation_steps * self.devices
+
+    @property
+    def per_process(self) -> int:
+        """Examples of one forward pass in this process, which has several devices only without a launcher."""
+        return self.per_device * max(1, self.devices // num_processes())
 
 
-def division_of(recipe: Recipe, devices: int) -> Division:
-    """How the recipe divides a step on so many devices; for rows "auto" the one of the fewest passes.
+def batch_size(recipe: Recipe, devices: int) -> BatchSize:
+    """The batch size of `recipe` on so many devices; for "auto" the one with the fewest gradient accumulation steps.
 
-    Where nobody says, a pass has no more rows than the task's own batches. Raises UsageError naming the possible
-    divisions where train.global_batch_size can't be divided as asked.
+    Without a value from the user a micro-batch has at most the task's own batch size. Raises UsageError with the
+    possible values if train.global_batch_size can't be divided as asked.
     """
     settings, total = recipe.train, recipe.train.global_batch_size
     rows, passes = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     if total is None:
         assert isinstance(rows, int)
-        return Division(rows, passes or 1, devices)
-    possible = divisions(total, devices)
+        return BatchSize(rows, passes or 1, devices)
+    possible = batch_sizes(total, devices)
     if not possible:
         near = [f"{number * devices:,}" for number in (total // devices, total // devices + 1) if number]
         counts = ", ".join(str(count) for count in range(1, total + 1) if total % count == 0 and count <= 2 * devices)
         raise UsageError(
-            f"train.global_batch_size {total:,} can't be shared equally by {devices} processes",
-            f"--global-batch-size {' or '.join(near)}, or so many processes: {counts}",
+            f"train.global_batch_size {total:,} can't be divided equally among {devices} processes",
+            f"--global-batch-size {' or '.join(near)}, or a number of processes that divides it: {counts}",
         )
-    asked = [one for one in possible if rows in (None, "auto", one.rows) and passes in (None, one.passes)]
+    asked = [one for one in possible if rows in (None, "auto", one.per_device)]
+    asked = [one for one in asked if passes in (None, one.accumulation_steps)]
     if not asked:
         given = {"--batch-size": rows, "--gradient-accumulation-steps": passes}
         wanted = " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)
-        shown = ", ".join(f"{one.rows} x {one.passes}" for one in possible)
+        shown = ", ".join(f"{one.per_device} x {one.accumulation_steps}" for one in possible)
         raise UsageError(
-            f"train.global_batch_size {total:,} on {counted(devices, 'process')} can't be had with {wanted}",
-            f"rows in a pass x passes: {shown}",
+            f"train.global_batch_size {total:,} on {counted(devices, 'process')} is not possible with {wanted}",
+            f"--batch-size x --gradient-accumulation-steps: {shown}",
         )
     usual = TASKS[recipe.task or ""].defaults(
         {f"model.{name}": getattr(recipe.model, name) for name in ("name", "type", "from_scratch")}
     )["train.global_batch_size"]
-    return next(one for one in asked if rows == "auto" or len(asked) == 1 or one.rows <= usual)
+    return next(one for one in asked if rows == "auto" or len(asked) == 1 or one.per_device <= usual)
 
 
-def divisions(total: int, devices: int) -> list[Division]:
-    """The ways to divide a step of `total` rows among devices, the fewest passes first; none where it can't be."""
+def batch_sizes(total: int, devices: int) -> list[BatchSize]:
+    """All ways to divide `total` examples among `devices`, the fewest gradient accumulation steps first."""
     share = total // devices if total % devices == 0 else 0
-    return [Division(rows, share // rows, devices) for rows in range(share, 0, -1) if share % rows == 0]
+    return [BatchSize(size, share // size, devices) for size in range(share, 0, -1) if share % size == 0]
 
 
 def num_devices(recipe: Recipe) -> int:
-    """The devices that share the rows of a step: one for each process, or all GPUs where no launcher is at work."""
-    import torch
-
+    """The devices that share a global batch: one for each process, or all GPUs without a launcher."""
     if "WORLD_SIZE" in os.environ:
         return num_processes()
     return 1 if recipe.train.extra.get("use_cpu") else max(1, torch.cuda.device_count())
 
 
-def rows_that_fit(
-    task: Task,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    stream: TrainingStream | StreamedExamples,
-    division: Division,
-    args: TrainingArguments,
+def examples_that_fit(
+    ready: Prepared, stream: TrainingStream | StreamedExamples, batch: BatchSize, args: TrainingArguments
 ) -> int:
-    """The most rows of a pass for which memory is there, of those that divide the step of `division` among its devices;
-    tried on the longest rows of the data, beside the optimizer's state."""
-    import torch
-    from accelerate.utils import find_executable_batch_size
+    """The largest micro-batch that fits the memory, of those that divide the global batch of `batch`.
 
-    sizes = (found.rows for found in divisions(division.step_rows, division.devices))
+    It is tried on the longest examples of the data, beside the optimizer's state.
+    """
+    sizes = (found.per_device for found in batch_sizes(batch.total, batch.devices))
     largest = next(sizes)
     if largest == 1:
         return 1
 
     @find_executable_batch_size(starting_batch_size=largest, reduce_batch_size_fn=lambda: next(sizes, 0))  # type: ignore[untyped-decorator]
-    def fits(rows: int) -> int:
-        with trial(task, model, tokenizer, args) as run_pass, within_free_memory():
+    def fits(size: int) -> int:
+        with trial(ready, args) as run_pass, within_free_memory():
             # AdamW's two moments and, of several processes, the gradients that are sent
-            others = [torch.empty_like(w) for w in model.parameters() for _ in range(2 + (division.devices > 1))]
-            run_pass(stream.longest(rows))
+            others = [torch.empty_like(w) for w in ready.model.parameters() for _ in range(2 + (batch.devices > 1))]
+            run_pass(stream.longest(size))
             del others
-        return rows
+        return size
 
     try:
         found: int = fits()
@@ -126,11 +129,8 @@ def rows_that_fit(
 
 @contextmanager
 def within_free_memory() -> Iterator[None]:
-    """On Linux, main memory that is not there can't be had inside; the system would rather end the process."""
-    import resource
-
-    import psutil
-    import torch
+    """Inside, an allocation beyond the free main memory fails on Linux; otherwise the system ends the process."""
+    import resource  # Unix only
 
     if sys.platform != "linux" or torch.accelerator.is_available():
         yield

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.metrics.table import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
-    from hfkit.settings import Recipe
+    from hfkit.settings import Train
     from hfkit.tasks.base import Task
 
 
@@ -29,11 +29,11 @@ class Best:
     last_step: int = 0  # of the last evaluation
 
     @classmethod
-    def of(cls, recipe: Recipe, task: Task, config: Any) -> Best | None:
+    def of(cls, settings: Train, task: Task, config: Any) -> Best | None:
         """By train.best, or the task's own metric where only train.early_stopping is given; None without either."""
-        if recipe.train.best is None and recipe.train.early_stopping is None:
+        if settings.best is None and settings.early_stopping is None:
             return None
-        return cls(recipe.train.best or task.best_metric_of(config), recipe.train.early_stopping)
+        return cls(settings.best or task.best_metric_of(config), settings.early_stopping)
 
     def take_all(self, log: Iterable[Mapping[str, Any]]) -> None:
         """Takes the evaluations among the lines of `metrics.jsonl`."""

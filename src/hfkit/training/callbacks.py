@@ -5,32 +5,32 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from rich.console import Console
+from rich.progress import Progress
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from hfkit.errors import DivergedError, StoppedError
 from hfkit.models import adapters, sharded
+from hfkit.runs.manifest import peak_memory_mib
 from hfkit.system import processes
+from hfkit.system.checkpoints import read_marker
 from hfkit.system.console import duration, is_main_process, say
+from hfkit.training.arguments import intervals
+from hfkit.training.best import Best
+from hfkit.training.pace import seconds_of
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-    from transformers import (
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        Trainer,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
-    )
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from hfkit.runs.run import Run
-    from hfkit.system.signals import StopSignal
     from hfkit.tasks.base import Loss
-    from hfkit.training.best import Best
+    from hfkit.training.prepared import Prepared
     from hfkit.training.stream import StreamedExamples, TrainingStream
 
 TIMINGS = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}  # what the Trainer adds to scores
@@ -47,38 +47,46 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     stopped while evaluating has lost nothing, and evaluating never changes what is trained.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        stream: TrainingStream | StreamedExamples,
-        signals: StopSignal,
-        eval_steps: int,
-        save_steps: int,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        best: Best | None,
-        budget: float | None,
-        show: Callable[[PreTrainedModel], list[str]] | None,
-    ) -> None:
-        """`eval_steps` 0: no evaluation; `budget`: seconds to train for; `show`: lines to print at an evaluation."""
-        self.run, self.stream, self.signals = run, stream, signals
-        self.eval_steps, self.save_steps = eval_steps, save_steps
-        self.tokenizer, self.best, self.budget, self.show = tokenizer, best, budget, show
+    def __init__(self, run: Run, ready: Prepared, stream: TrainingStream | StreamedExamples, steps: int) -> None:
+        self.run, self.ready, self.stream, self.signals = run, ready, stream, run.signals
+        settings, evaluates = ready.recipe.train, ready.held_out is not None
+        self.eval_steps, self.save_steps = intervals(settings, steps, evaluates=evaluates)  # eval_steps 0: none
+        self.best = Best.of(settings, ready.task, ready.config)
+        self.budget = None if settings.max_time is None else seconds_of(settings.max_time)
+        self._created = time.monotonic()
         self._logged = self._started = (0, 0.0)  # step and time of the last progress line and of the start
-        self._loss: Any = None  # of the last pass, shape ()
+        self._loss: Any = None  # of the last micro-batch, shape ()
         self._bar: Progress | None = None
 
-    def take(self, trainer: Trainer, seconds: float) -> None:
-        """Becomes the one that reports for `trainer` (the library hands a callback everything but the trainer), of a
-        run that has trained for `seconds` already."""
+    def train(self, trainer: Trainer, checkpoint: Path | None) -> None:
+        """Trains from `checkpoint`, None for a fresh start; StoppedError if a signal to any rank ended it.
+
+        The callback is the only one that reports for `trainer`, which the library keeps from callbacks.
+        """
         self.trainer = trainer
-        self._seconds_before = seconds
+        self._seconds_before = 0.0 if checkpoint is None else read_marker(checkpoint).get("seconds", 0.0)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
+        with self.progress(), suppress(NothingLeft):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.signals.immediate = True  # from here on a signal acts at once
+        if self.signals.on_any_rank(trainer.args.device):
+            raise self._stopped()
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the training."""
+        steps = self.trainer.state.global_step
+        return {
+            "steps": steps,
+            "world_size": self.trainer.args.world_size,
+            "wall_seconds": round(time.monotonic() - self._created, 1),
+            "tokens_seen": self.stream.tokens(0, steps * self.stream.step_rows) or None,
+            "best": None if self.best is None else {"step": self.best.step, self.best.metric: self.best.value},
+            "peak_memory_mib": peak_memory_mib(),
+        }
 
     def watched(self, training_loss: Loss, loss: Loss) -> Loss:
         """`training_loss` where gradients are taken, its value looked at before it changes a weight, else `loss`."""
-        import torch
 
         def watched_loss(*values: Any, **options: Any) -> Any:
             if not torch.is_grad_enabled():
@@ -88,12 +96,6 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             return result
 
         return watched_loss
-
-    def raise_if_stopped(self) -> None:
-        """After training: StoppedError where a signal to any rank ended it; from here on a signal acts at once."""
-        self.signals.immediate = True
-        if self.signals.on_any_rank(self.trainer.args.device):
-            raise self._stopped()
 
     def _stopped(self) -> StoppedError:
         return self.signals.stopped(self.run.safe())
@@ -152,16 +154,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     def _commit(self, step: int) -> None:
         checkpoint = self.run.checkpoint(step)
-        self.tokenizer.save_pretrained(checkpoint)  # so that a checkpoint is a model that opens
+        self.ready.tokenizer.save_pretrained(checkpoint)  # so that a checkpoint is a model that opens
         sharded.complete(checkpoint, self.trainer.model)
-        if self.run.recipe.lora.enabled:
-            adapters.complete(checkpoint, self.trainer.model, adapters.base_for(self.run.recipe.model))
+        if self.ready.recipe.lora.enabled:
+            adapters.complete(checkpoint, self.trainer.model, adapters.base_for(self.ready.recipe.model))
         self.run.commit(step, self._seconds(), None if self.best is None else self.best.step)
 
     def evaluate(self) -> None:
         """Metrics of the validation data, logged; random states are left as they were."""
-        import torch
-
         start = time.monotonic()
         with torch.random.fork_rng():
             metrics = self.trainer.evaluate()
@@ -169,11 +169,17 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 self.best.take(self.trainer.state.global_step, metrics)
                 if self.best.over:
                     say(f"  no better for {self.best.waited} evaluations: {self.best} stays the best, training ends")
-            if self.show is not None:  # on all ranks: of sharded weights each has a part only
-                for line in self.show(self.trainer.model):
+            if self.ready.recipe.train.samples:  # on all ranks: of sharded weights each has a part only
+                for line in self.samples():
                     say(f"    {line}")
         step, then = self._logged
         self._logged = (step, then + time.monotonic() - start)  # tokens/s are those of training
+
+    def samples(self) -> list[str]:
+        """Lines that show what the model does with some of the validation data now."""
+        ready = self.ready
+        assert ready.held_out is not None
+        return ready.task.samples(self.trainer.model, ready.tokenizer, ready.held_out, ready.recipe)
 
     def _is_over(self) -> bool:
         """Whether patience or time has run out."""
@@ -188,14 +194,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Training inside shows a bar where a person is looking at stderr, and may end before its first step."""
-        from rich.console import Console
-        from rich.progress import Progress
-
+        """Training inside shows a bar if stderr is a terminal."""
         if is_main_process() and sys.stderr.isatty():
             self._bar = Progress(console=Console(stderr=True), transient=True)
             self._bar.add_task("", total=None)
-        with self._bar or nullcontext(), suppress(NothingLeft):
+        with self._bar or nullcontext():
             yield
 
     def on_prediction_step(
@@ -257,8 +260,6 @@ def clipped_in_order(gradients: Sequence[Any]) -> bool:
     A NaN among them makes every element NaN, an infinity makes every finite element 0: one element tells, where it is
     neither. The smallest tensors are looked at, so this costs next to nothing.
     """
-    import torch
-
     return any(
         bool(torch.isfinite(gradient).all() and gradient.any())
         for gradient in sorted(gradients, key=lambda gradient: gradient.numel())[:3]
@@ -267,8 +268,6 @@ def clipped_in_order(gradients: Sequence[Any]) -> bool:
 
 def all_finite(tensors: Iterable[Any]) -> bool:
     """Whether no tensor holds a NaN or an infinity."""
-    import torch
-
     floats = [tensor for tensor in tensors if torch.is_tensor(tensor) and tensor.is_floating_point()]
     # A sum shows every one of them, at a tenth of the cost; where it is not finite it may have run over.
     sums = [tensor.sum(dtype=torch.float32).to(floats[0].device) for tensor in floats]

@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from hfkit.errors import UsageError
 from hfkit.system.console import say
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import TrainingArguments
 
-    from hfkit.settings import Recipe
-    from hfkit.tasks.base import Rows, Task
+    from hfkit.settings import Train
+    from hfkit.tasks.base import Rows
+    from hfkit.training.prepared import Prepared
     from hfkit.training.stream import StreamedExamples, TrainingStream
 
 STEP_OVERHEAD = 0.003  # seconds of a step beside its passes and the optimizer, measured on small models
@@ -30,9 +32,8 @@ PATIENCE = 5.0  # seconds that these may take; beyond, two rows must tell
 MEASURED_SHARE = 0.85  # of train.max_time that is planned for steps; the rest is for evaluations and saves
 
 
-def number_of_steps(recipe: Recipe, rows: Rows | None, step_rows: int, step_seconds: Callable[[], float]) -> int:
-    """Optimizer steps of the run, by the budget that is given: steps, time (measured then), tokens or epochs."""
-    settings = recipe.train
+def number_of_steps(settings: Train, rows: Rows | None, step_rows: int, step_seconds: Callable[[], float]) -> int:
+    """Optimizer steps of the run, by the budget that is given: steps, time (then measured), tokens or epochs."""
     if settings.max_steps is not None:
         return settings.max_steps
     if settings.max_time is not None:
@@ -63,17 +64,13 @@ class Pace(NamedTuple):
         return device_rows * self.row + self.update + STEP_OVERHEAD
 
 
-def pace(
-    task: Task,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    stream: TrainingStream | StreamedExamples,
-    args: TrainingArguments,
-) -> Pace:
-    """The pace of this machine, from timed passes over batches of all lengths that the stream has. Random states and
-    weights stay as they are."""
+def pace(ready: Prepared, stream: TrainingStream | StreamedExamples, args: TrainingArguments) -> Pace:
+    """The pace of this machine, from timed passes over batches of all lengths in the stream.
+
+    Random states and weights stay as they are.
+    """
     batches, longer = stream.spread(args.train_batch_size, TIMED_BATCHES)
-    with trial(task, model, tokenizer, args) as run_pass:
+    with trial(ready, args) as run_pass:
 
         def seconds(batch: Sequence[dict[str, Any]]) -> float:
             start = time.monotonic()
@@ -88,7 +85,7 @@ def pace(
             seconds(batches[-1])  # the longest: memory that is touched for the first time is slow
             rounds = 1 if expected > 1 else 3
             mean_pass = statistics.mean(statistics.median(seconds(b) for _ in range(rounds)) for b in batches)
-        num_trained = sum(weight.numel() for weight in model.parameters() if weight.grad is not None)
+        num_trained = sum(weight.numel() for weight in ready.model.parameters() if weight.grad is not None)
     return Pace(mean_pass * longer / args.train_batch_size, update_seconds(num_trained, args.device))
 
 
@@ -97,20 +94,19 @@ def padded_tokens(batch: Sequence[dict[str, Any]]) -> int:
 
 
 @contextmanager
-def trial(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments
-) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
-    """A function that runs a forward and a backward pass over examples as training does. Gradients are gone
-    afterwards, random states and weights as they were."""
-    import torch
+def trial(ready: Prepared, args: TrainingArguments) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
+    """A function that runs a forward and a backward pass over examples as training does.
 
+    Afterwards gradients are gone, and random states and weights are as they were.
+    """
+    model = ready.model
     device, half = args.device, torch.float16 if args.fp16 else torch.bfloat16
 
     def run_pass(examples: Sequence[dict[str, Any]]) -> None:
-        batch = {name: tensor.to(device) for name, tensor in task.collate(examples, tokenizer).items()}
+        batch = {name: tensor.to(device) for name, tensor in ready.collate(examples).items()}
         labels = batch.pop("labels")
         with torch.autocast(device.type, half, enabled=args.fp16 or args.bf16):
-            loss = task.loss(model(**batch), labels)
+            loss = ready.task.loss(model(**batch), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
@@ -127,8 +123,6 @@ def trial(
 
 def update_seconds(num_trained: int, device: torch.device) -> float:
     """Seconds in which AdamW changes so many weights, by the time it takes for some of them."""
-    import torch
-
     weights = torch.zeros(min(num_trained, 1 << 22), device=device, requires_grad=True)
     weights.grad = torch.ones_like(weights)
     optimizer = torch.optim.AdamW([weights], fused=True)

@@ -4,104 +4,86 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
+from datasets import Dataset, IterableDataset
+from transformers import set_seed
+
+from hfkit.data.loading import fingerprint
 from hfkit.errors import DataError, UsageError
 from hfkit.models import adapters
+from hfkit.models.config import describe, load_config, quiet_libraries, require_head
+from hfkit.models.loading import new_or_pretrained
+from hfkit.models.tokenizer import load_tokenizer
 from hfkit.runs.run import Run
-from hfkit.system.console import say, warn
-from hfkit.system.processes import largest
+from hfkit.settings import Data, Recipe
+from hfkit.system.console import say, silence, warn
+from hfkit.system.processes import has_parent, largest, num_processes
+from hfkit.tasks.base import Task
 from hfkit.training.arguments import training_arguments
-from hfkit.training.batch import division_of, num_devices, rows_that_fit
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-
-    from hfkit.settings import Recipe
-    from hfkit.tasks.base import Rows, Task
-    from hfkit.training.stream import StreamedExamples, TrainingStream
+from hfkit.training.batch import batch_size, examples_that_fit, num_devices
+from hfkit.training.prepared import Prepared
+from hfkit.training.stream import StreamedExamples, TrainingStream
 
 TOKENIZER_ROWS = 100_000  # of a stream, for a new tokenizer
 
 
-class Prepared(NamedTuple):
-    """All that training starts from."""
+def prepare(task: Task, recipe: Recipe, run: Run, *, shared: bool | None = None) -> Prepared:
+    """Data, tokenizer and model, as they are before the first step.
 
-    splits: dict[str, Any]
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
-    rows: Rows | None  # None: they are streamed
-    held_out: Rows | None  # the validation rows, where there are any
-    encode: Callable[[Dataset], Rows]
-
-
-def prepare(task: Task, recipe: Recipe, run: Run, *, shared: bool = False) -> Prepared:
-    """Data, tokenizer and model, the model as it stands before the first step.
-
-    `shared`: several processes do this, and a new tokenizer is made by one of them.
+    `shared`: several processes do this, and one of them makes a new tokenizer; None: if a launcher started several.
     """
-    from transformers import set_seed
-
-    from hfkit.models.config import describe, load_config, quiet_libraries, require_head
-    from hfkit.models.loading import new_or_pretrained
-    from hfkit.models.tokenizer import load_tokenizer
-
-    quiet_libraries()
-    config = load_config(recipe)
-    require_head(config, task.auto_model)  # before the data is read, which can take long
-    adapters.check(recipe, config)
-    splits = load_splits(task, recipe)
-    if "validation" not in splits and (recipe.train.best or recipe.train.early_stopping):
-        raise UsageError("the best model is told by validation data, and there is none", "--validation FILE")
-    set_seed(recipe.train.seed)
-    tokenizer = load_tokenizer(recipe, config, corpus(splits["train"]), begun_with=run.saved_tokenizer(), shared=shared)
-    for key, value in task.model_settings(splits, config).items():
-        setattr(config, key, value)
-    model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
-    say(f"model: {describe(model)}")
-
-    def encode(dataset: Dataset) -> Rows:
-        return task.encode(dataset, tokenizer, model, recipe)
-
-    rows = None if recipe.data.streaming else encode(splits["train"])
-    if rows is not None:
-        task.begin(model, rows)
-    held_out = encode(splits["validation"]) if "validation" in splits else None
-    return Prepared(splits, config, tokenizer, model, rows, held_out, encode)
+    shared = num_processes() > 1 if shared is None else shared
+    with silence() if has_parent() else nullcontext():  # the parent has printed all this
+        quiet_libraries()
+        config = load_config(recipe)
+        require_head(config, task.auto_model)  # before the data is read, which can take long
+        adapters.check(recipe, config)
+        splits = load_splits(task, recipe)
+        if "validation" not in splits and (recipe.train.best or recipe.train.early_stopping):
+            flag = "--best" if recipe.train.best else "--early-stopping"
+            raise UsageError(f"{flag} needs validation data", "--validation FILE")
+        set_seed(recipe.train.seed)
+        texts, begun_with = corpus(splits["train"]), run.saved_tokenizer()
+        tokenizer = load_tokenizer(recipe, config, texts, begun_with=begun_with, shared=shared)
+        for key, value in task.model_settings(splits, config).items():
+            setattr(config, key, value)
+        model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
+        say(f"model: {describe(model)}")
+        use_cache = getattr(config, "use_cache", None)
+        ready = Prepared(task, recipe, splits, config, tokenizer, model, use_cache, None, None)
+        rows = None if recipe.data.streaming else ready.encode(splits["train"])
+        if rows is not None:
+            task.begin(model, rows)
+        held_out = ready.encode(splits["validation"]) if "validation" in splits else None
+        return ready._replace(rows=rows, held_out=held_out)
 
 
-def stream_of(
-    steps: int, task: Task, recipe: Recipe, ready: Prepared, args: TrainingArguments
-) -> TrainingStream | StreamedExamples:
-    """The training examples of a run of so many steps, in their order."""
-    from hfkit.training.stream import StreamedExamples, TrainingStream
-
-    seed, device_rows = recipe.train.seed, args.train_batch_size
-    step_rows = device_rows * args.gradient_accumulation_steps * args.world_size
+def stream_of(steps: int, ready: Prepared) -> TrainingStream | StreamedExamples:
+    """The training examples of a run of `steps` steps, in their order."""
+    recipe = ready.recipe
+    batch, seed = batch_size(recipe, num_devices(recipe)), recipe.train.seed
     if ready.rows is not None:
-        return TrainingStream(ready.rows, task, steps=steps, step_rows=step_rows, seed=seed)
+        return TrainingStream(ready.rows, ready.task, steps=steps, step_rows=batch.total, seed=seed)
     return StreamedExamples(
         ready.splits["train"],
         ready.encode,
-        task,
+        ready.task,
         steps=steps,
-        step_rows=step_rows,
-        device_rows=device_rows,
+        step_rows=batch.total,
+        device_rows=batch.per_process,
         seed=seed,
         buffer=recipe.data.shuffle_buffer,
     )
 
 
 def load_splits(task: Task, recipe: Recipe) -> dict[str, Any]:
-    """The task's splits, each with rows."""
-    from datasets import IterableDataset
-
-    splits = task.load(recipe)
+    """The task's splits, none of them empty."""
+    splits: dict[str, Any] = task.load(recipe)
     for name, dataset in splits.items():
         if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
             flag = "data" if name == "train" else name
@@ -112,7 +94,7 @@ def load_splits(task: Task, recipe: Recipe) -> dict[str, Any]:
 
 
 def sampled(dataset: Dataset, num_rows: int, seed: int) -> Dataset:
-    """`num_rows` random rows of `dataset`, in its order, and says so; all of them where there are no more."""
+    """`num_rows` random rows of `dataset` in their order; all rows if there are no more. Prints which."""
     if num_rows >= len(dataset):
         warn(f"data.max_train_samples {num_rows:,} has no effect: the training data has {len(dataset):,} rows")
         return dataset
@@ -122,27 +104,26 @@ def sampled(dataset: Dataset, num_rows: int, seed: int) -> Dataset:
 
 def corpus(dataset: Dataset | IterableDataset) -> Iterable[str]:
     """The texts that a new tokenizer is trained on: all of them, or the first TOKENIZER_ROWS of a stream."""
-    if hasattr(dataset, "num_rows"):
+    if isinstance(dataset, Dataset):
         texts: Iterable[str] = dataset["text"]
         return texts
     return (row["text"] for row in dataset.take(TOKENIZER_ROWS))
 
 
-def with_rows_that_fit(task: Task, recipe: Recipe, ready: Prepared, directory: Path) -> Recipe:
-    """`recipe` with the most rows in a pass that fit the memory of every process."""
+def with_batch_that_fits(ready: Prepared, directory: Path) -> Prepared:
+    """`ready` with the largest micro-batch in its recipe that fits the memory of every process."""
+    recipe = ready.recipe
     args = training_arguments(recipe, directory)
-    stream = stream_of(1, task, recipe, ready, args)
-    task.prepare(ready.model, task.collate(stream.sample(1), ready.tokenizer))
-    division = division_of(recipe, num_devices(recipe))
-    rows = rows_that_fit(task, ready.model, ready.tokenizer, stream, division, args)
-    rows = -largest(-rows, args.device)
-    return replace(recipe, train=replace(recipe.train, per_device_train_batch_size=rows))
+    stream = stream_of(1, ready)
+    ready.task.prepare(ready.model, ready.collate(stream.sample(1)))
+    found = examples_that_fit(ready, stream, batch_size(recipe, num_devices(recipe)), args)
+    found = -largest(-found, args.device)
+    return ready._replace(recipe=replace(recipe, train=replace(recipe.train, per_device_train_batch_size=found)))
 
 
-def data_hash(recipe: Recipe) -> str:
-    from hfkit.data.loading import fingerprint
-
-    return fingerprint(recipe.data.train)
+def data_hash(data: Data) -> str:
+    """What identifies the training data: its content."""
+    return fingerprint(data.train)
 
 
 def text_hash(text: str) -> str:

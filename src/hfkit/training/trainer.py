@@ -8,34 +8,33 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import get_worker_info
+from transformers import Trainer
+
+from hfkit.evaluation.inference import EvaluationRows
+from hfkit.metrics.sample import loss_of
 from hfkit.models import adapters
 from hfkit.system.signals import leave_to_parent
 from hfkit.training.arguments import optimizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
     from hfkit.settings import Recipe
     from hfkit.tasks.base import Batch, Task
     from hfkit.training.callbacks import RunCallback
-    from hfkit.training.prepare import Prepared
+    from hfkit.training.prepared import Prepared
     from hfkit.training.stream import StreamedExamples, TrainingStream
 
 
-def trainer_of(
-    task: Task,
-    recipe: Recipe,
+def build_trainer(
     ready: Prepared,
     args: TrainingArguments,
     stream: TrainingStream | StreamedExamples,
     callback: RunCallback,
 ) -> Trainer:
-    """The stock Trainer, put together from the task's functions."""
-    from transformers import Trainer
-
-    from hfkit.evaluation.inference import EvaluationRows
-    from hfkit.metrics.sample import loss_of
-
+    """The stock Trainer, composed from the task's functions."""
+    task, recipe = ready.task, ready.recipe
     held_out = None if ready.held_out is None else EvaluationRows(ready.held_out, task, recipe.evaluation.seed)
 
     def metrics_of(output: Any) -> dict[str, float | None]:
@@ -57,7 +56,7 @@ def trainer_of(
         ),
         compute_metrics=metrics_of,
         callbacks=[callback],
-        optimizer_cls_and_kwargs=optimizer(recipe),
+        optimizer_cls_and_kwargs=optimizer(recipe.train),
     )
     if recipe.lora.enabled:  # the Trainer reads back no checkpoint of a model that has adapters and is no PeftModel
         trainer._load_from_checkpoint = lambda path, model=None: adapters.read(trainer.model, Path(path))
@@ -70,8 +69,6 @@ def without_intervals(recipe: Recipe) -> Recipe:
 
 def collate(task: Task, tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, Any]]) -> Batch:
     """Examples as one padded batch, in a loader's worker process too."""
-    from torch.utils.data import get_worker_info
-
     if get_worker_info() is not None:
         leave_to_parent()
     return task.collate(examples, tokenizer)

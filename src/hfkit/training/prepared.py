@@ -1,0 +1,34 @@
+"""What training starts from, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hfkit.settings import Recipe
+from hfkit.tasks.base import Batch, Rows, Task
+
+
+class Prepared(NamedTuple):
+    """Everything that training starts from."""
+
+    task: Task
+    recipe: Recipe
+    splits: dict[str, Any]
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    use_cache: bool | None  # of the config; training turns the cache off
+    rows: Rows | None  # the training data, None if it is streamed
+    held_out: Rows | None  # the validation data, if there is any
+
+    def encode(self, dataset: Dataset) -> Rows:
+        """The examples of `dataset` as the model takes them."""
+        return self.task.encode(dataset, self.tokenizer, self.model, self.recipe)
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
+        """Examples as one padded batch."""
+        return self.task.collate(examples, self.tokenizer)
