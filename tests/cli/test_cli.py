@@ -17,6 +17,7 @@ import yaml
 
 import hfkit
 from hfkit.cli.main import main
+from hfkit.recipe.effect import tasks_with
 from hfkit.recipe.resolve import resolve
 from hfkit.recipe.yaml import read_recipe
 from hfkit.settings import SETTINGS, acts
@@ -143,7 +144,7 @@ def test_every_setting_with_a_flag_can_be_typed(command: str, capsys: pytest.Cap
     for key, setting in SETTINGS.items():
         kind = str(setting.type)
         numeric = kind.startswith(("int", "float")) and acts(command, key)
-        if not numeric or not setting.metadata["flags"] or (command == "finetune" and setting.metadata["tasks"]):
+        if not numeric or not setting.metadata["flags"] or (command == "finetune" and tasks_with(key)):
             continue
         for flag in setting.metadata["flags"]:
             said = Said(f"{command} {flag} x", capsys)
@@ -334,7 +335,7 @@ def test_evaluate_takes_a_plain_model_and_two_files(folder: Path, capsys: pytest
 def test_unknown_metric_is_refused_before_the_data_is_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = Said(f"evaluate {run} --data missing.csv --metrics acuracy", capsys)
     assert said.code == 2
-    assert said.err.startswith("error: unknown metric 'acuracy', this task has: accuracy, ")
+    assert said.err.startswith("error: --metrics: unknown metric 'acuracy', this task has: accuracy, ")
     said = Said("evaluate ./gpt2 --data book.txt --metrics bleu", capsys)
     assert said.code == 2
     assert said.err.startswith("error: unknown metric 'bleu', this task has: perplexity, ")
