@@ -357,7 +357,7 @@ def test_recipes_are_listed_shown_copied_and_checked(folder: Path, capsys: pytes
         command = "finetune" if command == "text-classification" else "pretrain"
         checked = Said(f"recipes check {name}", capsys)
         assert (checked.code, checked.out) == (
-            0, f"{RECIPES / name}.yaml: right; run it with: hfkit {command} {name}\n",
+            0, f"{RECIPES / name}.yaml: valid; run it with: hfkit {command} {name}\n",
         )  # fmt: skip
 
     copied = Said(f"recipes copy {names[0]}", capsys)
@@ -373,7 +373,7 @@ def test_recipes_are_listed_shown_copied_and_checked(folder: Path, capsys: pytes
     assert (folder / f"{names[0]}.yaml").read_text() == text
     nowhere = Said(f"recipes copy {names[0]} no/such/folder.yaml", capsys)
     assert (nowhere.code, nowhere.err) == (
-        6, "error: no/such/folder.yaml: No such file or directory (fix: name a file in a folder of yours)\n",
+        6, "error: no/such/folder.yaml: No such file or directory (fix: name a file in a writable folder)\n",
     )  # fmt: skip
 
 
@@ -392,11 +392,11 @@ def test_recipes_check_says_all_that_is_wrong(folder: Path, capsys: pytest.Captu
         ),
         (
             "task: [clm]\n",
-            "bad.yaml: there is no task ['clm'] (fix: one of clm, mlm, mlm-nsp, denoising, text-classification)",
+            "bad.yaml: unknown task ['clm'] (fix: one of clm, mlm, mlm-nsp, denoising, text-classification)",
         ),
         (
             "task: clmm\n",
-            "bad.yaml: there is no task 'clmm' (fix: one of clm, mlm, mlm-nsp, denoising, text-classification)",
+            "bad.yaml: unknown task 'clmm' (fix: one of clm, mlm, mlm-nsp, denoising, text-classification)",
         ),
     ]:
         (folder / "bad.yaml").write_text(text)
