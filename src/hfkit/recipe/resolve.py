@@ -60,15 +60,16 @@ def resolve(
     for key, problem in wrong_values(given.values, str(task or values.get("task"))):
         given.report(key, problem)
     try:
-        resolved = _RECIPE.validate_python(nest(values))
+        resolved: Recipe = _RECIPE.validate_python(nest(values))
     except ValidationError as error:
         auto = "literal['auto']"  # the other half of `int | "auto"`: one error is enough
         given.problems += [invalid(detail, given.where) for detail in error.errors() if detail["loc"][-1] != auto]
     if given.problems:
         raise UsageError.of(given.problems)
-    recipe_ = resolved if task is None else _with_defaults(resolved, command, task, values)
-    _warn_of_documents(given, recipe_)
-    return recipe_
+    if task is not None:
+        resolved = _with_defaults(resolved, command, task, values)
+    _warn_of_documents(given, resolved)
+    return resolved
 
 
 def dump_yaml(recipe: Recipe, command: str) -> str:
