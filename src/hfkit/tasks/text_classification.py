@@ -77,6 +77,7 @@ class TextClassification(Task):
     command = "finetune"
     auto_model = "AutoModelForSequenceClassification"
     best_metric = "accuracy"
+    roles = ("text", "text_pair", "label")
     metrics = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
     settings = SETTINGS
 
