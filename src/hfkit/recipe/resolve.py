@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hfkit.data.readers import is_table
-from hfkit.errors import UsageError, did_you_mean
+from hfkit.errors import Problem, UsageError, did_you_mean
 from hfkit.recipe.checks import wrong_values
 from hfkit.recipe.effect import acts_for, description, idle_because
 from hfkit.recipe.explain import invalid, problem_with, shown
@@ -21,9 +21,6 @@ from hfkit.recipe.yaml import FIRST_SETTING, flatten, nest, parse_yaml, read_rec
 from hfkit.settings import SETTINGS, Recipe, acts, is_list, setting_of
 from hfkit.system.console import say, warn
 from hfkit.tasks import DEFAULT_TASKS, TASKS
-
-if TYPE_CHECKING:
-    from hfkit.errors import Problem
 
 _RECIPE = TypeAdapter(Recipe)
 
