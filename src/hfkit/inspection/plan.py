@@ -79,7 +79,7 @@ def plan(recipe: Recipe, processes: Sequence[int] = (), parallel: str = "ddp") -
         flops, kept = 6.0 * matrix_parameters(ready.model), None
         own = Pace(flops * mean / peak, 0.0)
     else:
-        task.prepare(ready.model, task.collate(two, ready.tokenizer))
+        task.adapt(ready.model, ready.collate(two))
         flops, kept = counted_pass(ready, two, args)
         own = pace(ready, stream, args)
 
