@@ -211,7 +211,7 @@ CASES = {
         "good.csv has 4 lines, book.txt has 20 (fix: give one reference per prediction, in the same order)"),
 }  # fmt: skip
 STARTS = {  # the rest is a list or a library's own words
-    "unknown metric": "unknown metric 'bleu', this task has: accuracy, ",
+    "unknown metric": "--metrics: unknown metric 'bleu', this task has: accuracy, ",
     "broken config": "./broken-config: can't be read: ",
     "pickled weights": "./pickled has no model.safetensors, the one format that hfkit reads since it can't hold code "
     "(found: pytorch_model.bin) (fix: --allow-pickle, or convert it: python -c ",

@@ -17,6 +17,7 @@ import yaml
 
 import hfkit
 from hfkit.cli.main import main
+from hfkit.recipe.effect import tasks_with
 from hfkit.recipe.resolve import resolve
 from hfkit.recipe.yaml import read_recipe
 from hfkit.settings import SETTINGS, acts
@@ -143,7 +144,7 @@ def test_every_setting_with_a_flag_can_be_typed(command: str, capsys: pytest.Cap
     for key, setting in SETTINGS.items():
         kind = str(setting.type)
         numeric = kind.startswith(("int", "float")) and acts(command, key)
-        if not numeric or not setting.metadata["flags"] or (command == "finetune" and setting.metadata["tasks"]):
+        if not numeric or not setting.metadata["flags"] or (command == "finetune" and tasks_with(key)):
             continue
         for flag in setting.metadata["flags"]:
             said = Said(f"{command} {flag} x", capsys)
@@ -334,7 +335,7 @@ def test_evaluate_takes_a_plain_model_and_two_files(folder: Path, capsys: pytest
 def test_unknown_metric_is_refused_before_the_data_is_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = Said(f"evaluate {run} --data missing.csv --metrics acuracy", capsys)
     assert said.code == 2
-    assert said.err.startswith("error: unknown metric 'acuracy', this task has: accuracy, ")
+    assert said.err.startswith("error: --metrics: unknown metric 'acuracy', this task has: accuracy, ")
     said = Said("evaluate ./gpt2 --data book.txt --metrics bleu", capsys)
     assert said.code == 2
     assert said.err.startswith("error: unknown metric 'bleu', this task has: perplexity, ")
@@ -356,7 +357,7 @@ def test_recipes_are_listed_shown_copied_and_checked(folder: Path, capsys: pytes
         command = "finetune" if command == "text-classification" else "pretrain"
         checked = Said(f"recipes check {name}", capsys)
         assert (checked.code, checked.out) == (
-            0, f"{RECIPES / name}.yaml: right; run it with: hfkit {command} {name}\n",
+            0, f"{RECIPES / name}.yaml: valid; run it with: hfkit {command} {name}\n",
         )  # fmt: skip
 
     copied = Said(f"recipes copy {names[0]}", capsys)
@@ -372,7 +373,7 @@ def test_recipes_are_listed_shown_copied_and_checked(folder: Path, capsys: pytes
     assert (folder / f"{names[0]}.yaml").read_text() == text
     nowhere = Said(f"recipes copy {names[0]} no/such/folder.yaml", capsys)
     assert (nowhere.code, nowhere.err) == (
-        6, "error: no/such/folder.yaml: No such file or directory (fix: name a file in a folder of yours)\n",
+        6, "error: no/such/folder.yaml: No such file or directory (fix: name a file in a writable folder)\n",
     )  # fmt: skip
 
 
@@ -391,11 +392,11 @@ def test_recipes_check_says_all_that_is_wrong(folder: Path, capsys: pytest.Captu
         ),
         (
             "task: [clm]\n",
-            "bad.yaml: there is no task ['clm'] (fix: one of clm, mlm, mlm-nsp, denoising, text-classification)",
+            "bad.yaml: unknown task ['clm'] (fix: one of clm, mlm, mlm-nsp, denoising, text-classification)",
         ),
         (
             "task: clmm\n",
-            "bad.yaml: there is no task 'clmm' (fix: one of clm, mlm, mlm-nsp, denoising, text-classification)",
+            "bad.yaml: unknown task 'clmm' (fix: one of clm, mlm, mlm-nsp, denoising, text-classification)",
         ),
     ]:
         (folder / "bad.yaml").write_text(text)

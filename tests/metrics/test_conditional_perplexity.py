@@ -197,9 +197,9 @@ def test_python_api_takes_other_architectures(folder):
     [
         ("t5", ["--target-column", "sumary"], 3, "has no column 'sumary', found: document, summary, part (fix: --targ"),
         ("gpt2", ["--target-column", "summary"], 2, "--target-column has no effect for clm, it is for denoising"),
-        ("gpt2", ["--max-length", "8"], 2, "--max-length has no effect for clm, it is for text-classification and den"),
+        ("gpt2", ["--max-length", "8"], 2, "--max-length has no effect for clm, it is for denoising and text-cl"),
         ("t5", ["--max-length", "8"], 2, "--max-length has no effect without --target-column"),
-        ("t5", ["--target-column", "summary", "--mask-probability", "0.2"], 2, "no effect beside data.columns.target"),
+        ("t5", ["--target-column", "summary", "--mask-probability", "0.2"], 2, "no effect with data.columns.target"),
         ("t5", ["--target-column", "summary", "--metrics", "token_accuracy"], 3, "this data has no token_accuracy"),
         ("t5", ["--target-column", "summary", "--metrics", "bleu"], 2, "unknown metric 'bleu', this task has: perpl"),
     ],

@@ -159,7 +159,7 @@ def test_pseudo_perplexity_hides_each_token_alone(folder, capsys):
         ("gpt2", ["--pseudo-perplexity"], "--pseudo-perplexity has no effect for clm, it is for mlm"),
         ("bert", ["--compat", "lm-eval"], "--compat has no effect for mlm, it is for clm"),
         ("bert", ["--bos", "no"], "--bos has no effect for mlm"),
-        ("gpt2", ["--compat", "lm-eval", "--stride", "4"], "has no effect beside evaluation.stride"),
+        ("gpt2", ["--compat", "lm-eval", "--stride", "4"], "has no effect with evaluation.stride"),
         ("gpt2", ["--compat", "fairseq"], "must be one of lm-eval, evaluate, run-clm, not 'fairseq'"),
     ],
 )

@@ -317,7 +317,7 @@ def test_base_from_the_hub_is_named_with_its_commit(folder, tmp_path):
     ("options", "message"),
     [
         (["--lora", "--lora-targets", "qury"], "no layers named qury that take one (fix: did you mean 'query'?)"),
-        (["--lora", "--freeze", "embeddings"], "--freeze: has no effect beside lora.enabled"),
+        (["--lora", "--freeze", "embeddings"], "--freeze: has no effect with lora.enabled"),
         (["--lora-r", "4"], "--lora-r: has no effect without lora.enabled"),
         (["--lora", "--from-scratch"], "--lora keeps trained weights, and this model begins with fresh ones"),
         (["--freeze", "embedding"], "'embedding' is neither embeddings nor layers:N (fix: did you mean 'embeddings'?)"),

@@ -172,4 +172,4 @@ def test_offline_and_misspelt_repositories_are_told(capsys: pytest.CaptureFixtur
         "error: --push me/x: this process is offline (fix: set HF_HUB_OFFLINE=0, or leave --push out)\n"
     )
     assert main(["finetune", "--model", "./bert", "--data", "train.csv", "--push", "me"]) == 2
-    assert capsys.readouterr().err == "error: --push: 'me' is no repository (fix: --push OWNER/NAME)\n"
+    assert capsys.readouterr().err == "error: --push: 'me' is not the name of a repository (fix: --push OWNER/NAME)\n"

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfkit.errors import UsageError
-from hfkit.recipe.explain import idle_beside
+from hfkit.recipe.effect import acts_for, description, idle_because
 from hfkit.recipe.resolve import dump_yaml, json_schema, resolve
 from hfkit.recipe.upstream import DECIDED, FORMER, SUCCESSORS, training_argument_types
 from hfkit.recipe.yaml import MAX_RECIPE_BYTES, read_recipe
@@ -215,7 +215,7 @@ def test_every_mistake_is_reported_with_its_line_and_its_fix(tmp_path: Path) -> 
         "line 3: modl.name: unknown setting (fix: did you mean 'model.name'?)",
         "line 5: train.learning_rat: unknown setting (fix: did you mean 'train.learning_rate'?)",
         "line 11: train.extra.adam_beta1: must be a number, not 'abc'",
-        "line 12: train.extra.adam_beta3: no field of TrainingArguments (fix: did you mean 'adam_beta2'?)",
+        "line 12: train.extra.adam_beta3: not a field of TrainingArguments (fix: did you mean 'adam_beta2'?)",
         "line 13: train.extra.seed: is a setting of its own (fix: set train.seed)",
         "line 14: train.extra.tf32: must be true or false, not 'no'",
         "line 15: train.extra.eval_strategy: is decided by hfkit (fix: set train.eval_steps)",
@@ -350,16 +350,16 @@ def test_an_idle_setting_is_refused(command: str, key: str, value: Any, expected
 @pytest.mark.parametrize(
     ("settings_", "expected"),
     [
-        ({"model.name": "gpt2", "model.type": "llama"}, "model.type: has no effect beside model.name"),
-        ({"model.name": "gpt2", "model.size": "mini"}, "model.size: has no effect beside model.name"),
-        ({"model.name": "gpt2", "tokenizer.vocab_size": 400}, "tokenizer.vocab_size: has no effect beside model.name"),
+        ({"model.name": "gpt2", "model.type": "llama"}, "model.type: has no effect with model.name"),
+        ({"model.name": "gpt2", "model.size": "mini"}, "model.size: has no effect with model.name"),
+        ({"model.name": "gpt2", "tokenizer.vocab_size": 400}, "tokenizer.vocab_size: has no effect with model.name"),
         (
             {"tokenizer.name": "gpt2", "tokenizer.vocab_size": 400},
-            "tokenizer.vocab_size: has no effect beside tokenizer.name",
+            "tokenizer.vocab_size: has no effect with tokenizer.name",
         ),
         (
             {"data.validation": ["v.txt"], "data.validation_split": 0.1},
-            "data.validation_split: has no effect beside data.validation",
+            "data.validation_split: has no effect with data.validation",
         ),
     ],
 )
@@ -378,16 +378,16 @@ def test_a_setting_that_needs_another_one_is_refused_without_it() -> None:
 @pytest.mark.parametrize(
     ("command", "task", "expected"),
     [
-        ("pretrain", "clmm", f"'clmm' is no task of `hfkit pretrain`: clm, {MASKED} (fix: did you mean 'clm'?)"),
+        ("pretrain", "clmm", f"'clmm' is not a task of `hfkit pretrain`: clm, {MASKED} (fix: did you mean 'clm'?)"),
         (
             "pretrain",
             "text-classification",
-            "'text-classification' is no task of `hfkit pretrain`: clm, mlm, mlm-nsp, denoising (fix: hfkit finetune)",
+            f"'text-classification' is not a task of `hfkit pretrain`: clm, {MASKED} (fix: hfkit finetune)",
         ),
-        ("finetune", "mlm", "'mlm' is no task of `hfkit finetune`: text-classification (fix: hfkit pretrain)"),
-        ("finetune", "xyz", "'xyz' is no task of `hfkit finetune`: text-classification"
+        ("finetune", "mlm", "'mlm' is not a task of `hfkit finetune`: text-classification (fix: hfkit pretrain)"),
+        ("finetune", "xyz", "'xyz' is not a task of `hfkit finetune`: text-classification"
                             " (fix: --task text-classification)"),
-        ("evaluate", "xyz", f"'xyz' is no task of `hfkit evaluate`: clm, {MASKED}, text-classification"
+        ("evaluate", "xyz", f"'xyz' is not a task of `hfkit evaluate`: clm, {MASKED}, text-classification"
                             " (fix: --task clm)"),
     ],
 )  # fmt: skip
@@ -397,14 +397,14 @@ def test_a_wrong_task_is_refused(command: str, task: str, expected: str) -> None
 
 def test_a_task_that_is_no_text_is_refused() -> None:
     assert problems("pretrain", recipe={"task": ["clm"]}) == [
-        "task: '['clm']' is no task of `hfkit pretrain`: clm, mlm, mlm-nsp, denoising (fix: did you mean 'clm'?)",
+        "task: '['clm']' is not a task of `hfkit pretrain`: clm, mlm, mlm-nsp, denoising (fix: did you mean 'clm'?)",
         "task: must be text, not ['clm'] (fix: e.g. a name)",
     ]
 
 
 def test_unknown_metrics_are_refused_before_anything_is_trained() -> None:
     assert problems("finetune", flags={"evaluation.metrics": ["acuracy,perplexity"]}) == [
-        f"unknown metric '{name}', this task has: {', '.join(TASKS['text-classification'].metrics)}{fix}"
+        f"--metrics: unknown metric '{name}', this task has: {', '.join(TASKS['text-classification'].metrics)}{fix}"
         for name, fix in [("acuracy", " (fix: did you mean 'accuracy'?)"), ("perplexity", "")]
     ]
 
@@ -444,8 +444,8 @@ def test_yaml_scalars_mean_what_people_mean(tmp_path: Path, text: str, value: An
         ("a: b: c\n", "line 1: mapping values are not allowed here (fix: write `key: value`)"),
         ("---\na: 1\n---\nb: 2\n", "line 3: found another document (fix: write `key: value`)"),
         ('a: 1\nb: "\x01"\n', "line 2: the character 0x01 is not allowed (fix: write `key: value`)"),
-        ("- a\n", "holds no settings (fix: write `section:` and `  key: value` lines)"),
-        ("train", "holds no settings (fix: write `section:` and `  key: value` lines)"),
+        ("- a\n", "contains no settings (fix: write `section:` and `  key: value` lines)"),
+        ("train", "contains no settings (fix: write `section:` and `  key: value` lines)"),
         ("a: " + "[" * 5000, "nested too deeply (fix: write `key: value`)"),
         (b"a: 1\nb: \xe9\n", "line 2: 0xe9 is not UTF-8 (fix: save it as UTF-8)"),
         ("#" * 100_001, "larger than 100,000 bytes (fix: a recipe is a short YAML file)"),
@@ -572,12 +572,16 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
 def test_a_printed_recipe_gives_the_same_recipe_again(
     tmp_path_factory: Any, command: str, task: str, data: Any
 ) -> None:
-    possible = {key: values_of(key) for key in SETTINGS if acts(command, key, task) and not values_of(key).is_empty}
+    possible = {
+        key: values_of(key)
+        for key in SETTINGS
+        if acts(command, key) and acts_for(task, key) and not values_of(key).is_empty
+    }
     chosen = data.draw(st.fixed_dictionaries({}, optional=possible))
     for key in list(chosen):
-        if idle_beside(key, chosen):
+        if idle_because(key, chosen):
             del chosen[key]
-    chosen = {key: value for key, value in chosen.items() if not idle_beside(key, chosen)}  # what needed those
+    chosen = {key: value for key, value in chosen.items() if not idle_because(key, chosen)}  # what needed those
     recipe = resolve(command, sets={**chosen, "task": task})
     path = tmp_path_factory.getbasetemp() / "again.yaml"
     path.write_text(dump_yaml(recipe, command), encoding="utf-8")
@@ -592,7 +596,7 @@ def test_a_printed_recipe_is_yaml_for_every_reader(command: str, task: str) -> N
     assert (read["task"], read["model"]["revision"], read["data"]["columns"]["text"]) == (task, "1e3", "no")
 
 
-# The tables in recipe.py.
+# The declarations in hfkit.settings and hfkit.tasks.
 
 
 def test_the_schema_describes_every_setting_and_refuses_others() -> None:
@@ -613,7 +617,7 @@ def test_the_schema_describes_every_setting_and_refuses_others() -> None:
     settings_ = walk(schema, "")
     assert list(settings_) == list(SETTINGS)
     for key, inner in settings_.items():
-        assert inner["description"] == SETTINGS[key].metadata["description"]
+        assert inner["description"] == description(key)
     assert settings_["train.learning_rate"]["anyOf"] == [{"exclusiveMinimum": 0, "type": "number"}, {"type": "null"}]
     assert settings_["model.dtype"]["anyOf"] == [
         {"enum": ["float32", "bfloat16", "float16"], "type": "string"},
@@ -639,16 +643,13 @@ def test_every_shipped_recipe_is_right_and_fits_the_shipped_schema() -> None:
 def test_every_setting_is_described_and_acts_somewhere(key: str) -> None:
     setting = SETTINGS[key]
     metadata = setting.metadata
-    assert re.fullmatch(r"[A-Z0-9].*[.)]|[A-Z].*\.\.\.", metadata["description"]), metadata["description"]
+    assert re.fullmatch(r"(?:[A-Z0-9]|dtype|beta2).*(?:[.)]|\.\.\.)", metadata["description"]), metadata["description"]
     assert all(re.fullmatch(r"--[a-z-]+(/--[a-z-]+)?|-o", flag) for flag in metadata["flags"])
     assert any(acts(command, key) for command in COMMANDS)
     assert set(metadata["only"]) <= set(COMMANDS)
-    assert set(metadata["tasks"]) <= set(TASKS)
     assert {*metadata["unless"], *filter(None, [metadata["needs"].partition("=")[0]])} <= SETTINGS.keys()
-    for task in metadata["tasks"]:
-        assert any(acts(command, key, task) for command in COMMANDS)
     name = key.rpartition(".")[2]
-    code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py") if path.stem not in ("settings",))
+    code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py") if path.parent.name != "settings")
     if key.startswith("generation."):
         from transformers import GenerationConfig
 
@@ -656,6 +657,12 @@ def test_every_setting_is_described_and_acts_somewhere(key: str) -> None:
             return
     wanted = rf'"{name}":' if key.startswith("data.clean.") else rf"\w\.{name}\b"  # cleaning steps go by their names
     assert re.search(wanted, code), f"nothing reads {key}"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_settings_of_a_task_exist(task: str) -> None:
+    assert TASKS[task].settings <= SETTINGS.keys()
+    assert TASKS[task].summary
 
 
 @pytest.mark.parametrize("command", COMMANDS)

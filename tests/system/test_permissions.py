@@ -129,7 +129,7 @@ def test_allowed_pickle_holds_weights_and_nothing_that_runs(pickled, tmp_path, c
 def test_no_recipe_can_ask_for_it(flag, canary, tmp_path, capsys):
     model, ran = canary
     key = "model." + flag.removeprefix("--").replace("-", "_")
-    fix = f"is a person's to allow, not a recipe's (fix: type {flag} on the command line)\n"
+    fix = f"can't be allowed by a recipe (fix: type {flag} on the command line)\n"
     assert generate(model, "--set", f"{key}=true") == 2
     assert capsys.readouterr().err == f"error: --set {key}: {fix}"
     recipe = tmp_path / "recipe.yaml"

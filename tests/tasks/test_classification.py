@@ -315,7 +315,7 @@ def test_empty_texts_are_counted(bert, capsys):
         (["--label-smoothing", "0.1"], f"train.label_smoothing has no effect for {REGRESSION}"),
         (["--temperature-scaling"], f"evaluation.temperature_scaling has no effect for {REGRESSION}"),
         (["--tune-threshold"], f"evaluation.tune_threshold has no effect for {REGRESSION}"),
-        (["--threshold", "0.5", "--tune-threshold"], "has no effect beside evaluation.threshold"),
+        (["--threshold", "0.5", "--tune-threshold"], "has no effect with evaluation.threshold"),
         (["--window-overlap", "2"], "has no effect without data.long_documents=window"),
     ],
 )  # fmt: skip

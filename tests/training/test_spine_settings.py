@@ -58,7 +58,7 @@ def test_max_train_samples_trains_on_as_many_rows(data: Path, capsys: pytest.Cap
 def test_a_stream_has_no_sample(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--streaming", "--max-steps", "1", "--max-train-samples", "5", "--dry-run"]) == 2
     assert capsys.readouterr().err == (
-        "error: --max-train-samples: has no effect beside data.streaming (fix: leave one of them out)\n"
+        "error: --max-train-samples: has no effect with data.streaming (fix: leave one of them out)\n"
     )
 
 

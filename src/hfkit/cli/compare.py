@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfkit.cli.evaluate import Column, PredictionColumn, ReferenceColumn, References, interval, require_files_alone
+from hfkit.cli.evaluate import Column, PredictionColumn, ReferenceColumn, References, require_files_alone
 from hfkit.cli.options import Debug, Json, Set, Verbose, with_settings
 from hfkit.errors import DataError, UsageError
 from hfkit.system import console
@@ -113,19 +113,15 @@ def _kept(systems: Sequence[str]) -> dict[str, Sequence[Row]]:
 
 
 def _table(first: str, differences: Sequence[Difference]) -> str:
-    width = max(len(one.metric) for one in differences)
-    lines = []
+    rows: list[list[str]] = []
     for other in dict.fromkeys(one.system for one in differences):
-        lines.append(f"{other} - {first}")
+        rows.append([f"{other} - {first}"])
         for one in [one for one in differences if one.system == other]:
+            values = f"{f'{one.value:.4g} - {one.first:.4g}':<19} = {one.difference:<+9.4g}"
             p = "" if one.p is None else f"p={one.p:.3g}"
-            values = f"{one.value:.4g} - {one.first:.4g}"
-            ends = interval(dataclasses.asdict(one))
-            lines.append(
-                f"  {one.metric:<{width}}  {values:<19} = {one.difference:<+10.4g} {ends:<22} {p:<9} {one.test}"
-            )
-    lines.append("  (95% intervals; p: two-sided, not corrected for the number of comparisons)")
-    return "\n".join(lines)
+            interval = console.interval(dataclasses.asdict(one))
+            rows.append([f"  {one.metric}", values, f"{interval:<21}", f"{p:<8}", one.test])
+    return console.table([*rows, ["  (95% intervals; p: two-sided, not corrected for the number of comparisons)"]])
 
 
 def _short(value: Any) -> str:

@@ -14,9 +14,7 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
     if json:
         console.result_json({"facts": facts, "problems": [{"problem": p, "fix": fix} for p, fix in problems]})
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        console.result(f"{name:<{width}}  {value}")
+    console.result(console.table(facts.items()))
     for problem, fix in problems:
         console.result(f"problem: {problem} (fix: {fix})")
     if not problems:

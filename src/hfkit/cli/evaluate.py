@@ -184,18 +184,11 @@ def _refuse(options: dict[str, Any]) -> None:
 
 def _group_table(by: dict[str, Any]) -> str:
     """For each metric a line per group, and the gap."""
-    lines = []
+    rows: list[list[str]] = []
     for metric, gap in by["gap"].items():
-        lines.append(f"{metric} by {by['column']}")
-        width = max(len(group) for group in [*by["groups"], "gap"])
+        rows.append([f"{metric} by {by['column']}"])
         for group, found in by["groups"].items():
             if metric in found:
-                one = found[metric]
-                lines.append(f"  {group:<{width}}  {one['value']:<8.4g} {interval(one):<18} n={one['n']:,}")
-        pair = f"{gap['largest']} - {gap['smallest']}"
-        lines.append(f"  {'gap':<{width}}  {gap['value']:<8.4g} {interval(gap):<18} {pair}")
-    return "\n".join(lines)
-
-
-def interval(one: dict[str, Any]) -> str:
-    return "" if one["low"] is None else f"[{one['low']:.4g}, {one['high']:.4g}]"
+                rows.append([f"  {group}", *console.value_cells(found[metric]), f"n={found[metric]['n']:,}"])
+        rows.append(["  gap", *console.value_cells(gap), f"{gap['largest']} - {gap['smallest']}"])
+    return console.table(rows)

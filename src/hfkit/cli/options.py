@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hfkit.errors import UsageError
+from hfkit.recipe.effect import description
 from hfkit.settings import SETTINGS, acts, is_list, is_mapping
 from hfkit.system import console, permissions
 from hfkit.tasks import DEFAULT_TASKS, TASKS
@@ -32,7 +33,7 @@ def _allow_pickle(on: bool) -> bool:
     return on
 
 
-# An empty metavar: typer would write <bool> behind every switch.
+# An empty metavar: typer would print <bool> after every switch.
 RecipeArgument = Annotated[
     str | None,
     typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.", show_default=False),
@@ -40,47 +41,49 @@ RecipeArgument = Annotated[
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="A run, a model directory or a name on the Hub.", show_default=False),
+    typer.Argument(metavar="MODEL", help="A run, a model directory or a model on the Hub.", show_default=False),
 ]
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, by its recipe key.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, by its key in a recipe.")
+]
 
-DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the recipe as it would run, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the complete recipe, and stop.")]
 
 Plan = Annotated[
     bool,
     typer.Option(
         "--plan",
         metavar="",
-        help="Print memory, disk, steps and time of the run, and stop; with --num-processes 1,8,64 side by side.",
+        help="Print memory, disk, steps and time of the run, and stop; --num-processes 1,8,64 compares them.",
     ),
 ]
 
 Resume = Annotated[
     str | None,
-    typer.Option("--resume", metavar="[auto|PATH]", help="Go on from the newest whole checkpoint, or from PATH."),
+    typer.Option("--resume", metavar="[auto|PATH]", help="Continue from the newest complete checkpoint, or from PATH."),
 ]
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Start again in a run directory in use.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Start over in an existing run directory.")]
 
 AllowChanged = Annotated[
-    bool, typer.Option("--allow-changed", metavar="", help="Resume although data or settings have changed.")
+    bool, typer.Option("--allow-changed", metavar="", help="Resume even if data or settings have changed.")
 ]
 
 Extend = Annotated[bool, typer.Option("--extend", metavar="", help="Resume with more steps than before.")]
 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as one JSON object.")]
 
-JsonLines = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object a line.")]
+JsonLines = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object per line.")]
 
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Say more on stderr.", callback=_verbose)]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Print more to stderr.", callback=_verbose)]
 
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
         metavar="",
-        help="Run code that comes with the model; no recipe can ask for it.",
+        help="Run code from the model's repository; a recipe can't allow it.",
         callback=_trust_remote_code,
         rich_help_panel="Model",
     ),
@@ -91,7 +94,7 @@ AllowPickle = Annotated[
     typer.Option(
         "--allow-pickle",
         metavar="",
-        help="Read weights from pytorch_model.bin where there are no others; no recipe can ask for it.",
+        help="Load weights from pytorch_model.bin if there are no others; a recipe can't allow it.",
         callback=_allow_pickle,
         rich_help_panel="Model",
     ),
@@ -103,12 +106,12 @@ Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the trace
 
 _IN_PROCESSES: dict[str, Any] = {"rich_help_panel": "Several processes", "show_default": False}
 
-# How a command is started, not what it computes: so none of these is a setting of the recipe, which runs unchanged on
-# one process and on many. They belong to every command whose function has a parameter `launch`.
+# These say how a command is started, not what it computes. So they are not settings: a recipe runs unchanged in one
+# process and in many. Every command whose function has a parameter `launch` has them.
 LAUNCH: dict[str, Any] = {
     "num_processes": Annotated[
         str | None,
-        typer.Option("--num-processes", metavar="N", help="Run in N processes, on all machines.", **_IN_PROCESSES),
+        typer.Option("--num-processes", metavar="N", help="Number of processes, on all machines.", **_IN_PROCESSES),
     ],
     "parallel": Annotated[
         str | None,
@@ -118,23 +121,27 @@ LAUNCH: dict[str, Any] = {
     ],
     "num_machines": Annotated[
         int | None,
-        typer.Option("--num-machines", metavar="M", help="Machines, each started alike.", **_IN_PROCESSES),
+        typer.Option(
+            "--num-machines", metavar="M", help="Number of machines; start each with the same command.", **_IN_PROCESSES
+        ),
     ],
     "machine_rank": Annotated[
-        int | None, typer.Option("--machine-rank", metavar="R", help="Which one this is, from 0.", **_IN_PROCESSES)
+        int | None, typer.Option("--machine-rank", metavar="R", help="Rank of this machine, from 0.", **_IN_PROCESSES)
     ],
     "main_process_ip": Annotated[
         str | None,
-        typer.Option("--main-process-ip", metavar="ADDRESS", help="Where machine 0 is.", **_IN_PROCESSES),
+        typer.Option("--main-process-ip", metavar="ADDRESS", help="Address of machine 0.", **_IN_PROCESSES),
     ],
     "main_process_port": Annotated[
         int | None,
-        typer.Option("--main-process-port", metavar="PORT", help="Its port (default: 29500).", **_IN_PROCESSES),
+        typer.Option(
+            "--main-process-port", metavar="PORT", help="Port of machine 0 (default: 29500).", **_IN_PROCESSES
+        ),
     ],
-    "launcher_arguments": Annotated[str | None, typer.Option("--launcher-arguments", hidden=True)],  # what follows --
+    "launcher_arguments": Annotated[str | None, typer.Option("--launcher-arguments", hidden=True)],  # those after --
 }
 
-_launched: set[str] = set()  # the commands that have them
+_launched: set[str] = set()  # the commands that have these options
 
 PANELS = {
     "data": "Data",
@@ -147,7 +154,7 @@ PANELS = {
     "evaluation": "Evaluation",
 }
 
-# Other names of an option, as the example scripts have them: they work, but would make the help too long.
+# Other names of an option, as in the example scripts of transformers; they work, but are not in the help.
 ALIASES = {
     alias: setting.metadata["flags"][0]
     for setting in SETTINGS.values()
@@ -157,9 +164,11 @@ ALIASES = {
 
 
 def without_aliases(arguments: Sequence[str]) -> list[str]:
-    """The command line with every alias replaced by the option's own name (`_` and `-` are alike), the value that
-    stands for none put after a --resume or --logprobs alone, and what follows `--` as one option, where it is for a
-    launcher."""
+    """The command line in the form that typer parses.
+
+    Aliases are replaced by the option's own name (`_` and `-` are equal). --resume and --logprobs without a value get
+    one. The arguments after `--` for a launcher become one option.
+    """
     replaced: list[str] = []
     for place, argument in enumerate(arguments):
         if argument == "--":
@@ -175,33 +184,25 @@ def without_aliases(arguments: Sequence[str]) -> list[str]:
     return replaced
 
 
-def with_settings(command: str, **renamed: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives the function an option for every setting that acts in `command`, and the switches of `PERMISSIONS`; the
-    settings that were typed are its first parameter `settings`, by dotted key. `renamed`: other flags for a setting,
-    its key with `__` for the dot.
+def with_settings(
+    command: str, options_of: Callable[..., None] | None = None, **renamed: tuple[str, ...]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a function the options of `options_of` (default: its own) and one for every setting that acts in `command`.
 
-    A function with a parameter `launch` has the options of LAUNCH, too, and gets a Launch where several processes are
-    to be started, else None.
+    Its first argument `settings` holds those that were typed, by dotted key. If the function has a parameter `launch`,
+    the options of LAUNCH are added, and `launch` is a Launch if several processes are to be started, else None.
+    `renamed`: other flags for a setting, by its key with `__` for the dot.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        if launches := any(parameter.name == "launch" for parameter in own):
-            _launched.add(command)
-            own = [parameter for parameter in own if parameter.name != "launch"]
-        keys: dict[str, str] = {}
-        taken: set[str] = set()  # --seed is train.seed in training, evaluation.seed in evaluate
-        added = []
-        for key, setting in SETTINGS.items():
-            flags = renamed.get(key.replace(".", "__"), setting.metadata["flags"])
-            if flags and acts(command, key) and not is_mapping(setting) and not taken & set(flags):
-                taken |= set(flags)
-                name = key.replace(".", "_")
-                keys[name] = key
-                added.append(_parameter(command, name, key, flags))
+        own = dict(list(inspect.signature(options_of or function, eval_str=True).parameters.items())[1:])
+        launches = own.pop("launch", None) is not None
+        keys = dict(_keys(command, renamed))
+        added = [_parameter(command, name, key, flags) for name, (key, flags) in keys.items()]
         kind = inspect.Parameter.KEYWORD_ONLY
         added += [inspect.Parameter(name, kind, default=False, annotation=one) for name, one in PERMISSIONS.items()]
         if launches:
+            _launched.add(command)
             added += [inspect.Parameter(name, kind, default=None, annotation=one) for name, one in LAUNCH.items()]
             added.append(inspect.Parameter("context", kind, annotation=typer.Context))
 
@@ -212,16 +213,26 @@ def with_settings(command: str, **renamed: tuple[str, ...]) -> Callable[[Callabl
                 line = values.pop("context").obj  # the command line
                 values["launch"] = launch_of(line, {name: values.pop(name) for name in LAUNCH})
             for name in PERMISSIONS:
-                del values[name]  # its callback has heard it
-            settings = {keys[name]: values.pop(name) for name in keys}
+                del values[name]  # the callback of the option has allowed it
+            settings = {key: values.pop(name) for name, (key, _) in keys.items()}
             function({key: value for key, value in settings.items() if value not in (None, [])}, **values)
 
         run.__name__, run.__doc__ = function.__name__, inspect.getdoc(function)
-        run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
+        run.__signature__ = inspect.Signature([*own.values(), *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own.values(), *added]}
         return run
 
     return decorate
+
+
+def _keys(command: str, renamed: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+    """Parameter name, key and flags of each setting with an option in `command`."""
+    taken: set[str] = set()  # --seed is train.seed in training, evaluation.seed in evaluate
+    for key, setting in SETTINGS.items():
+        flags = renamed.get(key.replace(".", "__"), setting.metadata["flags"])
+        if flags and acts(command, key) and not is_mapping(setting) and not taken & set(flags):
+            taken |= set(flags)
+            yield key.replace(".", "_"), (key, flags)
 
 
 def require_file_options(
@@ -233,8 +244,8 @@ def require_file_options(
     *,
     several: bool,
 ) -> None:
-    """UsageError where the options about a file of texts don't fit each other: those that every such command has, and
-    `others`, which need an --output too. `several`: there will be several processes."""
+    """Raises UsageError for options about a file of texts that don't go together. `others` also need --output;
+    `several`: there will be several processes."""
     options = {"--output": output, "--resume": resume, "--overwrite": overwrite, **others}
     given = [flag for flag, value in options.items() if value]
     if resume not in (None, "auto"):  # which stands for a --resume alone
@@ -254,7 +265,7 @@ def _parameter(command: str, name: str, key: str, flags: tuple[str, ...]) -> ins
     kind: Any = bool if str(setting.type).startswith("bool") else list[str] if is_list(setting) else str
     option = typer.Option(
         *(flag for flag in flags if flag not in ALIASES),
-        help=setting.metadata["description"] + _shown_default(command, key),
+        help=description(key) + _shown_default(command, key),
         metavar="" if kind is bool else _metavar(str(setting.type)),
         rich_help_panel=PANELS.get(key.split(".")[0], "Task"),
         show_default=False,
@@ -266,7 +277,7 @@ def _parameter(command: str, name: str, key: str, flags: tuple[str, ...]) -> ins
 
 
 def _shown_default(command: str, key: str) -> str:
-    """What the setting is where nobody gives it, in brackets; empty where the description tells or nothing does."""
+    """The default of the setting in parentheses; empty if the description has it or the data decides."""
     if key == "task":
         return f" (default: {DEFAULT_TASKS[command]})" if command in DEFAULT_TASKS else ""
     defaults = [SETTINGS[key].default] * 2

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from hfkit.cli.options import (
-    AllowChanged,
-    Debug,
-    DryRun,
-    Extend,
-    Json,
-    Overwrite,
-    Plan,
-    RecipeArgument,
-    Resume,
-    Set,
-    Verbose,
-    with_settings,
-)
+from hfkit.cli.options import with_settings
 from hfkit.cli.training import run_training
-from hfkit.system.launcher import Launch
 
 
-@with_settings("pretrain")
-def pretrain(
-    settings: dict[str, Any],
-    recipe: RecipeArgument = None,
-    set_: Set = None,
-    dry_run: DryRun = False,
-    plan: Plan = False,
-    resume: Resume = None,
-    overwrite: Overwrite = False,
-    allow_changed: AllowChanged = False,
-    extend: Extend = False,
-    json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-    launch: Launch | None = None,
-) -> None:
+@with_settings("pretrain", partial(run_training, "pretrain"))
+def pretrain(settings: dict[str, Any], **options: Any) -> None:
     """Train a language model on text, from scratch or continued.
 
     [bold]Examples[/bold]
@@ -54,6 +27,4 @@ def pretrain(
 
     `hfkit recipes schema` lists all settings, --set KEY=VALUE sets any of them.
     """
-    run_training(
-        "pretrain", settings, recipe, set_, dry_run, resume, overwrite, allow_changed, extend, json, launch, plan
-    )
+    run_training("pretrain", settings, **options)

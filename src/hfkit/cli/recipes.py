@@ -1,4 +1,4 @@
-"""`hfkit recipes`: the recipes that come with hfkit, and a check of your own."""
+"""`hfkit recipes`: the shipped recipes, and a check of your own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hfkit.system import console
 
 recipes = typer.Typer(help="List, show, copy or check recipes, or print their schema.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a file.")]
+Name = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a file.")]
 
 
 @recipes.command("list")
 def list_() -> None:
-    """Name the shipped recipes, and what each does."""
+    """List the shipped recipes and what each does."""
     names = shipped_recipes()
     width = max(map(len, names), default=0)
     for name, path in names.items():
@@ -47,13 +47,13 @@ def copy(
     except FileExistsError:
         raise UsageError(f"{target} exists", f"name another file: hfkit recipes copy {name} other.yaml") from None
     except OSError as error:
-        raise StorageError(f"{target}: {error.strerror}", "name a file in a folder of yours") from None
+        raise StorageError(f"{target}: {error.strerror}", "name a file in a writable folder") from None
     console.result(str(target))
 
 
 @recipes.command()
 def check(name: Name) -> None:
-    """Say whether a recipe is right, or everything that is wrong with it."""
+    """Check a recipe, and print everything that is wrong with it."""
     from hfkit.recipe.resolve import resolve
     from hfkit.recipe.yaml import read_recipe
     from hfkit.tasks import TASKS
@@ -64,10 +64,10 @@ def check(name: Name) -> None:
     if "task" not in settings:
         raise UsageError(f"{path}: names no task", f"write `task:` and one of {', '.join(TASKS)}")
     if not isinstance(task, str) or task not in TASKS:
-        raise UsageError(f"{path}: there is no task {task!r}", f"one of {', '.join(TASKS)}")
+        raise UsageError(f"{path}: unknown task {task!r}", f"one of {', '.join(TASKS)}")
     command = TASKS[task].command
     resolve(command, recipe=path)
-    console.result(f"{path}: right; run it with: hfkit {command} {name}")
+    console.result(f"{path}: valid; run it with: hfkit {command} {name}")
 
 
 @recipes.command()

@@ -117,9 +117,7 @@ def _table(inspections: Sequence[Inspection]) -> str:
     labels = dict.fromkeys(label for column in columns for label in column)
     rows = [("", *(seen.tokenizer for seen in inspections))]
     rows += [(label, *(column.get(label, "-") for column in columns)) for label in labels]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return console.table(rows)
 
 
 def _column(seen: Inspection) -> dict[str, str]:

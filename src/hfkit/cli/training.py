@@ -7,78 +7,99 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hfkit.cli.options import (
+    AllowChanged,
+    Debug,
+    DryRun,
+    Extend,
+    Json,
+    Overwrite,
+    Plan,
+    RecipeArgument,
+    Resume,
+    Set,
+    Verbose,
+)
 from hfkit.errors import UsageError
 from hfkit.recipe.shipped import find_recipe
 from hfkit.system import console
+from hfkit.system.launcher import Launch
+from hfkit.tasks import TASKS
 
 if TYPE_CHECKING:
     from hfkit.settings import Recipe
-    from hfkit.system.launcher import Launch
 
 
 def run_training(
     command: str,
     settings: dict[str, Any],
-    recipe: str | None,
-    sets: list[str] | None,
-    dry_run: bool,
-    resume: str | None,
-    overwrite: bool,
-    allow_changed: bool,
-    extend: bool,
-    as_json: bool,
-    launch: Launch | None,
-    plan: bool,
+    recipe: RecipeArgument = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    plan: Plan = False,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    allow_changed: AllowChanged = False,
+    extend: Extend = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+    launch: Launch | None = None,
 ) -> None:
-    """Resolves, prints, plans or trains, and closes with what there is now and what to type next."""
+    """Prints the recipe, plans the run, or trains and prints the scores and the next command to type."""
     from hfkit.recipe.resolve import dump_yaml, resolve
 
     path = find_recipe(recipe) if recipe else None
-    resolved = resolve(command, recipe=path, flags=settings, sets=sets or ())
+    resolved = resolve(command, recipe=path, flags=settings, sets=set_ or ())
     if dry_run:
         console.result(dump_yaml(resolved, command), end="")
         return
     if resolved.model.name is None and resolved.model.type is None:
         raise UsageError("no model is named", "--model bert-base-uncased, or a directory")
-    if recipe is None and not any("data.train" in given for given in (*settings, *(sets or ()))):
+    if recipe is None and not any("data.train" in given for given in (*settings, *(set_ or ()))):
         console.say(f"no --data given: training on {resolved.data.train[0]}, which every Python brings")
-
     if plan:
-        from hfkit.inspection.plan import as_text
-        from hfkit.inspection.plan import plan as plan_run
+        _plan(resolved, launch, json)
+    elif launch is not None:
+        _start_processes(resolved, launch, resume, overwrite)
+    else:
+        from hfkit.models.push import NotUploadedError
+        from hfkit.training.train import train
 
-        counts, parallel = (launch.counts, launch.parallel or "ddp") if launch is not None else ((), "ddp")
-        facts = plan_run(resolved, counts, parallel)
-        if as_json:
-            console.result_json(facts)
-        else:
-            console.result(as_text(facts))
-        return
-
-    if launch is not None:
-        from hfkit.system.launcher import run as run_processes
-        from hfkit.training.batch import batch_size
-        from hfkit.training.train import prepare_once
-
-        batch_size(resolved, launch.num_processes)  # a step that can't be divided is told before data is read
-
-        def prepare() -> Path:
-            return prepare_once(resolved, resume=resume, overwrite=overwrite)
-
-        raise typer.Exit(run_processes(launch, prepare))
-
-    from hfkit.models.push import NotUploadedError
-    from hfkit.training.train import train
-
-    try:
-        outcome = train(resolved, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
-    except NotUploadedError as error:
-        _show(command, resolved, error.outcome, as_json)
-        raise
-    _show(command, resolved, outcome, as_json)
+        try:
+            outcome = train(resolved, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
+        except NotUploadedError as error:
+            _show(resolved, error.outcome, json)
+            raise
+        _show(resolved, outcome, json)
 
 
-def _show(command: str, resolved: Recipe, outcome: dict[str, Any], as_json: bool) -> None:
+def _plan(recipe: Recipe, launch: Launch | None, as_json: bool) -> None:
+    """Prints memory, disk, steps and time of the run."""
+    from hfkit.inspection.plan import as_text, plan
+
+    facts = plan(recipe, launch.counts, launch.parallel or "ddp") if launch is not None else plan(recipe)
+    if as_json:
+        console.result_json(facts)
+    else:
+        console.result(as_text(facts))
+
+
+def _start_processes(recipe: Recipe, launch: Launch, resume: str | None, overwrite: bool) -> None:
+    """Trains in several processes; ends with their exit code."""
+    from hfkit.system.launcher import run
+    from hfkit.training.batch import batch_size
+    from hfkit.training.train import prepare_once
+
+    batch_size(recipe, launch.num_processes)  # an impossible batch size is an error before data is read
+
+    def prepare() -> Path:
+        return prepare_once(recipe, resume=resume, overwrite=overwrite)
+
+    raise typer.Exit(run(launch, prepare))
+
+
+def _show(recipe: Recipe, outcome: dict[str, Any], as_json: bool) -> None:
     from hfkit.runs.results import read_scores
 
     scores = read_scores(outcome["run"])
@@ -89,14 +110,4 @@ def _show(command: str, resolved: Recipe, outcome: dict[str, Any], as_json: bool
         console.result(f"{split}:")
         console.result(console.score_table(named))
     console.result(f"run: {outcome['run']}")
-    console.say(next_step(command, resolved.task or "", outcome["run"], resolved.lora.enabled))
-
-
-def next_step(command: str, task: str, run: str, is_adapter: bool) -> str:
-    if command == "finetune":
-        return f'next: hfkit predict {run} --text "..."'
-    if task == "clm":
-        return f'next: hfkit generate --model {run} --prompt "..."'
-    if is_adapter:
-        return f"next: hfkit export {run} --merge --output-dir NEW, which `hfkit finetune --model NEW` takes"
-    return f"next: hfkit finetune --model {run} --data train.csv"
+    console.say(f"next: {TASKS[str(recipe.task)].next_step(outcome['run'], recipe.lora.enabled)}")

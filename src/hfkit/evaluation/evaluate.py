@@ -15,6 +15,7 @@ from hfkit.data.sources import stay_local
 from hfkit.errors import DataError, StorageError, UsageError
 from hfkit.evaluation.rows import PREDICTIONS, read_rows, write_rows
 from hfkit.metrics.sample import Row, Score
+from hfkit.recipe.effect import acts_for, tasks_with
 from hfkit.settings import SETTINGS, acts
 from hfkit.system.console import is_main_process, say
 from hfkit.system.processes import together
@@ -123,8 +124,8 @@ def _require_effect(recipe: Recipe) -> None:
     """UsageError naming every setting that means nothing to the model's task."""
     problems = []
     for key, one in SETTINGS.items():
-        if acts("evaluate", key) and not acts("evaluate", key, recipe.task) and attrgetter(key)(recipe) != one.default:
-            flag, tasks = one.metadata["flags"][0].partition("/")[0], " and ".join(one.metadata["tasks"])
+        if acts("evaluate", key) and not acts_for(recipe.task, key) and attrgetter(key)(recipe) != one.default:
+            flag, tasks = one.metadata["flags"][0].partition("/")[0], " and ".join(tasks_with(key))
             problems.append((f"{flag} has no effect for {recipe.task}, it is for {tasks}", "leave it out"))
     if problems:
         raise UsageError.of(problems)

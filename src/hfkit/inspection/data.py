@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.columns import FLAGS, as_splits, find_classification, find_text, label_columns, place_of, shared_columns
@@ -15,7 +14,7 @@ from hfkit.data.loading import load_data
 from hfkit.data.readers import LABEL_NAMES
 from hfkit.data.sources import is_local, local_files, stay_local, type_name
 from hfkit.errors import DataError, UsageError
-from hfkit.system.console import short
+from hfkit.system.console import short, table
 from hfkit.tasks.windows import MAX_LENGTH
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ Findings = list[tuple[str, str]]  # what needs a decision, and what to type
 BATCH_ROWS = 1000
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+DOCUMENTS = {"file": "a file", "blank-line": "a paragraph, up to a blank line", "row": "a line"}
 
 QUANTILE_NAMES = ("half have at most", "90% have at most", "99% have at most", "the longest has")
 
@@ -399,33 +400,36 @@ def as_text(facts: Facts) -> str:
     splits: Facts = facts["splits"]
     first, part = next(iter(splits.items()))
     flags = ", ".join(dict.fromkeys(FLAGS[fact["role"]] for fact in facts["columns"].values() if fact["role"]))
-    columns = [[f"  {short(name)}", fact["type"], f"the {fact['role'].replace('_', ' ')}" if fact["role"] else "",
-                _sample(fact["example"])] for name, fact in facts["columns"].items()]  # fmt: skip
-    blocks = [
-        ["columns" + (f" (change with {flags})" if flags else ""), *_aligned(columns, left=True), *_unit(facts)],
-        _aligned([["", *splits], *_numbers(splits)]),
-    ]
+    columns = [["columns" + (f" (change with {flags})" if flags else "")]]
+    for name, fact in facts["columns"].items():
+        role = f"the {fact['role'].replace('_', ' ')}" if fact["role"] else ""
+        columns.append([f"  {short(name)}", fact["type"], role, _sample(fact["example"])])
+    if facts["documents"]:
+        columns.append([f"a row is {DOCUMENTS[facts['documents']]} (change with --documents)"])
+    blocks = [table(columns), table([["", *splits], *_numbers(splits)], "<>")]
     if "characters" in part and part["rows"] > 1:
         unit = "tokens" if "tokens" in part else "characters"
-        blocks.append([f"{unit} in a row, {first}", *_aligned(_bars(part[unit]["histogram"]))])
-    if labels := part.get("labels"):
-        rows = [["labels", *(f"{len(other['labels']):,} in {split}" for split, other in splits.items())]]
-        for label in list(labels)[:LABELS_SHOWN]:
-            shares = [_share(other["labels"].get(label, 0), other["rows"]) for other in splits.values()]
-            rows.append([f"  {short(label)}", *shares])
-        more = len(labels) - LABELS_SHOWN
-        blocks.append(_aligned(rows) + ([f"  and {more:,} more"] if more > 0 else []))
+        blocks.append(table([[f"{unit} in a row, {first}"], *_bars(part[unit]["histogram"])], "<><"))
+    if part.get("labels"):
+        blocks.append(table(_label_counts(splits), "<>"))
     if "values" in part:
-        rows = [["label", *splits]]
-        for key in ("min", "mean", "max"):
-            rows.append([f"  {key}", *(f"{other['values'][key]:.4g}" for other in splits.values())])
-        blocks.append(_aligned(rows))
-    return "\n\n".join("\n".join(block) for block in blocks)
+        ends = [
+            [f"  {key}", *(f"{other['values'][key]:.4g}" for other in splits.values())]
+            for key in ("min", "mean", "max")
+        ]
+        blocks.append(table([["label", *splits], *ends], "<>"))
+    return "\n\n".join(blocks)
 
 
-def _unit(facts: Facts) -> list[str]:
-    name = {"file": "a file", "blank-line": "a paragraph, up to a blank line", "row": "a line"}
-    return [f"a row is {name[facts['documents']]} (change with --documents)"] if facts["documents"] else []
+def _label_counts(splits: Facts) -> list[list[str]]:
+    """For each of the most frequent labels of the first split, its count in every split."""
+    labels = next(iter(splits.values()))["labels"]
+    rows = [["labels", *(f"{len(part['labels']):,} in {split}" for split, part in splits.items())]]
+    for label in list(labels)[:LABELS_SHOWN]:
+        shares = [_share(part["labels"].get(label, 0), part["rows"]) for part in splits.values()]
+        rows.append([f"  {short(label)}", *shares])
+    more = len(labels) - LABELS_SHOWN
+    return rows + ([[f"  and {more:,} more"]] if more > 0 else [])
 
 
 def _numbers(splits: Facts) -> list[list[str]]:
@@ -465,23 +469,6 @@ def _bars(histogram: Mapping[str, int]) -> Iterator[list[str]]:
     for low, count in histogram.items():
         name = f"{int(low):,} to {2 * int(low) - 1:,}" if int(low) > 1 else low
         yield [f"  {name}", f"{count:,}", "#" * -(-BAR * count // most)]
-
-
-def _aligned(lines: Iterable[Sequence[str]], left: bool = False) -> list[str]:
-    """Cells in columns of equal width, to the left or, all but the first and bars, to the right."""
-    lines = list(lines)
-    widths = [
-        max(map(len, column))
-        for column in itertools.zip_longest(*(line for line in lines if len(line) > 1), fillvalue="")
-    ]
-    aligned = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if left or place == 0 or cell.startswith("#") else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=False))
-        ]
-        aligned.append("  ".join(cells).rstrip())
-    return aligned
 
 
 def _share(count: int, rows: int) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.sources import stay_local
 from hfkit.runs.manifest import checkpoint_bytes, default_directory
 from hfkit.runs.run import Run
-from hfkit.system import files
-from hfkit.system.console import counted, say, scaled, size
+from hfkit.system import console, files
+from hfkit.system.console import counted, duration, say, scaled, size
 from hfkit.tasks import TASKS
 from hfkit.training.arguments import set_steps, training_arguments
 from hfkit.training.batch import batch_size, batch_sizes, num_devices
@@ -297,13 +297,11 @@ def as_text(facts: Facts) -> str:
         f"{rate['curve'][-1]:.2g} at step {runs[0]['steps']:,}",
         *(f"  |{line}" for line in plot(rate["curve"])),
     ]
-    return "\n".join([*lines, "", *table(facts)])
+    return "\n".join([*lines, "", _table(facts)])
 
 
-def table(facts: Facts) -> list[str]:
+def _table(facts: Facts) -> str:
     """One column for each number of processes."""
-    from hfkit.system.console import duration
-
     measured = facts["compute"]["counted"]
     shown: dict[str, Any] = {
         "processes": lambda run: f"{run['processes']:,}",
@@ -324,17 +322,12 @@ def table(facts: Facts) -> list[str]:
         "time" if measured else "time at least": lambda run: duration(run["seconds"]),
         "MFU": lambda run: f"{run['mfu']:.0%}",
     }
-    lines = [[name, *(show(run) for run in facts["runs"])] for name, show in shown.items()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [[name, *(show(run) for run in facts["runs"])] for name, show in shown.items()]
     notes = ["time is that of training alone, without evaluations and saves"]
     if any(run["processes"] > 1 for run in facts["runs"]):
         kind = "data parallel" if facts["parallel"] == "ddp" else "weights divided among them (FSDP2)"
         notes.append(f"several processes, {kind}: on devices as fast as this one, their talk not counted")
-    return [
-        *(f"{first:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
-          for first, *rest in lines),
-        *(f"({note})" for note in notes),
-    ]  # fmt: skip
+    return console.table([*rows, *([f"({note})"] for note in notes)], "<>")
 
 
 def plot(values: Sequence[float]) -> list[str]:

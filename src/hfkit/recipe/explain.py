@@ -1,4 +1,4 @@
-"""What is wrong with a setting, and what to type instead."""
+"""Problems with a setting, and what to type instead."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import did_you_mean
+from hfkit.recipe.effect import acts_for, idle_because, tasks_with
 from hfkit.recipe.upstream import DECIDED, FORMER, training_argument_types
 from hfkit.settings import SECTIONS, SETTINGS, acts, setting_of
 from hfkit.system import permissions
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = {"float": "0.1", "int": "8", "list": "[a, b]", "dict": "{key: value}"}
 
-# Pydantic's kinds of error in plain words; what is in braces comes from the limit.
+# pydantic's types of error in plain words; braces are filled with the limit.
 MUST_BE = {
     "bool": "true or false",
     "dict": "`key: value` pairs",
@@ -36,18 +37,18 @@ MUST_BE = {
 }
 
 
-def unknown_or_idle(command: str, task: str | None, key: str, values: Mapping[str, Any]) -> Problem | None:
-    """What is wrong with giving `key` to `command`, and what to type instead; None where it acts."""
+def problem_with(command: str, task: str | None, key: str, values: Mapping[str, Any]) -> Problem | None:
+    """The problem with giving `key` to `command`: it is unknown or has no effect. None if it has."""
     name = setting_of(key)
     if name is None:
         return _unknown(command, key)
     if not acts(command, name):
         commands = [other for other in SECTIONS if acts(other, name)]
         return f"has no effect in `hfkit {command}`", f"leave it out; it acts in {', '.join(commands)}"
-    if not acts(command, name, task):
-        return f"has no effect for {task}", f"leave it out; it acts for {', '.join(SETTINGS[name].metadata['tasks'])}"
-    if beside := idle_beside(name, values):
-        return beside
+    if not acts_for(task, name):
+        return f"has no effect for {task}", f"leave it out; it acts for {', '.join(tasks_with(name))}"
+    if idle := idle_because(name, values):
+        return idle
     is_extra = name == "train.extra" and key != name
     return _wrong_extra(key.removeprefix("train.extra."), values[key]) if is_extra else None
 
@@ -58,29 +59,17 @@ def _unknown(command: str, key: str) -> Problem:
         return f"transformers 5 has no '{last}'", FORMER[last]
     flag = "--" + last.replace("_", "-")
     if flag in (permissions.REMOTE_CODE, permissions.PICKLE):
-        return "is a person's to allow, not a recipe's", f"type {flag} on the command line"
+        return "can't be allowed by a recipe", f"type {flag} on the command line"
     near = [other for other in SETTINGS if acts(command, other)]
     same = [other for other in near if last == other.rpartition(".")[2] or flag in SETTINGS[other].metadata["flags"]]
     fix = f"did you mean '{same[0]}'?" if same else did_you_mean(key, near) or did_you_mean(key, SETTINGS)
     if not fix and last in training_argument_types():
         fix = f"set train.extra.{last}"
-    return "unknown setting", fix or f"hfkit {command} --dry-run prints those there are"
-
-
-def idle_beside(name: str, values: Mapping[str, Any]) -> Problem | None:
-    """Where another setting decides what `name` would."""
-    metadata = SETTINGS[name].metadata if name in SETTINGS else {}
-    for other in metadata.get("unless", ()):
-        if values.get(other) not in (None, [], False):
-            return f"has no effect beside {other}", "leave one of them out"
-    needed, _, wanted = metadata.get("needs", "").partition("=")
-    if needed and (values.get(needed, SETTINGS[needed].default) != wanted if wanted else not values.get(needed)):
-        return f"has no effect without {needed}{wanted and f'={wanted}'}", f"--set {needed}={wanted or 'true'}"
-    return None
+    return "unknown setting", fix or f"hfkit {command} --dry-run prints the settings"
 
 
 def _wrong_extra(key: str, value: Any) -> Problem | None:
-    """What is wrong with a field of TrainingArguments, `key`, or with a key inside one."""
+    """The problem with `key`, a field of TrainingArguments or a key inside one; None if it is right."""
     name = key.partition(".")[0]
     arguments = training_argument_types()
     if f"train.{name}" in SETTINGS:
@@ -90,7 +79,7 @@ def _wrong_extra(key: str, value: Any) -> Problem | None:
     if name in FORMER:
         return f"transformers 5 has no '{name}'", FORMER[name]
     if name not in arguments:
-        return "no field of TrainingArguments", did_you_mean(name, arguments) or "leave it out"
+        return "not a field of TrainingArguments", did_you_mean(name, arguments) or "leave it out"
     kinds: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str}
     kind, _, rest = arguments[name].partition(" | ")
     if kind in kinds and rest in ("", "None") and not (rest and value is None):
@@ -101,7 +90,7 @@ def _wrong_extra(key: str, value: Any) -> Problem | None:
 
 
 def invalid(detail: Any, where: Mapping[str, str]) -> Problem:
-    """One pydantic error as message and fix."""
+    """A pydantic error as message and fix; `where` each setting was given, by dotted key."""
     path = [str(part) for part in detail["loc"]]
     key = next(key for end in range(len(path), 0, -1) if (key := ".".join(path[:end])) in SETTINGS)
     kind, value = detail["type"], detail["input"]
@@ -119,7 +108,7 @@ def invalid(detail: Any, where: Mapping[str, str]) -> Problem:
 
 
 def shown(value: Any) -> str:
-    """The value as it stands in a recipe, on one line."""
+    """The value as written in a recipe, on one line."""
     if value is None:
         return "nothing"
     return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)

@@ -9,7 +9,7 @@ from hfkit.errors import UsageError, did_you_mean
 
 
 def recipes_folder() -> Path:
-    """The source tree's recipes in a source tree (an editable install's copy grows old), else the wheel's."""
+    """The recipes of the source tree if there is one (an editable install has an old copy), else those of the wheel."""
     source_tree = Path(__file__).parents[3] / "recipes"
     return source_tree if (source_tree.parent / "pyproject.toml").exists() else Path(__file__).parents[1] / "recipes"
 
@@ -20,7 +20,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file that `name` means: a path, or the name of a shipped recipe."""
+    """The file of a recipe: `name` is a path or the name of a shipped recipe. Raises UsageError if there is none."""
     if os.path.exists(name):  # Path.exists raises at a name of 300 letters
         return Path(name)
     known = shipped_recipes()
@@ -31,7 +31,7 @@ def find_recipe(name: str) -> Path:
 
 
 def headline(path: Path) -> str:
-    """What a recipe does: the first comment line after the schema line."""
+    """The first comment line after the schema line: what the recipe does."""
     lines = [
         line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
     ]

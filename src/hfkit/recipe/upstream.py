@@ -1,4 +1,4 @@
-"""What the installed transformers knows: training arguments, optimizers, trackers."""
+"""Training arguments, optimizers and trackers of the installed transformers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 # Fields of TrainingArguments that hfkit decides, with what to do instead.
 DECIDED = {
-    "accelerator_config": "leave it out: hfkit divides the rows among processes",
+    "accelerator_config": "leave it out: hfkit shards the data among processes",
     "auto_find_batch_size": "set train.per_device_train_batch_size",
     "batch_eval_metrics": "leave it out",
     "data_seed": "set train.seed",
-    "dataloader_drop_last": "leave it out: no row is ever dropped",
+    "dataloader_drop_last": "leave it out: no example is ever dropped",
     "disable_tqdm": "leave it out: hfkit prints its own progress",
-    "do_eval": "leave it out: data.validation is evaluated where there is any",
-    "do_predict": "leave it out: data.test is scored where it is given",
+    "do_eval": "leave it out: data.validation is evaluated if there is any",
+    "do_predict": "leave it out: data.test is scored if it is given",
     "do_train": "leave it out",
     "enable_jit_checkpoint": "leave it out: SIGTERM saves a checkpoint already",
     "eval_delay": "set train.eval_steps",
@@ -58,10 +58,10 @@ DECIDED = {
     "save_strategy": "set train.save_steps",
     "activation_checkpointing": "set train.gradient_checkpointing",
     "torch_compile": "set train.compile",
-    "train_sampling_strategy": "leave it out: rows are shuffled, and ordered by length where that saves padding",
+    "train_sampling_strategy": "leave it out: examples are shuffled, and grouped by length if that saves padding",
 }
 
-# Names that transformers 4 had and 5 has not: those with an exact successor are taken for it, with a note.
+# Names of transformers 4 that 5 no longer has. One with an exact successor is read as that, with a note.
 SUCCESSORS = {
     "no_cuda": "train.extra.use_cpu",
     "per_gpu_eval_batch_size": "train.per_device_eval_batch_size",
@@ -73,13 +73,13 @@ FORMER = {
     "adafactor": "set train.optimizer: adafactor",
     "evaluation_strategy": "set train.eval_steps",
     "fp16_backend": "leave it out",
-    "group_by_length": "leave it out: rows are ordered by length where that saves padding",
+    "group_by_length": "leave it out: examples are grouped by length if that saves padding",
     "half_precision_backend": "leave it out",
     "logging_dir": "leave it out",
     "overwrite_output_dir": "use --overwrite",
 }
 
-# What train.report_to takes, by the names of transformers.integrations: packages of which one must be installed.
+# Values of train.report_to, as in transformers.integrations; one of the packages must be installed.
 TRACKERS: dict[str, tuple[str, ...]] = {
     "azure_ml": ("azureml-core",),
     "clearml": ("clearml",),
@@ -99,7 +99,7 @@ TRACKERS: dict[str, tuple[str, ...]] = {
 
 
 def missing_trackers(names: Sequence[Any]) -> Iterator[Problem]:
-    """A problem for each tracker that can't be used."""
+    """A problem for each tracker that is unknown or not installed."""
     for name in map(str, names):
         packages = TRACKERS.get(name)
         if packages is None:
@@ -127,7 +127,7 @@ def training_argument_types() -> dict[str, str]:
 
 
 def optimizer_names() -> list[str]:
-    """What train.optimizer may be: hfkit's short name and the values of OptimizerNames."""
+    """Valid values of train.optimizer: hfkit's short name and those of OptimizerNames."""
     names = [
         node.value.value
         for node in _source_of_arguments().get("OptimizerNames", ())
@@ -138,7 +138,7 @@ def optimizer_names() -> list[str]:
 
 @functools.cache
 def _source_of_arguments() -> dict[str, list[ast.stmt]]:
-    """The classes of transformers.training_args by name, from its source: importing it costs seconds."""
+    """The classes of transformers.training_args by name. They are read from its source; importing it takes seconds."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         return {}

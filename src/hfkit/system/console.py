@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 _verbose = False
@@ -81,21 +82,49 @@ def warn(text: str, fix: str = "") -> None:
     say(f"warning: {text}" + (f" (fix: {fix})" if fix else ""))
 
 
-def score_table(scores: dict[str, dict[str, Any]]) -> str:
-    """A line per metric: name, value, interval and what it is; how all of them were taken stands once below."""
-    width = max(map(len, scores), default=0)
-    tails = {score["definition"].partition("; ")[2] for score in scores.values()}
+def table(rows: Iterable[Sequence[str]], align: str = "<") -> str:
+    """The rows as lines of text, their cells in columns of equal width, two spaces apart.
+
+    align: `<` (left) or `>` (right) for each column; the last sign also holds for all further columns. A row of one
+    cell is a heading or a note: it widens no column. Wide characters (Chinese, emoji) count as two.
+    """
+    from rich.cells import cell_len  # rich.table would wrap lines at the width of the terminal, in a pipe at 80
+
+    rows = list(rows)
+    columns = zip_longest(*(row for row in rows if len(row) > 1), fillvalue="")
+    widths = [max(map(cell_len, column)) for column in columns]
     lines = []
+    for row in rows:
+        cells = []
+        for cell, width, sign in zip_longest(row, widths[: len(row)], align[: len(row)]):
+            spaces = " " * ((width or 0) - cell_len(cell))
+            cells.append(spaces + cell if (sign or align[-1]) == ">" else cell + spaces)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def score_table(scores: dict[str, dict[str, Any]]) -> str:
+    """A line per metric: name, value, interval and definition. What all definitions end with stands once below."""
+    tails = {score["definition"].partition("; ")[2] for score in scores.values()}
+    rows = []
     for name, score in scores.items():
-        interval = "" if score["low"] is None else f"[{score['low']:.4g}, {score['high']:.4g}]"
         meaning = score["definition"].partition("; ")[0] if len(tails) == 1 else score["definition"]
-        lines.append(f"  {name:<{width}}  {score['value']:<8.4g} {interval:<18} {meaning}")
+        rows.append([f"  {name}", *value_cells(score), meaning])
     numbers = {score["n"] for score in scores.values()}
     facts = [*filter(None, tails)] if len(tails) == 1 else []
     facts += [f"n={number:,}" for number in numbers] if len(numbers) == 1 else []
     facts += ["95% intervals"] if any(score["low"] is not None for score in scores.values()) else []
-    lines += [f"  ({', '.join(facts)})"] if facts else []
-    return "\n".join(lines)
+    return table([*rows, *([[f"  ({', '.join(facts)})"]] if facts else [])])
+
+
+def value_cells(score: dict[str, Any]) -> tuple[str, str]:
+    """A score's value and its interval, padded so that they stand below each other in most tables."""
+    return f"{score['value']:<7.4g}", f"{interval(score):<17}"
+
+
+def interval(score: dict[str, Any]) -> str:
+    """[low, high], or nothing for a score without an interval."""
+    return "" if score["low"] is None else f"[{score['low']:.4g}, {score['high']:.4g}]"
 
 
 def counted(number: int, noun: str) -> str:

@@ -55,6 +55,8 @@ class Task(ABC):
     auto_model: str  # the Auto class of transformers that has its head
     watched: tuple[str, ...] = ()  # the names that train.best may hold where they are not those of `metrics`
     metrics: tuple[str, ...]  # the names that evaluation.metrics may hold
+    summary = ""  # what is learned, in a few words, for the help
+    settings: frozenset[str] = frozenset()  # dotted keys of its settings that not every task has
 
     @abstractmethod
     def usual_metrics(self, config: Any) -> Sequence[str]:
@@ -63,6 +65,12 @@ class Task(ABC):
     @abstractmethod
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the settings that nobody gave, by dotted key; `given` are those that somebody gave."""
+
+    def next_step(self, run: str, is_adapter: bool) -> str:
+        """The command to type after training; `run`: the run directory, `is_adapter`: it holds LoRA adapters only."""
+        if is_adapter:
+            return f"hfkit export {run} --merge --output-dir NEW, which `hfkit finetune --model NEW` takes"
+        return f"hfkit finetune --model {run} --data train.csv"
 
     @abstractmethod
     def load(self, recipe: Recipe) -> dict[str, Dataset]:

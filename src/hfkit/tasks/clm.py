@@ -30,11 +30,18 @@ SAMPLE_TOKENS = 24  # of the prompt and of the continuation that `samples` shows
 
 
 class CausalLM(LanguageModel):
+    summary = "next token"
     new_type = "gpt2"
     documents = "file"
     auto_model = "AutoModelForCausalLM"
     watched = ("nll", "perplexity", "bits_per_byte", "token_accuracy")
     metrics = ("perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "nll")
+    settings = frozenset(
+        {"data.document_masking", "evaluation.context", "evaluation.stride", "evaluation.bos", "evaluation.compat"}
+    )
+
+    def next_step(self, run: str, is_adapter: bool) -> str:
+        return f'hfkit generate --model {run} --prompt "..."'
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe

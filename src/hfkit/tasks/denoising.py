@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class Denoising(LanguageModel):
     new_type = "t5"
     auto_model = "AutoModelForSeq2SeqLM"
+    summary = "T5's masked spans"
+    settings = frozenset({"data.columns.target", "data.max_length", "data.mask_probability", "data.mean_span_length"})
     watched = ("perplexity", "token_accuracy", "nll")
     metrics = (*watched, "bits_per_byte", "bits_per_character", "word_perplexity")
 

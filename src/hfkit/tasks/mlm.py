@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 
 class MaskedLM(LanguageModel):
+    summary = "masked tokens"
     new_type = "bert"
     auto_model = "AutoModelForMaskedLM"
     metrics: tuple[str, ...] = ("perplexity", "token_accuracy", "nll")
+    settings = frozenset({"data.packing", "data.masking", "data.mask_probability", "evaluation.pseudo_perplexity"})
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe

@@ -40,6 +40,8 @@ class MaskedLMWithPairs(MaskedLM):
 
     auto_model = "AutoModelForPreTraining"
     metrics = ("perplexity", "token_accuracy", "nll", "nsp_accuracy", "nsp_loss")
+    summary = "BERT's masked tokens and sentence pairs"
+    settings = frozenset({"data.masking", "data.mask_probability"})
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         if recipe.data.streaming:

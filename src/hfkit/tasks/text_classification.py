@@ -63,10 +63,24 @@ METRICS = {
 }  # fmt: skip
 
 
+SETTINGS = frozenset(
+    {
+        "data.problem_type", "data.label_separator", "data.long_documents", "data.window_overlap",
+        "data.window_pooling", "data.allow_truncation", "data.max_length", "train.class_weights",
+        "evaluation.threshold", "evaluation.tune_threshold", "evaluation.temperature_scaling",
+    }
+)  # fmt: skip
+
+
 class TextClassification(Task):
+    summary = "labels of texts"
     command = "finetune"
     auto_model = "AutoModelForSequenceClassification"
     metrics = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
+    settings = SETTINGS
+
+    def next_step(self, run: str, is_adapter: bool) -> str:
+        return f'hfkit predict {run} --text "..."'
 
     def usual_metrics(self, config: Any) -> Sequence[str]:
         return DEFAULT_METRICS[problem_type_of(config)]

@@ -1,0 +1,123 @@
+"""Settings of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hfkit.settings.section import Section, setting
+
+# Two lines a setting: what it is, then its help.
+# fmt: off
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(Section):
+    """The columns to read; if one is not named, hfkit guesses it and prints the guess."""
+
+    text: str | None = setting("--text-column --text-column-name", help="Column with the text.")
+    text_pair: str | None = setting("--text-pair-column", only="finetune predict evaluate",
+        help="Column with the second text of a pair.")
+    label: str | None = setting("--label-column --label-column-name", only="finetune evaluate",
+        help="Column with the label, or several 0/1 columns separated by commas.")
+    target: str | None = setting("--target-column", only="evaluate",
+        help="Column with the expected output of an encoder-decoder, to measure its perplexity.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Csv(Section):
+    """The dialect of .csv and .tsv files."""
+
+    separator: str | None = setting("--separator",
+        help="Field separator: one character, or tab (default: a comma in .csv, a tab in .tsv).")
+    quoting: bool | None = setting("--quoting/--no-quoting", rare=True,
+        help="Whether double quotes enclose fields or are ordinary characters (default: they enclose fields in .csv "
+             "only).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Section):
+    """Steps that change or drop training documents, all off by default; each reports how much it removed."""
+
+    unicode_nfc: bool = setting(default=False, only="pretrain",
+        help="Normalize to Unicode NFC: one code for characters that look the same.")
+    control_characters: bool = setting(default=False, only="pretrain",
+        help="Remove control characters except tabs and line ends.")
+    white_space: bool = setting(default=False, only="pretrain",
+        help="Collapse blanks, strip lines and the whole text, keep at most one empty line in a row.")
+    min_characters: int | None = setting(only="pretrain", ge=1, help="Drop shorter documents.")
+    max_characters: int | None = setting(only="pretrain", ge=1, help="Drop longer documents.")
+    deduplicate: bool = setting(default=False, only="pretrain", help="Keep the first of identical documents.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """Where text comes from: files (.txt .csv .tsv .json .jsonl .parquet, also .gz), a Hub name or `builtin:NAME`."""
+
+    train: list[str] = setting("--data --train-file", [], only="pretrain finetune",
+        help="Training data: a file, a folder, a Hub name or builtin:NAME; repeatable.")
+    validation: list[str] = setting("--validation --validation-file", [], only="pretrain finetune",
+        help="Validation data (default: part of the training data is held out).")
+    test: list[str] = setting("--test --test-file", [], only="pretrain finetune evaluate",
+        help="Data to score; in training once, at the end.")
+    validation_split: float = setting(
+        "--validation-split", 0.05, only="pretrain finetune", unless="data.validation", ge=0, lt=1,
+        help="Fraction of the training data held out without --validation, 0 for none.")
+    columns: Columns = field(default_factory=Columns)
+    header: bool | None = setting("--header/--no-header",
+        help="Whether the first line of .csv and .tsv files names the columns; otherwise they are named 0, 1, ... "
+             "(default: a guess).")
+    csv: Csv = field(default_factory=Csv)
+    encoding: str = setting("--encoding", "utf-8", rare=True,
+        help="Encoding of text files: utf-8, latin-1, ...; if several are separated by commas, each line is decoded "
+             "with the first that fits.")
+    clean: Clean = field(default_factory=Clean)
+    mixture: list[float] = setting(default=[], only="pretrain", unless="data.streaming",
+        help="Weights of the sources in data.train, in their order; smaller sources repeat until each was read once.")
+    documents: Literal["file", "blank-line", "row"] | None = setting("--documents", only="pretrain evaluate",
+        help="What one document is in a .txt file: file, blank-line (a paragraph) or row (a line).")
+    block_size: int | None = setting("--block-size", only="pretrain", ge=2, help="Tokens in a training block.")
+    document_masking: bool = setting("--document-masking/--no-document-masking", True, only="pretrain",
+        help="Prevent attention between the documents of a block.")
+    packing: bool = setting("--packing/--no-packing", True, only="pretrain evaluate", rare=True,
+        help="Fill blocks with several documents; otherwise each document has examples of its own, padded and ordered "
+             "by length.")
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = setting(
+        "--problem-type", only="finetune evaluate",
+        help="What a label is: single_label_classification, multi_label_classification (any number of labels per "
+             "example) or regression (a number) (default: a guess).")
+    label_separator: str | None = setting("--label-separator", only="finetune evaluate", rare=True,
+        help="Separator between several labels of an example.")
+    long_documents: Literal["truncate", "window"] = setting(
+        "--long-documents", "truncate", only="finetune predict evaluate",
+        help="Truncate examples beyond --max-length, or split them into windows whose logits are pooled; each window "
+             "trains as an example.")
+    window_overlap: int | None = setting(
+        "--window-overlap --doc-stride", only="finetune predict evaluate", needs="data.long_documents=window",
+        rare=True, ge=0,
+        help="Tokens shared by neighboring windows (default: an eighth of a window).")
+    window_pooling: Literal["mean", "max"] = setting(
+        "--window-pooling", "mean", only="finetune predict evaluate", needs="data.long_documents=window",
+        rare=True,
+        help="How the logits of an example's windows are combined: their mean, or the maximum of each label.")
+    allow_truncation: bool = setting("--allow-truncation", False, only="finetune evaluate",
+        help="Continue even if more than 5% of the examples are truncated.")
+    max_length: int | None = setting("--max-length --max-seq-length", only="finetune predict evaluate", ge=2,
+        help="Maximum tokens of an example; longer ones are truncated and counted (default: the model's limit, at "
+             "most 512).")
+    max_train_samples: int | None = setting(
+        "--max-train-samples", only="pretrain finetune", unless="data.streaming", ge=1,
+        help="Train on this many random examples, drawn after the validation data is held out.")
+    streaming: bool = setting("--streaming", False, only="pretrain",
+        help="Read training data during training instead of loading it first; needs --max-steps.")
+    shuffle_buffer: int = setting("--shuffle-buffer", 10_000, only="pretrain", needs="data.streaming", rare=True, ge=1,
+        help="Examples that streaming holds in memory to shuffle.")
+    masking: Literal["token", "whole-word", "span"] = setting("--masking", "token", only="pretrain evaluate",
+        help="Unit of masking: single tokens, whole words, or spans of several words.")
+    mask_probability: float = setting(
+        "--mask-probability --mlm-probability --noise-density", 0.15, only="pretrain evaluate",
+        unless="data.columns.target", gt=0, lt=1,
+        help="Fraction of the tokens that are masked and predicted (0.15 as in BERT and T5).")
+    mean_span_length: float = setting(
+        "--mean-span-length", 3.0, only="pretrain evaluate", unless="data.columns.target", rare=True, ge=1,
+        help="Mean length in tokens of the spans that T5's objective masks (3 as in T5).")
