@@ -143,6 +143,8 @@ def token_store(
     Where the data set is a file, its tokens are one, too: <HF_DATASETS_CACHE>/hfkit/tokens-<hash of the texts and the
     tokenizer>, made once, checked by hash at every use, and mapped into memory rather than read.
     """
+    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json can hold a limit of its own
+    tokenizer.backend_tokenizer.no_padding()
     if not dataset.cache_files:
         return _encode(dataset, tokenizer, column, end, words)
     import datasets
@@ -180,8 +182,6 @@ def _encode(
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     closing = np.array([] if end is None else [end], dtype=dtype)
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json can hold a limit of its own
-    backend.no_padding()
     encode = backend.encode_batch if words else backend.encode_batch_fast  # the fast one knows no words
     tokens: list[np.ndarray] = [np.zeros(0, dtype=dtype)]
     first_of_word: list[np.ndarray] = [np.zeros(0, dtype=bool)]
