@@ -31,7 +31,7 @@ ROWS = [("hello world", "good"), ("the lazy dog", "bad"), ("the quick brown fox"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models `bert` and `gpt2`, and labelled data in `train.csv` and `dev.csv`."""
+    """Tiny models `bert` and `gpt2`, and labeled data in `train.csv` and `dev.csv`."""
     folder = tmp_path_factory.mktemp("cli")
     make_bert(folder / "bert")
     make_gpt2(folder / "gpt2")

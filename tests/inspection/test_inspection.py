@@ -15,6 +15,8 @@ import datasets
 import pytest
 
 from hfkit.cli.main import main
+from hfkit.inspection.data import inspect
+from hfkit.settings import Data
 from tiny_models import make_bert, make_gpt2
 
 
@@ -100,7 +102,7 @@ def test_a_classification_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["splits"]["validation"]["repeated"]["rows"] == 0
     assert findings(found) == [
         "train: 1 of 7 rows (14.3%) have an empty text (fix: delete them)",
-        "train: 2 of 7 rows (28.6%) repeat an earlier text, most often 'a fine film', 3 times (fix: delete them, unless they are meant)",
+        "train: 2 of 7 rows (28.6%) repeat an earlier text; most often 'a fine film', 3 times (fix: delete them, unless they are intended)",
         "train: 1 text has rows with different labels, e.g. 'a fine film' (fix: decide on one label for each)",
         "validation: 2 of 3 rows (66.7%) have a text that is also in train, so scores will be too good, e.g. 'a fine film' (fix: delete them from one of the two)",
         "validation: labels that are not in train: meh (fix: correct them, or add training rows)",
@@ -132,7 +134,7 @@ characters                        71          20
   90% have at most                23          11
   99% have at most                23          11
   the longest has                 23          11
-(--model NAME counts tokens, too)
+(--model NAME also counts tokens)
 
 characters in a row, train
   2 to 3    2  ####################
@@ -171,7 +173,7 @@ LABELS = [
     (
         "x\ny\n\nx\ny\n \n",
         [
-            "train: 2 of 6 rows (33.3%) have nothing in column 'label', first a.tsv: line 4 (fix: fill it in, or delete the row)"
+            "train: 2 of 6 rows (33.3%) have no value in column 'label', first a.tsv: line 4 (fix: fill it in, or delete the row)"
         ],
     ),
 ]
@@ -194,8 +196,8 @@ def test_class_names_and_missing_texts(capsys: pytest.CaptureFixture[str]) -> No
     assert found["splits"]["train"]["labels"] == {"yes": 2, "no": 1}
     assert found["columns"]["label"]["type"] == "classes ['no', 'yes']"
     assert findings(found)[:2] == [
-        "train: 1 of 4 rows (25.0%) have nothing in column 'text', first saved: train row 2 (fix: fill it in, or delete the row)",
-        "train: 1 of 4 rows (25.0%) have nothing in column 'label', first saved: train row 4 (fix: fill it in, or delete the row)",
+        "train: 1 of 4 rows (25.0%) have no value in column 'text', first saved: train row 2 (fix: fill it in, or delete the row)",
+        "train: 1 of 4 rows (25.0%) have no value in column 'label', first saved: train row 4 (fix: fill it in, or delete the row)",
     ]
 
 
@@ -242,7 +244,7 @@ def test_text_is_inspected_as_pretraining_sees_it(capsys: pytest.CaptureFixture[
         assert found["splits"]["train"]["rows"] == rows
         assert found["splits"]["train"]["repeated"]["rows"] == repeated
     assert findings(found) == [
-        "train: 2 of 5 rows (40.0%) repeat an earlier text, most often 'one', 2 times (fix: hfkit pretrain ... --set data.clean.deduplicate=true)"
+        "train: 2 of 5 rows (40.0%) repeat an earlier text; most often 'one', 2 times (fix: hfkit pretrain ... --set data.clean.deduplicate=true)"
     ]
     assert main(["data", "inspect", "a.txt"]) == 0
     assert "\na row is a file (change with --documents)\n" in capsys.readouterr().out
@@ -295,12 +297,12 @@ def test_tokens_of_a_classifier(models: Path, capsys: pytest.CaptureFixture[str]
         "cut": 1,
     }
     assert findings(found) == [
-        "train: 1 of 4 rows (25.0%) are longer than 5 tokens and get cut (fix: --max-length 11)",
+        "train: 1 of 4 rows (25.0%) are longer than 5 tokens and truncated (fix: --max-length 11)",
         "train: the tokenizer does not know 4.3% of the tokens (fix: a --model for this language or alphabet)",
     ]
     write("b.csv", "text,label\n" + "hello " * 100 + ",x\nfox,y\nhello,y\nworld,x\n")
     assert findings(facts(capsys, "b.csv", "--model", str(models / "bert"))) == [
-        "train: 1 of 4 rows (25.0%) are longer than 64 tokens and get cut (fix: a --model for longer texts, or --allow-truncation)"
+        "train: 1 of 4 rows (25.0%) are longer than 64 tokens and truncated (fix: a --model for longer texts, or --allow-truncation)"
     ]
     capsys.readouterr()
     assert main(["data", "inspect", "a.csv", "--model", str(models / "bert"), "--max-length", "65"]) == 2
@@ -325,7 +327,7 @@ def test_tokens_of_a_corpus_are_not_cut(models: Path, capsys: pytest.CaptureFixt
     ("line", "code", "message"),
     [
         ("nope.txt", 3, "nope.txt: no such file"),
-        ("a.txt --task clmm", 2, "'clmm' is no task: "),
+        ("a.txt --task clmm", 2, "unknown task 'clmm', hfkit has: "),
         ("a.csv --text-column txt", 3, "a.csv has no column 'txt', found: text, label (fix: --text-column text)"),
         ("a.csv --max-length 1", 2, "Invalid value for '--max-length': "),
         ("a.txt --documents page", 2, "Invalid value for '--documents': "),
@@ -350,6 +352,8 @@ def test_mistakes_are_one_line(line: str, code: int, message: str, capsys: pytes
 LIGHT = """
 import sys
 from hfkit.cli.main import main
+from hfkit.inspection.data import inspect
+from hfkit.settings import Data
 code = main(["data", "inspect", "a.csv"])
 print({"torch", "transformers", "accelerate"} & set(sys.modules), code)
 """
@@ -359,6 +363,13 @@ def test_without_a_model_no_model_library_is_imported() -> None:
     write("a.csv", "text,label\na,0\nb,1\na b,1\nb b,0\n")
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set() 0"
+
+
+def test_python_gets_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    source = write("a.txt", "one\n\ntwo\n")
+    found = inspect(Data(train=[source]), task="mlm")
+    assert found == facts(capsys, source, "--task", "mlm")
+    assert (found["task"], found["documents"], found["splits"]["train"]["rows"]) == ("mlm", "blank-line", 2)
 
 
 def test_help_names_the_options_of_training(capsys: pytest.CaptureFixture[str]) -> None:

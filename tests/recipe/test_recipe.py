@@ -253,6 +253,12 @@ def test_every_mistake_is_reported_with_its_line_and_its_fix(tmp_path: Path) -> 
         ("model.name", 7, 'must be text, not 7 (fix: put it in quotes: "7")'),
         ("model.dtype", "float23", "must be one of float32, bfloat16, float16, not 'float23'"
                                    " (fix: did you mean 'float32'?)"),
+        ("train.per_device_train_batch_size", 0, "must be at least 1, or auto, not 0 (fix: e.g. 8)"),
+        ("train.per_device_train_batch_size", "0.0", "must be at least 1, or auto, not 0.0 (fix: e.g. 8)"),
+        ("train.per_device_train_batch_size", "all", "must be a whole number, not 'all' (fix: e.g. 8)"),
+        ("train.optimizer", "adamv", "unknown optimizer 'adamv' (fix: did you mean 'adamw'?)"),
+        ("train.push", "me", "'me' is not the name of a repository (fix: --push OWNER/NAME)"),
+        ("train.report_to", "wandbb", "unknown tracker 'wandbb' (fix: did you mean 'wandb'?)"),
         ("data.train", {"a": 1}, "must be a list, not {'a': 1} (fix: e.g. [a, b])"),
         ("data.columns", "text", "is a section, not 'text' (fix: write its settings below it, such as text)"),
     ],

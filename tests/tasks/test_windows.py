@@ -17,13 +17,7 @@ from hfkit.settings import Data, Recipe
 from hfkit.tasks.windows import EncodedTexts
 from tiny_models import TEXT
 
-KINDS = (
-    "bert",
-    "roberta",
-    "deberta-v2",
-    "xlnet",
-    "gpt2",
-)  # [CLS] A [SEP] B, <s> A </s></s> B, Unigram, at the end, bare
+KINDS = ("bert", "roberta", "deberta-v2", "xlnet", "gpt2")  # special tokens: around, doubled, Unigram, at the end, none
 WORDS = [*{word for text in TEXT for word in text.split()}, "数据", "🦊🦊", "é", "  ", "xyzzy"]
 MODEL = BertForSequenceClassification(
     BertConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)

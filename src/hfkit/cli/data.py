@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hfkit.cli.options import Debug, Json, TrustRemoteCode
-from hfkit.errors import UsageError, did_you_mean
-from hfkit.settings import SETTINGS, Columns, Csv, Data, Model, Recipe, Tokenizer
+from hfkit.settings import SETTINGS, Columns, Csv, Data
 from hfkit.system import console
-from hfkit.tasks import DEFAULT_TASKS, TASKS
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
-data = typer.Typer(help="Look into data before training on it.", no_args_is_help=True)
+data = typer.Typer(help="Inspect data before training on it.", no_args_is_help=True)
 
 
 def _option(key: str, metavar: str | None = None) -> Any:
@@ -27,7 +25,7 @@ def _option(key: str, metavar: str | None = None) -> Any:
 
 @data.callback()
 def _group() -> None:
-    """Keeps `inspect` a word of its own while it is the only command."""
+    """Without this, typer would drop the word `inspect`: it is the only command."""
 
 
 @data.command()
@@ -36,7 +34,7 @@ def inspect(
     validation: Annotated[list[str] | None, _option("data.validation", "FILE")] = None,
     test: Annotated[list[str] | None, _option("data.test", "FILE")] = None,
     task: Annotated[
-        str | None, typer.Option("--task", metavar="NAME", help="What it is for; guessed otherwise.")
+        str | None, typer.Option("--task", metavar="NAME", help="Task that will be trained on it (default: guessed).")
     ] = None,
     model: Annotated[str | None, _option("model.name", "NAME")] = None,
     tokenizer: Annotated[str | None, _option("tokenizer.name", "NAME")] = None,
@@ -55,9 +53,9 @@ def inspect(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Count rows, repeats, leaks, lengths and labels, and say what needs a decision.
+    """Count rows, repeats, leaks, lengths and labels, and list what needs a decision.
 
-    With --model or --tokenizer it also counts tokens: what is unknown, and what gets cut.
+    With --model or --tokenizer it also counts tokens: unknown ones, and rows that would be truncated.
 
     [bold]Examples[/bold]
 
@@ -65,34 +63,27 @@ def inspect(
 
     hfkit data inspect book.txt --task mlm --tokenizer gpt2
     """
-    if task is not None and task not in TASKS:
-        fix = did_you_mean(task, TASKS) or f"--task {next(iter(TASKS))}"
-        raise UsageError(f"'{task}' is no task: {', '.join(TASKS)}", fix)
-    unit = documents or TASKS[task or DEFAULT_TASKS["pretrain"]].defaults({}).get("data.documents")
-    columns = Columns(text=text_column, text_pair=text_pair_column, label=label_column)
-    recipe = Recipe(
-        task=task,
-        model=Model(name=model, from_scratch=True),  # its weights are not needed
-        tokenizer=Tokenizer(name=tokenizer),
-        data=Data(
+    from hfkit.inspection.data import inspect as inspect_data
+    from hfkit.inspection.data_tables import as_text
+
+    facts = inspect_data(
+        Data(
             train=files,
             validation=validation or [],
             test=test or [],
-            columns=columns,
+            columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column),
             problem_type=problem_type,
             label_separator=label_separator,
-            documents=unit,
+            documents=documents,
             header=header,
             csv=Csv(separator=separator, quoting=quoting),
             encoding=encoding,
             max_length=max_length,
         ),
+        task=task,
+        model=model,
+        tokenizer=tokenizer,
     )
-
-    from hfkit.inspection.data import as_text
-    from hfkit.inspection.data import inspect as inspect_data
-
-    facts = inspect_data(recipe)
     if json:
         console.result_json(facts)
         return

@@ -104,41 +104,30 @@ PERMISSIONS = {"trust_remote_code": TrustRemoteCode, "allow_pickle": AllowPickle
 
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
 
-_IN_PROCESSES: dict[str, Any] = {"rich_help_panel": "Several processes", "show_default": False}
-
 # These say how a command is started, not what it computes. So they are not settings: a recipe runs unchanged in one
 # process and in many. Every command whose function has a parameter `launch` has them.
-LAUNCH: dict[str, Any] = {
-    "num_processes": Annotated[
-        str | None,
-        typer.Option("--num-processes", metavar="N", help="Number of processes, on all machines.", **_IN_PROCESSES),
-    ],
-    "parallel": Annotated[
-        str | None,
+_LAUNCH: list[tuple[str, Any, str, str]] = [
+    ("num_processes", str, "N", "Number of processes, on all machines."),
+    ("parallel", str, "KIND", "ddp (default), or fsdp2: sharded weights, on GPUs."),
+    ("num_machines", int, "M", "Number of machines; start each with the same command."),
+    ("machine_rank", int, "R", "Rank of this machine, from 0."),
+    ("main_process_ip", str, "ADDRESS", "Address of machine 0."),
+    ("main_process_port", int, "PORT", "Port of machine 0 (default: 29500)."),
+    ("launcher_arguments", str, "", ""),  # hidden: the arguments after `--`
+]
+LAUNCH = {
+    name: Annotated[
+        kind | None,
         typer.Option(
-            "--parallel", metavar="KIND", help="ddp (default), or fsdp2: sharded weights, on GPUs.", **_IN_PROCESSES
+            "--" + name.replace("_", "-"),
+            metavar=metavar,
+            help=text,
+            hidden=not text,
+            rich_help_panel="Several processes",
+            show_default=False,
         ),
-    ],
-    "num_machines": Annotated[
-        int | None,
-        typer.Option(
-            "--num-machines", metavar="M", help="Number of machines; start each with the same command.", **_IN_PROCESSES
-        ),
-    ],
-    "machine_rank": Annotated[
-        int | None, typer.Option("--machine-rank", metavar="R", help="Rank of this machine, from 0.", **_IN_PROCESSES)
-    ],
-    "main_process_ip": Annotated[
-        str | None,
-        typer.Option("--main-process-ip", metavar="ADDRESS", help="Address of machine 0.", **_IN_PROCESSES),
-    ],
-    "main_process_port": Annotated[
-        int | None,
-        typer.Option(
-            "--main-process-port", metavar="PORT", help="Port of machine 0 (default: 29500).", **_IN_PROCESSES
-        ),
-    ],
-    "launcher_arguments": Annotated[str | None, typer.Option("--launcher-arguments", hidden=True)],  # those after --
+    ]
+    for name, kind, metavar, text in _LAUNCH
 }
 
 _launched: set[str] = set()  # the commands that have these options

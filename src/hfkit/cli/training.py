@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -22,12 +22,10 @@ from hfkit.cli.options import (
 )
 from hfkit.errors import UsageError
 from hfkit.recipe.shipped import find_recipe
+from hfkit.settings import Recipe
 from hfkit.system import console
 from hfkit.system.launcher import Launch
 from hfkit.tasks import TASKS
-
-if TYPE_CHECKING:
-    from hfkit.settings import Recipe
 
 
 def run_training(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hfkit.errors import did_you_mean
+from hfkit.errors import Problem, did_you_mean
 from hfkit.recipe.upstream import missing_trackers, optimizer_names
 from hfkit.tasks import TASKS
-
-if TYPE_CHECKING:
-    from hfkit.errors import Problem
 
 HUB_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # OWNER/NAME
 

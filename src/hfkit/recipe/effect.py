@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hfkit.errors import Problem
 from hfkit.settings import SETTINGS
 from hfkit.tasks import TASKS
-
-if TYPE_CHECKING:
-    from hfkit.errors import Problem
 
 
 def tasks_with(name: str) -> list[str]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hfkit.errors import did_you_mean
+from hfkit.errors import Problem, did_you_mean
 from hfkit.recipe.effect import acts_for, idle_because, tasks_with
 from hfkit.recipe.upstream import DECIDED, FORMER, training_argument_types
 from hfkit.settings import SECTIONS, SETTINGS, acts, setting_of
 from hfkit.system import permissions
-
-if TYPE_CHECKING:
-    from hfkit.errors import Problem
 
 EXAMPLES = {"float": "0.1", "int": "8", "list": "[a, b]", "dict": "{key: value}"}
 

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hfkit.data.readers import is_table
-from hfkit.errors import UsageError, did_you_mean
+from hfkit.errors import Problem, UsageError, did_you_mean
 from hfkit.recipe.checks import wrong_values
 from hfkit.recipe.effect import acts_for, description, idle_because
 from hfkit.recipe.explain import invalid, problem_with, shown
@@ -21,9 +21,6 @@ from hfkit.recipe.yaml import FIRST_SETTING, flatten, nest, parse_yaml, read_rec
 from hfkit.settings import SETTINGS, Recipe, acts, is_list, setting_of
 from hfkit.system.console import say, warn
 from hfkit.tasks import DEFAULT_TASKS, TASKS
-
-if TYPE_CHECKING:
-    from hfkit.errors import Problem
 
 _RECIPE = TypeAdapter(Recipe)
 
@@ -60,15 +57,16 @@ def resolve(
     for key, problem in wrong_values(given.values, str(task or values.get("task"))):
         given.report(key, problem)
     try:
-        resolved = _RECIPE.validate_python(nest(values))
+        resolved: Recipe = _RECIPE.validate_python(nest(values))
     except ValidationError as error:
         auto = "literal['auto']"  # the other half of `int | "auto"`: one error is enough
         given.problems += [invalid(detail, given.where) for detail in error.errors() if detail["loc"][-1] != auto]
     if given.problems:
         raise UsageError.of(given.problems)
-    recipe_ = resolved if task is None else _with_defaults(resolved, command, task, values)
-    _warn_of_documents(given, recipe_)
-    return recipe_
+    if task is not None:
+        resolved = _with_defaults(resolved, command, task, values)
+    _warn_of_documents(given, resolved)
+    return resolved
 
 
 def dump_yaml(recipe: Recipe, command: str) -> str:

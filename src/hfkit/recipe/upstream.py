@@ -8,12 +8,9 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hfkit.errors import did_you_mean
-
-if TYPE_CHECKING:
-    from hfkit.errors import Problem
+from hfkit.errors import Problem, did_you_mean
 
 # Fields of TrainingArguments that hfkit decides, with what to do instead.
 DECIDED = {

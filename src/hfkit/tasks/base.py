@@ -55,6 +55,7 @@ class Task(ABC):
     auto_model: str  # the Auto class of transformers that has its head
     watched: tuple[str, ...] = ()  # the names that train.best may hold where they are not those of `metrics`
     metrics: tuple[str, ...]  # the names that evaluation.metrics may hold
+    roles: tuple[str, ...] = ("text",)  # the columns that it reads, by their names in data.columns
     summary = ""  # what is learned, in a few words, for the help
     settings: frozenset[str] = frozenset()  # dotted keys of its settings that not every task has
 

@@ -76,6 +76,7 @@ class TextClassification(Task):
     summary = "labels of texts"
     command = "finetune"
     auto_model = "AutoModelForSequenceClassification"
+    roles = ("text", "text_pair", "label")
     metrics = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
     settings = SETTINGS
 
