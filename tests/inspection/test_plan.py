@@ -94,10 +94,10 @@ def test_what_can_be_counted_is_exact(facts, folder):
 
 def test_the_table_says_it_to_a_person(facts):
     text = as_text(facts)
-    lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    lines = {line.strip().split("  ")[0]: line.split() for line in text.splitlines()}
     assert lines["processes"] == ["processes", "1", "2", "8"]
-    assert lines["rows in a pass"][-3:] == ["8", "4", "1"]
-    assert lines["of them warm-up"][-1] == str(facts["runs"][0]["warmup_steps"])
+    assert lines["micro-batch"][-3:] == ["8", "4", "1"]
+    assert lines["warm-up"][-1] == str(facts["runs"][0]["warmup_steps"])
     assert f"gpt2, {facts['model']['parameters']:,} parameters" in text
     assert max(map(len, text.replace(facts["disk"]["directory"], "run").splitlines())) <= 120
 
