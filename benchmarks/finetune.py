@@ -205,6 +205,7 @@ class Hfkit(Side):
         from hfkit.models.loading import new_or_pretrained
         from hfkit.models.tokenizer import load_tokenizer
         from hfkit.tasks import TASKS
+        from hfkit.tasks.base import LossOptions
         from hfkit.training.arguments import training_arguments
         from hfkit.training.prepare import load_splits
         from hfkit.training.stream import TrainingStream
@@ -221,20 +222,20 @@ class Hfkit(Side):
         splits = load_splits(task, recipe)
         set_seed(recipe.train.seed)
         self.tokenizer = load_tokenizer(recipe, config, [])
-        for key, value in task.model_settings(splits, config).items():
+        for key, value in task.model_config(splits, config).items():
             setattr(config, key, value)
         self.model = new_or_pretrained(task.auto_model, recipe, config, self.tokenizer)
         rows = task.encode(splits["train"], self.tokenizer, self.model, recipe)
         size = options.batch_size
         steps = WARM_UP + options.steps
-        stream = TrainingStream(rows, task, steps=steps, step_rows=size, seed=recipe.train.seed)
-        task.prepare(self.model, task.collate(stream.sample(size), self.tokenizer))
+        stream = TrainingStream(rows, steps=steps, step_rows=size, seed=recipe.train.seed)
+        task.adapt(self.model, task.collate(stream.sample(size), self.tokenizer))
         self.trainer = new_trainer(
             self.model,
             training_arguments(recipe, Path(options.folder) / "run"),
             train_dataset=stream,
             data_collator=partial(collate, task, self.tokenizer),
-            compute_loss_func=task.training_loss(recipe, rows, size),
+            compute_loss_func=partial(task.loss, options=LossOptions(step_rows=size)),
         )
 
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ class Hfkit:
         from hfkit.models.config import load_config
         from hfkit.models.loading import new_or_pretrained
         from hfkit.tasks import TASKS
+        from hfkit.tasks.base import LossOptions
         from hfkit.training.arguments import training_arguments
         from hfkit.training.stream import TrainingStream
 
@@ -142,10 +144,10 @@ class Hfkit:
         if like is not None:
             self.model.load_state_dict(like.model.state_dict())
         rows = self.task.encode(texts, self.tokenizer, self.model, recipe)
-        self.stream = TrainingStream(rows, self.task, steps=1000, step_rows=batch_size, seed=recipe.train.seed)
-        self.task.prepare(self.model, self.batch(0))
+        self.stream = TrainingStream(rows, steps=1000, step_rows=batch_size, seed=recipe.train.seed)
+        self.task.adapt(self.model, self.batch(0))
         args = training_arguments(recipe, folder / "run")
-        loss = self.task.training_loss(recipe, rows, batch_size)
+        loss = partial(self.task.loss, options=LossOptions(step_rows=batch_size))
         self.trainer = new_trainer(self.model, args, compute_loss_func=loss)
 
     def batch(self, number: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -669,6 +670,14 @@ def test_every_setting_is_described_and_acts_somewhere(key: str) -> None:
 def test_the_settings_of_a_task_exist(task: str) -> None:
     assert TASKS[task].settings <= SETTINGS.keys()
     assert TASKS[task].summary
+
+
+def test_nothing_outside_tasks_names_a_task() -> None:
+    for path in SOURCE.rglob("*.py"):
+        if path.parent.name != "tasks":
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            named = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+            assert not named & TASKS.keys(), path
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -24,6 +24,7 @@ from hfkit.errors import DataError, UsageError
 from hfkit.evaluation.inference import predict_rows
 from hfkit.metrics.table import compute
 from hfkit.tasks import TASKS, calibration
+from hfkit.tasks.base import LossOptions
 from hfkit.tasks.text_classification import METRICS
 from hfkit.tasks.windows import EncodedTexts
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
@@ -207,7 +208,7 @@ def test_class_names_stand_for_their_numbers():
 
 
 def order_of(dataset, config):
-    keys = TASK.model_settings({"train": dataset}, config)
+    keys = TASK.model_config({"train": dataset}, config)
     assert keys["label2id"] == {name: index for index, name in keys["id2label"].items()}
     assert keys["problem_type"] == MULTIPLE
     return list(keys["id2label"].values())
@@ -242,7 +243,7 @@ def test_ids_of_labels_are_those_of_the_saved_model(bert):
         AutoModelForSequenceClassification.from_pretrained("run"),
         settings.Recipe(),
     )
-    assert rows.labels[:2] == [[1.0, 0.0], [0.0, 1.0]]
+    assert rows.labels[:2].tolist() == [[1.0, 0.0], [0.0, 1.0]]
     assert rows.names == list(hfkit.predict("run", ["hello"])[0]["probabilities"]) == ["z", "a"]
 
 
@@ -379,7 +380,7 @@ def test_losses_are_those_of_torch():
     plain = functional.cross_entropy(logits, classes)
     torch.testing.assert_close(TASK.loss({"logits": logits}, classes), plain)
     each = functional.cross_entropy(logits, classes, reduction="none")
-    weighted = TASK.loss({"logits": logits}, classes, weights=weights, step_rows=12)
+    weighted = TASK.loss({"logits": logits}, classes, options=LossOptions(step_rows=12, class_weights=weights.tolist()))
     torch.testing.assert_close(weighted, (each * weights[classes]).sum() / 12)
     several = functional.binary_cross_entropy_with_logits(logits, flags)
     torch.testing.assert_close(TASK.loss({"logits": logits}, flags), several)
@@ -506,7 +507,7 @@ def test_windows_hold_every_token_and_overlap(bert):
     tokenizer, rows = encoded(bert, ["dog", text], max_length=10, long_documents="window", window_overlap=3)
     assert rows.owners.tolist() == [0, *[1] * (len(rows) - 1)]
     assert rows.starts.tolist() == [0, 1]
-    bodies = [rows[index]["input_ids"][1:-1] for index in range(1, len(rows))]
+    bodies = [rows.example(index)["input_ids"][1:-1] for index in range(1, len(rows))]
     assert max(rows.lengths) <= 10
     whole = bodies[0] + [token for body in bodies[1:] for token in body[3:]]
     assert whole == tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -519,7 +520,7 @@ def test_windows_of_a_pair_repeat_the_shorter_text(bert):
     tokenizer, rows = encoded(bert, ["the fox"], [" ".join(WORDS)], max_length=14, long_documents="window")
     assert len(rows) > 1
     for index in range(len(rows)):
-        assert tokenizer.decode(rows[index]["input_ids"]).startswith("[CLS] the fox [SEP]")
+        assert tokenizer.decode(rows.example(index)["input_ids"]).startswith("[CLS] the fox [SEP]")
     with pytest.raises(DataError, match="a first text of a pair fills a whole window of 14 tokens"):
         encoded(bert, ["fox " * 20, "dog"], ["dog " * 40, "dog " * 40], max_length=14, long_documents="window")
 
@@ -577,19 +578,19 @@ def test_a_decoder_learns_to_classify(tmp_path):
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-class Fake:
+class Fake(EncodedTexts):
     """Rows as `scores` sees them."""
 
     def __init__(self, kind, num_rows, names=("a", "b", "c"), **config):
         self.kind, self.names, self.config = kind, list(names), type("Config", (), config)
-        self.starts = np.arange(num_rows)
+        self.owners = np.arange(num_rows)
 
     def pooled(self, logits):
         return logits
 
 
 def recipe_with(*metrics, **evaluation):
-    return settings.Recipe(evaluation=settings.Evaluation(metrics=list(metrics), interval=False, **evaluation))
+    return settings.Evaluation(metrics=list(metrics), interval=False, **evaluation)
 
 
 def test_metrics_of_several_labels_agree_with_scikit_learn():

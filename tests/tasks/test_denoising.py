@@ -96,8 +96,8 @@ def test_inputs_and_target_give_back_the_text(num_words, block_size, density, me
     rows = rows_of(num_words, block_size=block_size, density=density, mean_length=mean_length)
     text = []
     for index in range(len(rows)):
-        row = rows[index]
-        example = DENOISING.example(row, np.random.default_rng((seed, index)))
+        row = rows.blocks[index]
+        example = rows.example(index, np.random.default_rng((seed, index)))
         tokens, spans = restored(example)
         assert tokens == row["input_ids"][:-1].tolist()
         assert all(length > 0 for length in spans)
@@ -128,7 +128,7 @@ def test_shares_are_those_of_t5(num_tokens, density, mean_length, expected):
 def test_every_block_hides_exactly_the_share():
     rows = rows_of(900, block_size=101)
     for index in range(len(rows) - 1):
-        _, spans = restored(DENOISING.example(rows[index], np.random.default_rng(index)))
+        _, spans = restored(rows.example(index, np.random.default_rng(index)))
         assert (sum(spans), len(spans)) == (15, 5)
 
 
@@ -142,14 +142,14 @@ def test_every_division_into_spans_is_equally_likely():
 
 def test_block_of_one_token_hides_nothing():
     rows = rows_of(5, block_size=6)  # five words, then EOS alone
-    example = DENOISING.example(rows[1], np.random.default_rng(0))
+    example = rows.example(1, np.random.default_rng(0))
     assert example["input_ids"].tolist() == [EOS, EOS]
     assert example["labels"].tolist() == [SENTINELS[0], EOS]
 
 
 def test_padding_is_no_label_and_the_decoder_starts_where_the_model_says():
     rows = rows_of(50)
-    examples = [DENOISING.example(rows[index], np.random.default_rng(index)) for index in (0, 2)]
+    examples = [rows.example(index, np.random.default_rng(index)) for index in (0, 2)]
     batch = DENOISING.collate(examples, TOKENIZER)
     assert set(batch) == {"input_ids", "attention_mask", "decoder_input_ids", "labels"}
     for row, example in enumerate(examples):
@@ -166,9 +166,7 @@ def test_padding_is_no_label_and_the_decoder_starts_where_the_model_says():
 
 def test_loss_is_that_of_the_model_itself():
     rows = rows_of(50)
-    batch = DENOISING.collate(
-        [DENOISING.example(rows[i], np.random.default_rng(i)) for i in range(len(rows))], TOKENIZER
-    )
+    batch = DENOISING.collate([rows.example(i, np.random.default_rng(i)) for i in range(len(rows))], TOKENIZER)
     expected = MODEL(**{name: tensor for name, tensor in batch.items() if name != "decoder_input_ids"}).loss.item()
     labels = batch.pop("labels")
     assert DENOISING.loss(MODEL(**batch), labels).item() == pytest.approx(expected, rel=1e-5)
@@ -177,7 +175,7 @@ def test_loss_is_that_of_the_model_itself():
 def test_scores_agree_with_a_direct_computation_for_every_batch_size():
     rows, nll, right, count = rows_of(200), 0.0, 0, 0
     for index in range(len(rows)):
-        example = DENOISING.example(rows[index], np.random.default_rng((5, index)))
+        example = rows.example(index, np.random.default_rng((5, index)))
         inputs, target = (torch.tensor(example[name])[None] for name in ("input_ids", "labels"))
         with torch.no_grad():
             logits = MODEL(input_ids=inputs, labels=target).logits[0].double()
@@ -186,7 +184,7 @@ def test_scores_agree_with_a_direct_computation_for_every_batch_size():
         count += target.shape[1]
     for batch_size in (1, 8, 32):
         reduced, _ = predict_rows(DENOISING, MODEL, TOKENIZER, rows, batch_size=batch_size, seed=5)
-        scores = DENOISING.scores(reduced, None, rows, recipe(seed=5))
+        scores = DENOISING.scores(reduced, None, rows, recipe(seed=5).evaluation)
         assert scores["nll"].n == count
         assert scores["nll"].value == pytest.approx(nll / count, rel=1e-5)
         assert scores["perplexity"].value == pytest.approx(math.exp(nll / count), rel=1e-4)

@@ -37,7 +37,7 @@ def model_of(kind, attention):
 def batch_of(model, **data):
     recipe = settings.Recipe(task="clm", data=settings.Data(block_size=12, **data))
     rows = CLM.encode(Dataset.from_dict({"text": DOCUMENTS}), TOKENIZER, model, recipe)
-    return CLM.collate([CLM.example(rows[index], None) for index in range(len(rows))], TOKENIZER)
+    return CLM.collate([rows.example(index, None) for index in range(len(rows))], TOKENIZER)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -64,14 +64,14 @@ def test_packed_logits_equal_those_of_each_document_alone(kind, attention):
                 alone = model(input_ids=ids[row : row + 1, begin:end]).logits[0]
                 torch.testing.assert_close(packed[row, begin:end], alone, rtol=0, atol=1e-5)
         assert (packed - plain).abs().max() > 0.1  # without it they do see each other
-    CLM.prepare(model, batch)  # says nothing where all is well
+    CLM.adapt(model, batch)  # says nothing where all is well
 
 
 def test_one_document_needs_no_positions():
     model = model_of("gpt2", "sdpa")
     recipe = settings.Recipe(task="clm", data=settings.Data(block_size=4))
     rows = CLM.encode(Dataset.from_dict({"text": DOCUMENTS[-1:]}), TOKENIZER, model, recipe)
-    batch = CLM.collate([CLM.example(rows[index], None) for index in range(len(rows))], TOKENIZER)
+    batch = CLM.collate([rows.example(index, None) for index in range(len(rows))], TOKENIZER)
     assert set(batch) == {"input_ids", "labels"}
 
 

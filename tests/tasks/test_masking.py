@@ -19,6 +19,7 @@ from hfkit.errors import UsageError
 from hfkit.evaluation.inference import predict_rows
 from hfkit.tasks import TASKS
 from hfkit.tasks.masked_head import add_positions, flat_labels, narrow_head
+from hfkit.tasks.masking import hide
 from tiny_models import make_bert
 
 MLM = TASKS["mlm"]
@@ -100,8 +101,8 @@ def hidden_words(tokenizer, text, rows, seed):
     """For each row its words as (hidden positions, all positions, input ids there, original ids there)."""
     words, size = words_in_text(tokenizer, text), 128 - 2
     for index in range(len(rows)):
-        row = rows[index]
-        example = MLM.example(row, np.random.default_rng((seed, index)))
+        row = rows.blocks[index]
+        example = rows.example(index, np.random.default_rng((seed, index)))
         numbers = words[index * size : (index + 1) * size]
         inner = slice(1, 1 + len(numbers))
         hidden = example["labels"][inner] != IGNORED
@@ -151,12 +152,12 @@ def test_spans_have_the_lengths_of_spanbert():
     row |= {"masking": "span", "probability": 0.02, "mask_id": 1, "ordinary_ids": np.arange(5, 5005)}
     runs, fates = [], []
     for seed in range(40):
-        example = MLM.example(row, np.random.default_rng(seed))
-        hidden = example["labels"] != IGNORED
+        inputs, labels = hide(row, np.random.default_rng(seed))
+        hidden = labels != IGNORED
         assert hidden.sum() == 100
         edges = np.flatnonzero(np.diff(hidden, prepend=False, append=False))
         runs += list(edges[1::2] - edges[::2])
-        masked = example["input_ids"] == 1
+        masked = inputs == 1
         fates += [masked[start:stop].mean() for start, stop in zip(edges[::2], edges[1::2], strict=True)]
     shares = 0.8 ** np.arange(10) / (0.8 ** np.arange(10)).sum()
     mean = (shares * np.arange(1, 11)).sum()
@@ -173,7 +174,7 @@ def test_spans_do_not_reach_into_another_document():
     rows = rows_of(tokenizer, ["a"] * 40, masking="span", mask_probability=0.1)
     neighbours = 0
     for seed in range(100):
-        hidden = np.flatnonzero(MLM.example(rows[0], np.random.default_rng(seed))["labels"] != IGNORED)
+        hidden = np.flatnonzero(rows.example(0, np.random.default_rng(seed))["labels"] != IGNORED)
         assert len(hidden) == 4
         neighbours += (np.diff(hidden) == 2).sum()  # a separator stands between
     assert neighbours < 60  # 30 are expected, 3 of 4 where spans reach across: more than 200
@@ -184,7 +185,7 @@ def test_something_is_always_predicted_and_never_a_special_token(tokenizer, mask
     special = set(tokenizer.all_special_ids)
     rows = rows_of(tokenizer, ["fox", "a dog", "the quick brown fox"] * 3, masking=masking, mask_probability=0.01)
     for seed in range(50):
-        labels = MLM.example(rows[0], np.random.default_rng(seed))["labels"]
+        labels = rows.example(0, np.random.default_rng(seed))["labels"]
         assert (labels != IGNORED).any()
         assert not special & set(labels.tolist())
 
@@ -197,7 +198,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(tokenizer, masking, packin
     scores = []
     for batch_size in (1, 8, 32):
         reduced, _ = predict_rows(MLM, MODEL, tokenizer, rows, batch_size=batch_size, seed=5)
-        scores.append(MLM.scores(reduced, None, rows, recipe(masking)))
+        scores.append(MLM.scores(reduced, None, rows, recipe(masking).evaluation))
     for score in scores[1:]:
         assert score["nll"].n == scores[0]["nll"].n
         assert score["nll"].value == pytest.approx(scores[0]["nll"].value, rel=1e-5)
@@ -217,7 +218,7 @@ def test_without_packing_every_token_comes_once_in_rows_of_its_own_document(docu
     for tokens in expected:
         found = []
         while len(found) < len(tokens):
-            row = rows[index]["input_ids"].tolist()
+            row = rows.blocks[index]["input_ids"].tolist()
             assert len(row) == rows.lengths[index] <= block_size
             assert (row[0], row[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
             found += row[1:-1]

@@ -20,6 +20,7 @@ from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError
 from hfkit.evaluation.inference import predict_rows
 from hfkit.tasks import TASKS
+from hfkit.tasks.base import LossOptions
 from one_step import GRADIENT
 from tiny_models import make_bert, make_gpt2, spread
 
@@ -71,7 +72,7 @@ def encoded(documents, **options):
 
 def drawn(rows, index, seed):
     """A and B of one draw, as token ids, and its class."""
-    pair = rows[index]["pairs"].draw(index, np.random.default_rng(seed))
+    pair = rows.draw(index, np.random.default_rng(seed))
     ids, types = pair["input_ids"].tolist(), pair["token_type_ids"].tolist()
     middle = ids.index(TOKENIZER.sep_token_id)
     assert (ids[0], ids[-1], ids.count(TOKENIZER.sep_token_id)) == (TOKENIZER.cls_token_id, TOKENIZER.sep_token_id, 2)
@@ -167,7 +168,7 @@ def test_data_without_pairs_is_refused(documents, what):
 def test_hidden_tokens_are_never_special_and_the_pair_label_is_at_cls(masking):
     rows, _ = encoded([[4] * 9, [7] * 5, [2] * 12], masking=masking)
     for index in range(len(rows)):
-        example = NSP.example(rows[index], np.random.default_rng(index))
+        example = rows.example(index, np.random.default_rng(index))
         hidden = np.flatnonzero(example["labels"] != IGNORED)
         assert hidden[0] == 0
         assert example["labels"][0] in (0, 1)
@@ -177,7 +178,7 @@ def test_hidden_tokens_are_never_special_and_the_pair_label_is_at_cls(masking):
 
 
 def batch_of(rows, count):
-    examples = [NSP.example(rows[index], np.random.default_rng((1, index))) for index in range(count)]
+    examples = [rows.example(index, np.random.default_rng((1, index))) for index in range(count)]
     return examples, NSP.collate(examples, TOKENIZER)
 
 
@@ -192,13 +193,15 @@ def test_loss_is_that_of_the_model_itself():
     expected = MODEL(**inputs, labels=tokens, next_sentence_label=labels[:, 0]).loss
     model = BertForPreTraining(MODEL.config).eval()
     model.load_state_dict(MODEL.state_dict())
-    NSP.prepare(model, batch)
+    NSP.adapt(model, batch)
     outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
     assert outputs["prediction_logits"].shape[0] == (tokens != IGNORED).sum()
     assert NSP.loss(outputs, labels).item() == pytest.approx(expected.item(), rel=1e-5)
     # a step of two such passes, whose labels the Trainer counts together
     count = 2 * (labels != IGNORED).sum()
-    assert NSP.loss(outputs, labels, count, step_rows=8).item() == pytest.approx(expected.item() / 2, rel=1e-5)
+    assert NSP.loss(outputs, labels, count, LossOptions(step_rows=8)).item() == pytest.approx(
+        expected.item() / 2, rel=1e-5
+    )
     assert NSP.loss(outputs, labels, count / 2).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -206,7 +209,7 @@ def test_scores_agree_with_a_direct_computation_for_every_batch_size():
     rows, _ = encoded([[4] * 9, [7] * 5, [2] * 12, [1, 3, 5]])
     nll, right, hidden, pair_nll, pairs_right = 0.0, 0, 0, 0.0, 0
     for index in range(len(rows)):
-        example = NSP.example(rows[index], np.random.default_rng((5, index)))
+        example = rows.example(index, np.random.default_rng((5, index)))
         inputs = {name: torch.tensor(example[name])[None] for name in ("input_ids", "token_type_ids")}
         with torch.no_grad():
             outputs = MODEL(**inputs)
@@ -221,13 +224,13 @@ def test_scores_agree_with_a_direct_computation_for_every_batch_size():
     model.load_state_dict(MODEL.state_dict())
     for batch_size in (1, 8, 32):
         reduced, _ = predict_rows(NSP, model, TOKENIZER, rows, batch_size=batch_size, seed=5)
-        scores = NSP.scores(reduced, None, rows, recipe(seed=5))
+        scores = NSP.scores(reduced, None, rows, recipe(seed=5).evaluation)
         assert (scores["nll"].n, scores["nsp_accuracy"].n) == (hidden, len(rows))
         assert scores["nll"].value == pytest.approx(nll / hidden, rel=1e-5)
         assert scores["token_accuracy"].value == right / hidden
         assert scores["nsp_loss"].value == pytest.approx(pair_nll / len(rows), rel=1e-5)
         assert scores["nsp_accuracy"].value == pairs_right / len(rows)
-    wide = NSP.scores(reduced, None, rows, recipes.Recipe(task="mlm-nsp"))["nsp_loss"]
+    wide = NSP.scores(reduced, None, rows, recipes.Recipe(task="mlm-nsp").evaluation)["nsp_loss"]
     assert wide.low < wide.value < wide.high
 
 

@@ -120,8 +120,8 @@ def test_masking_shares_are_those_of_bert(probability, bert_tokenizer, bert_mlm)
     ordinary = masked = replaced = kept = 0
     for epoch in range(10):
         for index in range(len(rows)):
-            row = rows[index]
-            example = MLM.example(row, np.random.default_rng((epoch, index)))
+            row = rows.masking.row(rows.blocks[index])
+            example = rows.example(index, np.random.default_rng((epoch, index)))
             tokens, inputs, labels = row["input_ids"], example["input_ids"], example["labels"]
             chosen = labels != IGNORED
             assert (labels[chosen] == tokens[chosen]).all()
@@ -131,7 +131,7 @@ def test_masking_shares_are_those_of_bert(probability, bert_tokenizer, bert_mlm)
             kept += (inputs[chosen] == tokens[chosen]).sum()
             replaced += ((inputs[chosen] != tokens[chosen]) & (inputs[chosen] != bert_tokenizer.mask_token_id)).sum()
     total = masked + replaced + kept
-    same = 0.1 / len(rows.shared["ordinary_ids"])  # a random token may be the one that was there
+    same = 0.1 / len(rows.masking.shared["ordinary_ids"])  # a random token may be the one that was there
     for count, share, trials in [
         (total, probability, ordinary),
         (masked, 0.8, total),
@@ -145,8 +145,8 @@ def test_special_tokens_are_never_masked_nor_put_in(masked_rows, bert_tokenizer)
     special = set(bert_tokenizer.all_special_ids)
     seen = Counter()
     for index in range(len(masked_rows)):
-        row = masked_rows[index]
-        example = MLM.example(row, np.random.default_rng(index))
+        row = masked_rows.masking.row(masked_rows.blocks[index])
+        example = masked_rows.example(index, np.random.default_rng(index))
         changed = example["input_ids"][example["input_ids"] != row["input_ids"]]
         assert not special & set(example["labels"].tolist())
         assert set(changed.tolist()) & special <= {bert_tokenizer.mask_token_id}
@@ -158,29 +158,29 @@ def test_at_least_one_token_is_always_predicted(bert_tokenizer, bert_mlm):
     rows = MLM.encode(
         Dataset.from_dict({"text": ["hello world"]}), bert_tokenizer, bert_mlm, recipe(mask_probability=0.01)
     )
-    counts = [(MLM.example(rows[0], np.random.default_rng(seed))["labels"] != IGNORED).sum() for seed in range(50)]
+    counts = [(rows.example(0, np.random.default_rng(seed))["labels"] != IGNORED).sum() for seed in range(50)]
     assert set(counts) == {1}
 
 
 def test_masked_evaluation_does_not_depend_on_the_batch_size(masked_rows, bert_tokenizer, bert_mlm):
-    ordered = {place: EvaluationRows(masked_rows, MLM, seed=5)[place] for place in (7, 3, 0)}
-    again = EvaluationRows(masked_rows, MLM, seed=5)
+    ordered = {place: EvaluationRows(masked_rows, seed=5)[place] for place in (7, 3, 0)}
+    again = EvaluationRows(masked_rows, seed=5)
     for place in (0, 3, 7):
         assert (again[place]["input_ids"] == ordered[place]["input_ids"]).all()
     scores = []
     for batch_size in (1, 8, 32):
         reduced, _ = predict_rows(MLM, bert_mlm, bert_tokenizer, masked_rows, batch_size=batch_size, seed=5)
-        scores.append(MLM.scores(reduced, None, masked_rows, recipe()))
+        scores.append(MLM.scores(reduced, None, masked_rows, recipe().evaluation))
     for score in scores[1:]:
         assert score["nll"].n == scores[0]["nll"].n
         assert score["nll"].value == pytest.approx(scores[0]["nll"].value, rel=1e-6)
         assert score["token_accuracy"].value == scores[0]["token_accuracy"].value
     other, _ = predict_rows(MLM, bert_mlm, bert_tokenizer, masked_rows, batch_size=8, seed=6)
-    assert MLM.scores(other, None, masked_rows, recipe())["nll"].value != scores[0]["nll"].value
+    assert MLM.scores(other, None, masked_rows, recipe().evaluation)["nll"].value != scores[0]["nll"].value
 
 
 def test_masked_scores_agree_with_a_direct_computation(masked_rows, bert_tokenizer, bert_mlm):
-    evaluation = EvaluationRows(masked_rows, MLM, seed=0)
+    evaluation = EvaluationRows(masked_rows, seed=0)
     nll, right, count = 0.0, 0, 0
     for place in range(len(evaluation)):
         example = evaluation[place]
@@ -192,7 +192,7 @@ def test_masked_scores_agree_with_a_direct_computation(masked_rows, bert_tokeniz
             right += int(logits[position].argmax() == token)
             count += 1
     reduced, _ = predict_rows(MLM, bert_mlm, bert_tokenizer, masked_rows, batch_size=16)
-    scores = MLM.scores(reduced, None, masked_rows, recipe())
+    scores = MLM.scores(reduced, None, masked_rows, recipe().evaluation)
     assert scores["nll"].n == count
     assert scores["nll"].value == pytest.approx(nll / count, rel=1e-6)
     assert scores["perplexity"].value == pytest.approx(math.exp(nll / count), rel=1e-6)
@@ -210,7 +210,7 @@ def test_eos_keeps_its_label_where_it_is_also_the_pad_token():
     tokenizer.pad_token = tokenizer.eos_token
     texts = Dataset.from_dict({"text": ["w1 w2", "w3", "w4 w5 w6 w7"]})
     rows = CLM.encode(texts, tokenizer, make_causal_model(), recipe("clm", block_size=6))
-    batch = CLM.collate([CLM.example(rows[index], None) for index in (0, 1)], tokenizer)
+    batch = CLM.collate([rows.example(index, None) for index in (0, 1)], tokenizer)
     assert batch["input_ids"].tolist() == [[2, 3, 0, 4, 0, 5], [6, 7, 8, 0, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORED, 3, 0, IGNORED, 0, IGNORED], [IGNORED, 7, 8, 0, IGNORED, IGNORED]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]]
@@ -222,7 +222,7 @@ def test_documents_without_an_end_token_between_them_are_refused():
     with pytest.raises(ModelError, match="no end-of-text token to put between documents"):
         CLM.encode(Dataset.from_dict({"text": ["w1 w2", "w3"]}), tokenizer, make_causal_model(), recipe("clm"))
     rows = CLM.encode(Dataset.from_dict({"text": ["w1 w2 w3"]}), tokenizer, make_causal_model(), recipe("clm"))
-    assert rows[0]["input_ids"].tolist() == [2, 3, 4]
+    assert rows.blocks[0]["input_ids"].tolist() == [2, 3, 4]
 
 
 def test_causal_statistics_count_every_token_but_padding_and_eos_apart():
@@ -230,7 +230,7 @@ def test_causal_statistics_count_every_token_but_padding_and_eos_apart():
     texts = Dataset.from_dict({"text": ["w4 w5 w6", "w8 w2 w1 w7"]})  # with EOS nine tokens
     rows = CLM.encode(texts, tokenizer, model, recipe("clm", block_size=5))
     with torch.no_grad():
-        batch = CLM.collate([CLM.example(rows[index], None) for index in (0, 1)], tokenizer)
+        batch = CLM.collate([rows.example(index, None) for index in (0, 1)], tokenizer)
         labels = batch.pop("labels")
         reduced = CLM.reduce(model(**batch, use_cache=False).to_tuple(), labels, tokenizer)
         expected = []
@@ -240,7 +240,7 @@ def test_causal_statistics_count_every_token_but_padding_and_eos_apart():
             right = logits[:-1].argmax(-1) == torch.tensor(ids[1:])
             expected.append([nll[:-1].sum(), 2, right[:-1].sum(), nll[-1], 1, right[-1]])
     torch.testing.assert_close(reduced, torch.tensor(expected, dtype=torch.double), rtol=0, atol=1e-4)
-    scores = CLM.scores(reduced.numpy(), labels.numpy(), rows, recipe("clm"))
+    scores = CLM.scores(reduced.numpy(), labels.numpy(), rows, recipe("clm").evaluation)
     nll, tokens, _, eos, closing, _ = reduced.sum(0).tolist()
     assert (tokens, scores["nll"].n, closing) == (4, 4, 2)
     assert scores["nll"].value == pytest.approx(nll / 4)
@@ -250,9 +250,9 @@ def test_causal_statistics_count_every_token_but_padding_and_eos_apart():
     assert CLM.loss(model(**batch, use_cache=False), labels).item() == pytest.approx((nll + eos) / 6, rel=1e-5)
 
 
-def test_nothing_to_score_is_an_error_rather_than_a_number():
+def test_nothing_to_score_is_an_error_rather_than_a_number(masked_rows):
     with pytest.raises(DataError, match="no token could be scored"):
-        MLM.scores(np.zeros((2, 3)), np.zeros((2, 1)), None, recipe())
+        MLM.scores(np.zeros((2, 3)), np.zeros((2, 1)), masked_rows, recipe().evaluation)
 
 
 def labelled(labels, feature=None):
@@ -262,7 +262,7 @@ def labelled(labels, feature=None):
 
 
 def names_of(labels, config, feature=None):
-    keys = CLASSIFICATION.model_settings({"train": labelled(labels, feature)}, config)
+    keys = CLASSIFICATION.model_config({"train": labelled(labels, feature)}, config)
     assert keys["label2id"] == {name: index for index, name in keys["id2label"].items()}
     return [keys["id2label"][index] for index in range(len(keys["id2label"]))]
 
@@ -305,12 +305,12 @@ def test_one_label_only_is_refused(bert):
 def test_label_that_training_never_saw_is_named_with_its_row(bert):
     splits = {"train": labelled(["a", "b"]), "validation": labelled(["a", "b", "c"])}
     with pytest.raises(DataError, match="validation data, row 3: label 'c' is none of the training data's: a, b"):
-        CLASSIFICATION.model_settings(splits, AutoConfig.from_pretrained(bert))
+        CLASSIFICATION.model_config(splits, AutoConfig.from_pretrained(bert))
 
 
-def encoded(texts, bert, tokenizer, pairs=None, **data):
+def encoded(texts, bert, tokenizer, pairs=None, num_labels=2, **data):
     columns = {"text": texts} | ({} if pairs is None else {"text_pair": pairs})
-    model = AutoModelForSequenceClassification.from_pretrained(bert)
+    model = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=num_labels)
     return CLASSIFICATION.encode(Dataset.from_dict(columns), tokenizer, model, recipe("text-classification", **data))
 
 
@@ -320,22 +320,20 @@ def test_length_beyond_the_positions_is_refused(bert, bert_tokenizer):
 
 
 def test_pairs_are_two_segments(bert, bert_tokenizer):
-    row = encoded(["hello world"], bert, bert_tokenizer, pairs=["this is"])[0]
+    row = encoded(["hello world"], bert, bert_tokenizer, pairs=["this is"]).example(0)
     assert bert_tokenizer.decode(row["input_ids"]) == "[CLS] hello world [SEP] this is [SEP]"
     assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
 
 
-def test_classification_scores_agree_with_scikit_learn(bert):
+def test_classification_scores_agree_with_scikit_learn(bert, bert_tokenizer):
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(200, 3)).astype(np.float32), random.integers(0, 3, 200)
     names = ["accuracy", "f1_macro", "log_loss"]
-    scores = CLASSIFICATION.scores(logits, labels, None, recipe("text-classification", metrics=names))
+    rows = encoded(["hello"] * 200, bert, bert_tokenizer, num_labels=3)
+    scores = CLASSIFICATION.scores(logits, labels, rows, recipe("text-classification", metrics=names).evaluation)
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert scores["accuracy"].value == accuracy_score(labels, logits.argmax(1))
     assert scores["f1_macro"].value == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
     assert scores["log_loss"].value == pytest.approx(log_loss(labels, shares), rel=1e-5)
-    assert list(CLASSIFICATION.scores(logits, labels, None, recipe("text-classification"))) == [
-        "accuracy",
-        "f1_macro",
-        "log_loss",
-    ]
+    usual = CLASSIFICATION.scores(logits, labels, rows, recipe("text-classification").evaluation)
+    assert list(usual) == ["accuracy", "f1_macro", "log_loss"]

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 import hfkit
-from hfkit import settings
 from hfkit.cli.main import main
 from hfkit.tasks import TASKS
+from hfkit.tasks.base import LossOptions
 from hfkit.training.pace import seconds_of
 from tiny_models import TEXT, make_bert, make_gpt2
 
@@ -164,9 +164,8 @@ def test_stable_rate_falls_in_the_last_fifth(folder, tmp_path):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_label_smoothing_is_that_of_torch_and_not_in_evaluation(smoothing, folder, tmp_path):
-    recipe = settings.Recipe(task="clm", train=settings.Train(label_smoothing=smoothing))
     logits, labels = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
-    loss = TASKS["clm"].training_loss(recipe, None, 2)({"logits": logits}, labels)
+    loss = TASKS["clm"].loss({"logits": logits}, labels, options=LossOptions(smoothing))
     expected = torch.nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, 7), labels[:, 1:].reshape(-1), label_smoothing=smoothing
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfkit.cli.options import Debug, ModelArgument, Set, Verbose, with_settings
+from hfkit.cli.options import ModelArgument, Set, with_settings
 from hfkit.errors import DataError, HfkitError, UsageError, did_you_mean, format_problem
 from hfkit.settings import SETTINGS
 from hfkit.system import console
@@ -42,8 +42,6 @@ def chat(
         str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")
     ] = None,
     set_: Set = None,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Chat with a model.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfkit.cli.evaluate import Column, PredictionColumn, ReferenceColumn, References, require_files_alone
-from hfkit.cli.options import Debug, Json, Set, Verbose, with_settings
+from hfkit.cli.options import Json, Set, with_settings
 from hfkit.errors import DataError, UsageError
 from hfkit.system import console
 
@@ -35,8 +35,6 @@ def compare(
     reference_column: ReferenceColumn = None,
     set_: Set = None,
     json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Compare systems with the first one on the same data, metric by metric.
 

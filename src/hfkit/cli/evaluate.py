@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfkit.cli.options import Debug, Json, ModelArgument, Set, Verbose, with_settings
+from hfkit.cli.options import Json, ModelArgument, Set, with_settings
 from hfkit.errors import UsageError
 from hfkit.settings import Evaluation, Recipe
 from hfkit.system import console
@@ -61,8 +61,6 @@ def evaluate(
     ] = False,
     set_: Set = None,
     json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
     launch: Launch | None = None,
 ) -> None:
     """Measure a run or a model on data, or predictions against references.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, require_file_options, with_settings
+from hfkit.cli.options import JsonLines, ModelArgument, Set, require_file_options, with_settings
 from hfkit.errors import UsageError
 from hfkit.settings import Generation, Recipe
 from hfkit.system import console
@@ -73,8 +73,6 @@ def generate(
     ] = None,
     set_: Set = None,
     json: JsonLines = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
     launch: Launch | None = None,
 ) -> None:
     """Continue prompts, or answer them with a chat model.

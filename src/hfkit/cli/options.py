@@ -100,9 +100,10 @@ AllowPickle = Annotated[
     ),
 ]
 
-PERMISSIONS = {"trust_remote_code": TrustRemoteCode, "allow_pickle": AllowPickle}
-
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
+
+# Switches of every command with settings; their callbacks, or `main`, act on them.
+SWITCHES = {"verbose": Verbose, "debug": Debug, "trust_remote_code": TrustRemoteCode, "allow_pickle": AllowPickle}
 
 # These say how a command is started, not what it computes. So they are not settings: a recipe runs unchanged in one
 # process and in many. Every command whose function has a parameter `launch` has them.
@@ -189,7 +190,7 @@ def with_settings(
         keys = dict(_keys(command, renamed))
         added = [_parameter(command, name, key, flags) for name, (key, flags) in keys.items()]
         kind = inspect.Parameter.KEYWORD_ONLY
-        added += [inspect.Parameter(name, kind, default=False, annotation=one) for name, one in PERMISSIONS.items()]
+        added += [inspect.Parameter(name, kind, default=False, annotation=one) for name, one in SWITCHES.items()]
         if launches:
             _launched.add(command)
             added += [inspect.Parameter(name, kind, default=None, annotation=one) for name, one in LAUNCH.items()]
@@ -201,8 +202,8 @@ def with_settings(
 
                 line = values.pop("context").obj  # the command line
                 values["launch"] = launch_of(line, {name: values.pop(name) for name in LAUNCH})
-            for name in PERMISSIONS:
-                del values[name]  # the callback of the option has allowed it
+            for name in SWITCHES:
+                del values[name]
             settings = {key: values.pop(name) for name, (key, _) in keys.items()}
             function({key: value for key, value in settings.items() if value not in (None, [])}, **values)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfkit.cli.options import Debug, JsonLines, ModelArgument, Set, Verbose, require_file_options, with_settings
+from hfkit.cli.options import JsonLines, ModelArgument, Set, require_file_options, with_settings
 from hfkit.errors import UsageError
 from hfkit.system import console
 from hfkit.system.launcher import Launch
@@ -40,8 +40,6 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Write an --output anew.")] = False,
     set_: Set = None,
     json: JsonLines = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
     launch: Launch | None = None,
 ) -> None:
     """Label texts with a fine-tuned classifier.

@@ -9,7 +9,6 @@ import typer
 
 from hfkit.cli.options import (
     AllowChanged,
-    Debug,
     DryRun,
     Extend,
     Json,
@@ -18,7 +17,6 @@ from hfkit.cli.options import (
     RecipeArgument,
     Resume,
     Set,
-    Verbose,
 )
 from hfkit.errors import UsageError
 from hfkit.recipe.shipped import find_recipe
@@ -40,8 +38,6 @@ def run_training(
     allow_changed: AllowChanged = False,
     extend: Extend = False,
     json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
     launch: Launch | None = None,
 ) -> None:
     """Prints the recipe, plans the run, or trains and prints the scores and the next command to type."""

@@ -95,7 +95,7 @@ def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
         raise UsageError("there is no data to evaluate on", "--data FILE")
     if not recipe.data.test:
         say(f"data: the run's own {split} data, {len(splits[split]):,} rows")
-    for key, value in task.model_settings({split: splits[split]}, config).items():
+    for key, value in task.model_config({split: splits[split]}, config).items():
         setattr(config, key, value)
     tokenizer = load_tokenizer(recipe, config)
     model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))

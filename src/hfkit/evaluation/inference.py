@@ -31,7 +31,7 @@ def predict_rows(
     beyond rounding. Inside `distributed.together` the same batches are divided between the processes, and each of them
     gets the results of all.
     """
-    ordered = EvaluationRows(rows, task, seed)
+    ordered = EvaluationRows(rows, seed)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (rows, reduced, labels) of each batch
     was_training = model.training
     model.eval()
@@ -39,7 +39,7 @@ def predict_rows(
         for start in share(range(0, len(rows), batch_size)):
             places = range(start, min(start + batch_size, len(rows)))
             batch = task.collate([ordered[place] for place in places], tokenizer)
-            task.prepare(model, batch)
+            task.adapt(model, batch)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             target = batch.pop("labels", torch.empty(0))
             part = task.reduce(model(**batch).to_tuple(), target, tokenizer).cpu().numpy()
@@ -56,8 +56,8 @@ def predict_rows(
 class EvaluationRows(TorchDataset[dict[str, Any]]):
     """Every row once, longest first; the random choices of row i depend on (seed, i) alone."""
 
-    def __init__(self, rows: Rows, task: Task, seed: int) -> None:
-        self.rows, self.task, self.seed = rows, task, seed
+    def __init__(self, rows: Rows, seed: int) -> None:
+        self.rows, self.seed = rows, seed
         self.order = np.argsort(-rows.lengths, kind="stable")
 
     def __len__(self) -> int:
@@ -71,4 +71,4 @@ class EvaluationRows(TorchDataset[dict[str, Any]]):
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         row = int(self.order[place])
-        return self.task.example(self.rows[row], np.random.default_rng((self.seed, row)))
+        return self.rows.example(row, np.random.default_rng((self.seed, row)))

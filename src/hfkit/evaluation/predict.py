@@ -122,7 +122,7 @@ def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> 
             columns["text_pair"] = [pair for _, pair in some]
         rows = task.encode(datasets.Dataset.from_dict(columns), tokenizer, model, recipe)
         reduced, _ = predict_rows(task, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size)
-        for place, answer in enumerate(task.answers(reduced, rows, recipe)):
+        for place, answer in enumerate(task.answers(reduced, rows, recipe.evaluation)):
             total, cut = total + 1, cut + answer.get("truncated", False)
             yield {name: column[place] for name, column in columns.items()} | answer
     if cut:

@@ -133,7 +133,7 @@ def measure(
         flops = 6.0 * matrix_parameters(ready.model)
         own = Pace(flops * mean / peak, 0.0)
     else:
-        ready.task.prepare(ready.model, ready.collate(two))
+        ready.task.adapt(ready.model, ready.collate(two))
         flops, activations = counted_pass(ready, two, args)
         own = pace(ready, stream, args)
     return Measured(total, trained, ready.model.dtype.itemsize, flops, activations, own, peak, mean, longest)

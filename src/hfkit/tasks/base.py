@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfkit.data.labels import IGNORED
 from hfkit.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -18,21 +16,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
-    from hfkit.settings import Recipe
+    from hfkit.settings import Evaluation, Recipe
 
 Batch = dict[str, "torch.Tensor"]
 
 Loss = Callable[..., "torch.Tensor"]  # (outputs, labels, num_items_in_batch=None), as the Trainer calls it
 
 
-class Rows(Protocol):
-    """Encoded data: row `i` as the task's `example` takes it, and the length of every row in tokens, shape (rows,)."""
+Predict = Callable[[], "tuple[np.ndarray, np.ndarray]"]  # (reduced, labels) of all rows
+
+
+class LossOptions(NamedTuple):
+    """What the loss depends on beside a batch."""
+
+    smoothing: float = 0.0  # share of each label that is spread over all labels
+    step_rows: int | None = None  # examples of one optimizer step; None: those of the batch
+    class_weights: Sequence[float] | None = None  # by class id
+
+
+class Rows(ABC):
+    """A data set as a task encoded it; `lengths` are the tokens of each example, shape (examples,)."""
 
     lengths: np.ndarray
+    class_weights: Sequence[float] | None = None  # what train.class_weights comes to on this data
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @abstractmethod
+    def example(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        """Example `index` as `collate` takes it. Every random choice comes from `random`, so it can be made again."""
 
 
 class Task(ABC):
@@ -40,16 +53,15 @@ class Task(ABC):
 
     command: str  # the command that trains it
     auto_model: str  # the Auto class of transformers that has its head
-    best_metric: str  # the name in `scores` that says how good a model is
     watched: tuple[str, ...] = ()  # the names that train.best may hold where they are not those of `metrics`
     metrics: tuple[str, ...]  # the names that evaluation.metrics may hold
     roles: tuple[str, ...] = ("text",)  # the columns that it reads, by their names in data.columns
     summary = ""  # what is learned, in a few words, for the help
     settings: frozenset[str] = frozenset()  # dotted keys of its settings that not every task has
 
-    def best_metric_of(self, config: Any) -> str:
-        """The metric in `scores` that says how good a model with this config is."""
-        return self.best_metric
+    @abstractmethod
+    def usual_metrics(self, config: Any) -> Sequence[str]:
+        """The metrics of a model with this config if none are named; the first one says how good it is."""
 
     @abstractmethod
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +86,7 @@ class Task(ABC):
             if name not in self.metrics
         ]
 
-    def model_settings(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
+    def model_config(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
         """Keys of the model's config that the data decides, such as its labels."""
         return {}
 
@@ -84,55 +96,30 @@ class Task(ABC):
     ) -> Rows:
         """The dataset as token ids."""
 
-    def begin(self, model: PreTrainedModel, rows: Rows) -> None:  # noqa: B027 - most tasks have nothing to do
-        """Gives a new head what the training `rows` alone can tell it, before the first step."""
-
-    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        """A row as the model sees it; every random choice comes from `random`, so that it can be made again."""
-        return row
-
     @abstractmethod
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Examples as one padded batch."""
 
-    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:  # noqa: B027 - most tasks have nothing to do
-        """Makes the model ready for this task's batches and checks it on a first one; calling it again does nothing."""
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:  # noqa: B027
+        """Makes the model ready for this task's batches and checks it on a first `batch`; again it does nothing.
 
-    def training_loss(self, recipe: Recipe, rows: Rows | None, step_rows: int) -> Loss:
-        """The loss that is minimised; `rows`: the training data where it is known, `step_rows`: rows in one step."""
-        return partial(self.loss, smoothing=recipe.train.label_smoothing, step_rows=step_rows)
+        `rows`: the training data, from which a new head can start better than at random.
+        """
 
+    @abstractmethod
     def loss(
         self,
         outputs: Any,
         labels: torch.Tensor,
         num_items_in_batch: Any = None,
-        *,
-        smoothing: float = 0.0,
-        step_rows: int | None = None,
+        options: LossOptions = LossOptions(),  # noqa: B008 - a tuple can't change
     ) -> torch.Tensor:
-        """Cross-entropy in nats, summed and divided by the scored labels of the whole optimizer step, so that any
-        split of a step into passes and processes has the same gradient. (Models such as BertForSequenceClassification
-        take the count in silence and average over the pass: four accumulation steps make their loss four times.)
+        """The loss of a micro-batch, shape (): summed, and divided by the labels or examples of the whole step.
 
-        `smoothing`: share of each label that is spread over all; `step_rows`: for losses that count rows as well.
+        So any division of a step into micro-batches and processes has the same gradient. (Models such as
+        BertForSequenceClassification ignore `num_items_in_batch` and average over the micro-batch: with four
+        accumulation steps their loss is four times too large.)
         """
-        import torch
-
-        logits, labels = self.align(outputs["logits"], labels)
-        total = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(),
-            labels.reshape(-1),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=smoothing,
-        )
-        scored = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / torch.as_tensor(scored).clamp(min=1)  # 0: a last block of one token predicts nothing
-
-    def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and the labels they predict, position by position."""
-        return logits, labels
 
     @abstractmethod
     def reduce(
@@ -142,20 +129,19 @@ class Task(ABC):
         vocabulary-sized tensor is kept."""
 
     @abstractmethod
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
         """The metrics over all `rows`: `reduced` (rows, k) from `reduce`, `labels` as collated."""
 
-    def samples(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe
-    ) -> list[str]:
-        """Lines that show what the model makes of some of the validation `rows` now; none where numbers say it all."""
+    def samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, seed: int) -> list[str]:
+        """Lines that show what the model does with some of the validation `rows` now; none if numbers say it all."""
         return []
 
-    def calibrate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe) -> None:
-        """Puts into the trained model's config what the validation `rows` decide."""
-        return  # nothing, for most tasks
+    def tune(  # noqa: B027 - most tasks have nothing to tune
+        self, model: PreTrainedModel, rows: Rows, evaluation: Evaluation, predict: Predict
+    ) -> None:
+        """Puts into the trained model's config what the validation `rows` decide; `predict` runs the model on them."""
 
-    def answers(self, reduced: np.ndarray, rows: Rows, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    def answers(self, reduced: np.ndarray, rows: Rows, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         """What `hfkit predict` says of each text or pair, in order: flat objects, the main answer first."""
         raise UsageError("this task has no answers to predict", "hfkit generate")
 
@@ -177,7 +163,7 @@ class Task(ABC):
         reduced, labels = predict_rows(
             self, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size, seed=recipe.evaluation.seed
         )
-        return self.scores(reduced, labels, rows, recipe)
+        return self.scores(reduced, labels, rows, recipe.evaluation)
 
 
 def batch_defaults(given: Mapping[str, Any], rows: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
-    from hfkit.settings import Recipe
+    from hfkit.settings import Evaluation, Recipe
 
 SAMPLE_TOKENS = 24  # of the prompt and of the continuation that `samples` shows
 
@@ -55,21 +55,7 @@ class CausalLM(LanguageModel):
         # All batches of a run must have the same keys: ranks share them out (and of a stream nobody knows the rest).
         several = recipe.data.streaming or len(blocks.store.starts) > 1
         blocks.apart = recipe.data.document_masking and several
-        return blocks
-
-    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        """A block whose documents begin at position 0 each, with nothing to say about their first token."""
-        import numpy as np
-
-        ids, starts = row["input_ids"], row.get("starts", [])
-        labels = ids.copy()
-        labels[[0, *starts]] = IGNORED
-        example = {"input_ids": ids, "labels": labels}
-        if "starts" in row:
-            begins = np.zeros(len(ids), dtype=np.int64)
-            begins[starts] = starts
-            example["position_ids"] = np.arange(len(ids)) - np.maximum.accumulate(begins)
-        return example
+        return PackedText(blocks)
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Blocks without an attention mask: padding only ever follows the text, where a causal model can't see it.
@@ -91,7 +77,7 @@ class CausalLM(LanguageModel):
             batch["position_ids"] = positions
         return batch
 
-    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:
         if "position_ids" in batch:
             model.config.use_cache = False  # with a cache the library makes no mask between documents
             check_document_masking(model, batch)
@@ -104,17 +90,17 @@ class CausalLM(LanguageModel):
     ) -> torch.Tensor:
         return token_statistics(*self.align(outputs[0], labels), end=_end(tokenizer))
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
         """As seen while training, block by block; the number at the end, `evaluate`, gives every token its context."""
         from hfkit.metrics.sample import Score
 
-        assert isinstance(rows, Blocks)
+        assert isinstance(rows, PackedText)
         how = "blocks of the training length, no overlap"
         text, ends = reduced[:, :3], reduced[:, 3:]
-        scores = nll_scores(text, recipe, f"{how}, without the EOS that closes each document")
+        scores = nll_scores(text, evaluation, f"{how}, without the EOS that closes each document")
         nll, scored, closing = float(text[:, 0].sum()), float(text[:, 1].sum()), float(ends[:, 1].sum())
-        share = scored / max(len(rows.store.tokens) - closing, 1)  # the first token of a block has no score
-        bits = nll / math.log(2) / (rows.num_bytes * share)
+        share = scored / max(len(rows.blocks.store.tokens) - closing, 1)  # the first token of a block has no score
+        bits = nll / math.log(2) / (rows.blocks.num_bytes * share)
         scores["bits_per_byte"] = Score(bits, None, None, int(scored), f"bits per UTF-8 byte of the text; {how}")
         if closing:
             scores["eos_nll"] = Score(
@@ -122,13 +108,13 @@ class CausalLM(LanguageModel):
             )
         return scores
 
-    def samples(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe
-    ) -> list[str]:
+    def samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, seed: int) -> list[str]:
         """How the model goes on, greedily, from the beginning of the first document."""
         import torch
 
-        block, starts = rows[0]["input_ids"], rows[0].get("starts", [])
+        assert isinstance(rows, PackedText)
+        first = rows.blocks[0]
+        block, starts = first["input_ids"], first.get("starts", [])
         half = min(len(block), 2 * SAMPLE_TOKENS) // 2
         half = int(min([half, *starts]))  # up to the next document
         prompt = torch.from_numpy(block[:half])[None].to(model.device)
@@ -174,6 +160,28 @@ class CausalLM(LanguageModel):
         if beside is not None:
             write_rows(beside, found.rows())
         return found.scores(interval=wanted.interval, seed=wanted.seed)
+
+
+class PackedText(Rows):
+    """Blocks of text whose tokens are the labels."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks, self.lengths = blocks, blocks.lengths
+
+    def example(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        """A block whose documents begin at position 0 each, with nothing to say about their first token."""
+        import numpy as np
+
+        row = self.blocks[index]
+        ids, starts = row["input_ids"], row.get("starts", [])
+        labels = ids.copy()
+        labels[[0, *starts]] = IGNORED
+        example = {"input_ids": ids, "labels": labels}
+        if "starts" in row:
+            begins = np.zeros(len(ids), dtype=np.int64)
+            begins[starts] = starts
+            example["position_ids"] = np.arange(len(ids)) - np.maximum.accumulate(begins)
+        return example
 
 
 def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:

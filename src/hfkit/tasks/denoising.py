@@ -11,7 +11,7 @@ from hfkit.errors import ModelError, UsageError
 from hfkit.metrics.likelihood import pad_blocks, token_statistics
 from hfkit.tasks.base import Batch, Rows
 from hfkit.tasks.language_modeling import LanguageModel, nll_scores
-from hfkit.tasks.packing import pack
+from hfkit.tasks.packing import Blocks, pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
-    from hfkit.settings import Recipe
+    from hfkit.settings import Evaluation, Recipe
 
 
 class Denoising(LanguageModel):
@@ -77,31 +77,13 @@ class Denoising(LanguageModel):
         }
         return _NoisyRows(blocks, shared)
 
-    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        """`input_ids` with a sentinel for each span, `labels` with the spans, and these shifted for the decoder."""
-        import numpy as np
-
-        tokens = row["input_ids"][:-1]  # without the EOS that closes the block
-        num_hidden, num_spans = noise(len(tokens), row["density"], row["mean_length"])
-        hidden = segments(num_hidden, num_spans, random)
-        kept = segments(len(tokens) - num_hidden, num_spans, random)
-        *pieces, rest = np.split(tokens, np.cumsum(np.stack([kept, hidden], axis=1)))  # by turns; a span comes last
-        marks, end = row["sentinels"][: num_spans + 1, None], [row["end"]]
-        inputs = [*itertools.chain(*zip(pieces[::2], marks, strict=False)), rest, end]
-        target = np.concatenate([*itertools.chain(*zip(marks, pieces[1::2], strict=False)), marks[-1], end])
-        return {
-            "input_ids": np.concatenate(inputs),
-            "labels": target,
-            "decoder_input_ids": np.concatenate([[row["start"]], target[:-1]]),
-        }
-
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         encoder = pad_blocks([{"input_ids": example["input_ids"]} for example in examples], tokenizer)
         shifted = [{"input_ids": one["decoder_input_ids"], "labels": one["labels"]} for one in examples]
         decoder = pad_blocks(shifted, tokenizer)  # padding only ever follows, where the decoder can't see it
         return {**encoder, "decoder_input_ids": decoder["input_ids"], "labels": decoder["labels"]}
 
-    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:
         for part in (model, model.get_decoder()):  # T5's decoder has a config of its own
             part.config.use_cache = False
 
@@ -110,9 +92,9 @@ class Denoising(LanguageModel):
     ) -> torch.Tensor:
         return token_statistics(outputs[0], labels)
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
-        how = f"target tokens of span corruption of the text alone, spans drawn once from seed {recipe.evaluation.seed}"
-        return nll_scores(reduced, recipe, how)
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
+        how = f"target tokens of span corruption of the text alone, spans drawn once from seed {evaluation.seed}"
+        return nll_scores(reduced, evaluation, how)
 
     def evaluate(
         self,
@@ -156,10 +138,10 @@ def segments(num_tokens: int, num_segments: int, random: np.random.Generator) ->
     return np.diff(cuts, prepend=0, append=num_tokens)[:num_segments]
 
 
-class _NoisyRows:
+class _NoisyRows(Rows):
     """Blocks, each closed by EOS, with what their corruption needs; `lengths` are those of the corrupted inputs."""
 
-    def __init__(self, blocks: Rows, shared: dict[str, Any]) -> None:
+    def __init__(self, blocks: Blocks, shared: dict[str, Any]) -> None:
         import numpy as np
 
         self.blocks, self.shared = blocks, shared
@@ -167,8 +149,21 @@ class _NoisyRows:
         counts = [noise(int(size) - 1, shared["density"], shared["mean_length"]) for size in sizes]
         self.lengths = (sizes - [hidden - spans for hidden, spans in counts])[place]
 
-    def __len__(self) -> int:
-        return len(self.blocks)
+    def example(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        """`input_ids` with a sentinel for each span, `labels` with the spans, and these shifted for the decoder."""
+        import numpy as np
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": self.blocks[index]["input_ids"], **self.shared}
+        row = self.shared
+        tokens = self.blocks[index]["input_ids"][:-1]  # without the EOS that closes the block
+        num_hidden, num_spans = noise(len(tokens), row["density"], row["mean_length"])
+        hidden = segments(num_hidden, num_spans, random)
+        kept = segments(len(tokens) - num_hidden, num_spans, random)
+        *pieces, rest = np.split(tokens, np.cumsum(np.stack([kept, hidden], axis=1)))  # by turns; a span comes last
+        marks, end = row["sentinels"][: num_spans + 1, None], [row["end"]]
+        inputs = [*itertools.chain(*zip(pieces[::2], marks, strict=False)), rest, end]
+        target = np.concatenate([*itertools.chain(*zip(marks, pieces[1::2], strict=False)), marks[-1], end])
+        return {
+            "input_ids": np.concatenate(inputs),
+            "labels": target,
+            "decoder_input_ids": np.concatenate([[row["start"]], target[:-1]]),
+        }

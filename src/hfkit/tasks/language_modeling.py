@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError, UsageError
-from hfkit.tasks.base import Task, batch_defaults
+from hfkit.tasks.base import LossOptions, Task, batch_defaults
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from datasets import Dataset, DatasetDict
 
     from hfkit.metrics.sample import Score
-    from hfkit.settings import Recipe
+    from hfkit.settings import Evaluation, Recipe
 
 BUILTIN_TEXT = "builtin:python-docs"
 
@@ -23,15 +25,42 @@ class LanguageModel(Task):
     """A pretraining task: documents in, the mean negative log-likelihood out."""
 
     command = "pretrain"
-    best_metric = "nll"
     new_type: str  # the architecture of a new model where nobody names one
     documents = "blank-line"  # what a document is in a .txt file where nobody says
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {**language_model_defaults(given, self.new_type), "data.documents": self.documents}
 
+    def usual_metrics(self, config: Any) -> Sequence[str]:
+        return ("nll",)
+
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         return load_documents(recipe)
+
+    def loss(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        num_items_in_batch: Any = None,
+        options: LossOptions = LossOptions(),  # noqa: B008
+    ) -> torch.Tensor:
+        """Cross-entropy in nats, divided by the scored labels of the whole optimizer step."""
+        import torch
+
+        logits, labels = self.align(outputs["logits"], labels)
+        total = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(),
+            labels.reshape(-1),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=options.smoothing,
+        )
+        scored = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(scored).clamp(min=1)  # 0: a last block of one token predicts nothing
+
+    def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and the labels that they predict, position by position."""
+        return logits, labels
 
 
 def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str, Any]:
@@ -127,7 +156,7 @@ def _documents(loaded: DatasetDict, recipe: Recipe) -> dict[str, Dataset]:
     return {name: part.select_columns([column]).rename_columns(renamed) for name, part in loaded.items()}
 
 
-def nll_scores(reduced: np.ndarray, recipe: Recipe, how: str) -> dict[str, Score]:
+def nll_scores(reduced: np.ndarray, evaluation: Evaluation, how: str) -> dict[str, Score]:
     """Token-weighted perplexity, accuracy and mean NLL of `reduced` (rows, 3); intervals resample rows (blocks)."""
     from hfkit.metrics.sample import Score, ratio_interval
 
@@ -137,7 +166,7 @@ def nll_scores(reduced: np.ndarray, recipe: Recipe, how: str) -> dict[str, Score
         raise DataError("no token could be scored", "give more text")
 
     def score(sums: np.ndarray, change: Callable[[float], float], what: str) -> Score:
-        ends = ratio_interval(sums, tokens, seed=recipe.evaluation.seed) if recipe.evaluation.interval else None
+        ends = ratio_interval(sums, tokens, seed=evaluation.seed) if evaluation.interval else None
         low, high = (None, None) if ends is None else (change(ends[0]), change(ends[1]))
         return Score(change(float(sums.sum() / count)), low, high, count, f"{what}; {how}, resampled by block")
 

@@ -82,10 +82,10 @@ def hide(row: dict[str, Any], random: np.random.Generator) -> tuple[np.ndarray, 
     return inputs, labels
 
 
-def masked_definition(recipe: Recipe) -> str:
+def masked_definition(masking: Masking, seed: int) -> str:
     """What a number over the hidden tokens is about."""
-    of = {"token": "", "whole-word": " of whole words", "span": " of spans"}[recipe.data.masking]
-    return f"masked tokens{of} only, masks drawn once from seed {recipe.evaluation.seed}"
+    of = {"token": "", "whole-word": " of whole words", "span": " of spans"}[masking.shared["masking"]]
+    return f"masked tokens{of} only, masks drawn once from seed {seed}"
 
 
 def _words(begins: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from hfkit.tasks.base import Batch, Rows
 from hfkit.tasks.language_modeling import LanguageModel, nll_scores
 from hfkit.tasks.masked_head import add_positions, filled_masks, flat_labels, narrow_head
 from hfkit.tasks.masking import Masking, hide, masked_definition
-from hfkit.tasks.packing import pack
+from hfkit.tasks.packing import Blocks, pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
-    from hfkit.settings import Recipe
+    from hfkit.settings import Evaluation, Recipe
 
 
 class MaskedLM(LanguageModel):
@@ -47,24 +47,20 @@ class MaskedLM(LanguageModel):
             packed=recipe.data.packing,
             words=recipe.data.masking != "token",
         )
-        return _MaskableRows(blocks, masking)
-
-    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        inputs, labels = hide(row, random)
-        return {"input_ids": inputs, "labels": labels}
+        return MaskableRows(blocks, masking)
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         return add_positions(pad_blocks(examples, tokenizer))
 
-    def prepare(self, model: PreTrainedModel, batch: Batch) -> None:
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:
         narrow_head(model, batch)
 
-    def samples(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe
-    ) -> list[str]:
-        from hfkit.evaluation.inference import EvaluationRows
+    def samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, seed: int) -> list[str]:
+        """What the model puts in place of some masks of the longest example."""
+        import numpy as np
 
-        example = EvaluationRows(rows, self, recipe.evaluation.seed)[0]
+        longest = int(np.argmax(rows.lengths))
+        example = rows.example(longest, np.random.default_rng((seed, longest)))
         return filled_masks(model, tokenizer, self.collate([example], tokenizer))
 
     def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,8 +71,9 @@ class MaskedLM(LanguageModel):
     ) -> torch.Tensor:
         return token_statistics(outputs[0], labels)
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
-        return nll_scores(reduced, recipe, masked_definition(recipe))
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
+        assert isinstance(rows, MaskableRows)
+        return nll_scores(reduced, evaluation, masked_definition(rows.masking, evaluation.seed))
 
     def evaluate(
         self,
@@ -93,15 +90,12 @@ class MaskedLM(LanguageModel):
         return PseudoPerplexity().evaluate(model, tokenizer, dataset, recipe, beside)
 
 
-class _MaskableRows:
-    """Blocks with what masking needs."""
+class MaskableRows(Rows):
+    """Blocks whose tokens are hidden anew whenever an example is made."""
 
-    def __init__(self, blocks: Rows, masking: Masking) -> None:
+    def __init__(self, blocks: Blocks, masking: Masking) -> None:
         self.blocks, self.lengths, self.masking = blocks, blocks.lengths, masking
-        self.shared = masking.shared
 
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.masking.row(self.blocks[index])
+    def example(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        inputs, labels = hide(self.masking.row(self.blocks[index]), random)
+        return {"input_ids": inputs, "labels": labels}

@@ -15,7 +15,7 @@ from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError, ModelError, UsageError
 from hfkit.metrics.likelihood import pad_blocks, token_statistics
 from hfkit.system.console import say_once
-from hfkit.tasks.base import Batch, Rows
+from hfkit.tasks.base import Batch, LossOptions, Rows
 from hfkit.tasks.language_modeling import nll_scores
 from hfkit.tasks.masked_head import add_positions
 from hfkit.tasks.masking import Masking, hide, masked_definition
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
-    from hfkit.settings import Recipe
+    from hfkit.settings import Evaluation, Recipe
     from hfkit.tasks.packing import TokenStore
 
 FOLLOWS, RANDOM = 0, 1  # BertForPreTraining's classes
@@ -66,13 +66,6 @@ class MaskedLMWithPairs(MaskedLM):
         store = token_store(lines, tokenizer, words=recipe.data.masking != "token")
         return _Pairs(store, lines["document"][:], size - 3, masking, tokenizer)
 
-    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        """A pair, with a true continuation in half of the draws; its tokens hidden as in mlm."""
-        pair = row["pairs"].draw(row["index"], random)
-        inputs, labels = hide(pair, random)
-        labels[0] = pair["next"]
-        return {"input_ids": inputs, "labels": labels, "token_type_ids": pair["token_type_ids"]}
-
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         batch = pad_blocks(examples, tokenizer)
         _, tokens = _apart(batch["labels"])
@@ -83,9 +76,7 @@ class MaskedLMWithPairs(MaskedLM):
         outputs: Any,
         labels: torch.Tensor,
         num_items_in_batch: Any = None,
-        *,
-        smoothing: float = 0.0,
-        step_rows: int | None = None,
+        options: LossOptions = LossOptions(),  # noqa: B008
     ) -> torch.Tensor:
         """The mean over the hidden tokens plus the mean over the pairs, each over the whole optimizer step.
 
@@ -96,10 +87,12 @@ class MaskedLMWithPairs(MaskedLM):
         follows, tokens = _apart(labels)
         count = labels.ne(IGNORED).sum()
         items = count if num_items_in_batch is None else num_items_in_batch
-        rows = step_rows or len(labels) * items / count  # in evaluation those of all ranks, taken to be like this one's
-        of_tokens = super().loss({"logits": outputs["prediction_logits"]}, tokens, items - rows, smoothing=smoothing)
+        rows = (
+            options.step_rows or len(labels) * items / count
+        )  # in evaluation those of all ranks, taken to be like this one's
+        of_tokens = super().loss({"logits": outputs["prediction_logits"]}, tokens, items - rows, options)
         of_pairs = torch.nn.functional.cross_entropy(
-            outputs["seq_relationship_logits"].float(), follows, reduction="sum", label_smoothing=smoothing
+            outputs["seq_relationship_logits"].float(), follows, reduction="sum", label_smoothing=options.smoothing
         )
         return of_tokens + of_pairs / rows
 
@@ -113,27 +106,28 @@ class MaskedLMWithPairs(MaskedLM):
         right = (outputs[1].argmax(-1) == follows).double()
         return torch.cat([token_statistics(outputs[0], tokens), nll[:, None], right[:, None]], dim=1)
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
         import numpy as np
 
         from hfkit.metrics.sample import Score, ratio_interval
 
-        how = f"pairs drawn once from seed {recipe.evaluation.seed}, resampled by pair"
+        assert isinstance(rows, _Pairs)
+        how = f"pairs drawn once from seed {evaluation.seed}, resampled by pair"
 
         def score(values: np.ndarray, what: str) -> Score:
-            wanted = recipe.evaluation
-            ends = ratio_interval(values, np.ones(len(values)), seed=wanted.seed) if wanted.interval else None
+            wanted = evaluation.interval
+            ends = ratio_interval(values, np.ones(len(values)), seed=evaluation.seed) if wanted else None
             low, high = ends or (None, None)
             return Score(float(values.mean()), low, high, len(values), f"{what}; {how}")
 
         return {
-            **nll_scores(reduced[:, :3], recipe, masked_definition(recipe)),
+            **nll_scores(reduced[:, :3], evaluation, masked_definition(rows.masking, evaluation.seed)),
             "nsp_accuracy": score(reduced[:, 4], "share of pairs told apart, true or random continuation"),
             "nsp_loss": score(reduced[:, 3], "nats per pair"),
         }
 
 
-class _Pairs:
+class _Pairs(Rows):
     """Rows of consecutive segments of a document, `room` tokens at most, from which pairs are drawn.
 
     A segment is a line, or a piece of one where that is longer than half the room: so any segment fits beside a first
@@ -196,11 +190,12 @@ class _Pairs:
                 f"texts: {alone:,}; lines of more than {self.room // 2} tokens, divided: {num_divided:,}"
             )
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"pairs": self, "index": index}
+    def example(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        """A pair, with a true continuation in half of the draws; its tokens hidden as in mlm."""
+        pair = self.draw(index, random)
+        inputs, labels = hide(pair, random)
+        labels[0] = pair["next"]
+        return {"input_ids": inputs, "labels": labels, "token_type_ids": pair["token_type_ids"]}
 
     def draw(self, index: int, random: np.random.Generator) -> dict[str, Any]:
         """A pair from row `index`: [CLS] A [SEP] B [SEP] as `hide` takes it, `token_type_ids`, and its class `next`."""

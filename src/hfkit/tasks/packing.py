@@ -131,18 +131,27 @@ def block_size_for(model: PreTrainedModel, wanted: int | None) -> int:
 
 
 def token_store(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, end: int | None = None, words: bool = False
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    column: str = "text",
+    end: int | None = None,
+    words: bool = False,
 ) -> TokenStore:
-    """The tokens of the column `text`, each document closed by `end`.
+    """The tokens of `column` without special tokens, each document closed by `end`.
 
     Where the data set is a file, its tokens are one, too: <HF_DATASETS_CACHE>/hfkit/tokens-<hash of the texts and the
     tokenizer>, made once, checked by hash at every use, and mapped into memory rather than read.
     """
+    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json can hold a limit of its own
+    tokenizer.backend_tokenizer.no_padding()
     if not dataset.cache_files:
-        return _encode(dataset, tokenizer, end, words)
+        return _encode(dataset, tokenizer, column, end, words)
     import datasets
 
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfkit" / f"tokens-{_key(dataset, tokenizer, end, words)}"
+    folder = (
+        Path(datasets.config.HF_DATASETS_CACHE) / "hfkit" / f"tokens-{_key(dataset, tokenizer, column, end, words)}"
+    )
     try:
         if (folder / "store.json").exists():
             return _read(folder)
@@ -154,7 +163,7 @@ def token_store(
         with suppress(OSError, ValueError):
             return _read(folder)  # another process has made them in the meantime
         begin = time.monotonic()
-        store = _encode(dataset, tokenizer, end, words)
+        store = _encode(dataset, tokenizer, column, end, words)
         seconds = time.monotonic() - begin
         detail(f"tokenized {store.num_bytes / 1e6:,.1f} MB at {store.num_bytes / 1e6 / max(seconds, 1e-9):,.1f} MB/s")
         try:
@@ -165,20 +174,20 @@ def token_store(
             return store
 
 
-def _encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None, words: bool) -> TokenStore:
+def _encode(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, column: str, end: int | None, words: bool
+) -> TokenStore:
     import numpy as np
 
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     closing = np.array([] if end is None else [end], dtype=dtype)
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json can hold a limit of its own
-    backend.no_padding()
     encode = backend.encode_batch if words else backend.encode_batch_fast  # the fast one knows no words
     tokens: list[np.ndarray] = [np.zeros(0, dtype=dtype)]
     first_of_word: list[np.ndarray] = [np.zeros(0, dtype=bool)]
     lengths: list[int] = []
     num_bytes = 0
-    for texts in text_batches(dataset, BATCH_CHARACTERS):
+    for texts in text_batches(dataset, BATCH_CHARACTERS, column):
         for text, encoding in zip(texts, encode(texts, add_special_tokens=False), strict=True):
             ids = np.asarray(encoding.ids, dtype=dtype)
             tokens += [ids, closing]
@@ -200,7 +209,7 @@ def begins_word(word_ids: Sequence[int | None]) -> np.ndarray:
     return changes
 
 
-def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None, words: bool) -> str:
+def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, column: str, end: int | None, words: bool) -> str:
     """Hash of all that decides the tokens: the texts themselves, the tokenizer and the options."""
     import numpy as np
     import pyarrow as pa
@@ -208,12 +217,12 @@ def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None, 
     import xxhash
 
     texts, lengths = xxhash.xxh3_128(), xxhash.xxh3_128()
-    for rows in dataset.select_columns(["text"]).with_format("arrow").iter(ROWS_AT_ONCE):
-        for chunk in filter(len, rows["text"].chunks):
-            column = chunk.cast(pa.large_string())
-            lengths.update(np.asarray(pc.binary_length(column)).tobytes())
-            _, places, content = column.buffers()
-            first, *_, last = np.frombuffer(places, dtype=np.int64)[column.offset :][: len(column) + 1]
+    for rows in dataset.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
+        for chunk in filter(len, rows[column].chunks):
+            array = chunk.cast(pa.large_string())
+            lengths.update(np.asarray(pc.binary_length(array)).tobytes())
+            _, places, content = array.buffers()
+            first, *_, last = np.frombuffer(places, dtype=np.int64)[array.offset :][: len(array) + 1]
             texts.update(memoryview(content)[first:last])  # as the bytes lie in the file
     facts = [STORE_VERSION, end, words, tokenizer.backend_tokenizer.to_str(), texts.hexdigest(), lengths.hexdigest()]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(facts).encode()))

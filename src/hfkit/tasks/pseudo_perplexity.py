@@ -30,9 +30,6 @@ class PseudoPerplexity(MaskedLM):
         apart = replace(recipe, data=replace(recipe.data, packing=False, masking="token"))
         return _OneHidden(super().encode(dataset, tokenizer, model, apart))
 
-    def example(self, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        return row
-
     def evaluate(
         self,
         model: PreTrainedModel,
@@ -75,24 +72,23 @@ class PseudoPerplexity(MaskedLM):
         }
 
 
-class _OneHidden:
+class _OneHidden(Rows):
     """A row for every token that is not special: its block with this token hidden; `documents`: which one it is of."""
 
     def __init__(self, masked: Any) -> None:
         import numpy as np
 
-        self.blocks, self.mask_id = masked.blocks, masked.shared["mask_id"]
-        places = [np.flatnonzero(masked[block]["maskable"]) for block in range(len(masked))]
+        self.blocks, masking = masked.blocks, masked.masking
+        self.mask_id = masking.shared["mask_id"]
+        rows = (masking.row(self.blocks[block]) for block in range(len(masked)))
+        places = [np.flatnonzero(row["maskable"]) for row in rows]
         self.block = np.repeat(np.arange(len(places)), [len(some) for some in places])
         self.place = np.concatenate(places)
         self.lengths = self.blocks.lengths[self.block]
         of_block = np.searchsorted(self.blocks.store.starts, self.blocks.first, side="right") - 1
         self.documents = of_block[self.block]
 
-    def __len__(self) -> int:
-        return len(self.block)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def example(self, index: int, random: np.random.Generator) -> dict[str, Any]:
         import numpy as np
 
         tokens, place = self.blocks[int(self.block[index])]["input_ids"], self.place[index]

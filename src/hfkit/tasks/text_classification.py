@@ -24,7 +24,8 @@ from hfkit.data.labels import (
 )
 from hfkit.errors import DataError, UsageError
 from hfkit.system.console import say, warn
-from hfkit.tasks.base import Batch, Loss, Rows, Task, batch_defaults
+from hfkit.tasks.base import Batch, LossOptions, Predict, Rows, Task, batch_defaults
+from hfkit.tasks.windows import EncodedTexts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
-    from hfkit.settings import Recipe
-    from hfkit.tasks.windows import EncodedTexts
+    from hfkit.settings import Evaluation, Recipe
 
 BUILTIN_LABELLED = "builtin:python-docstrings"
 
@@ -76,7 +76,6 @@ class TextClassification(Task):
     summary = "labels of texts"
     command = "finetune"
     auto_model = "AutoModelForSequenceClassification"
-    best_metric = "accuracy"
     roles = ("text", "text_pair", "label")
     metrics = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
     settings = SETTINGS
@@ -84,8 +83,8 @@ class TextClassification(Task):
     def next_step(self, run: str, is_adapter: bool) -> str:
         return f'hfkit predict {run} --text "..."'
 
-    def best_metric_of(self, config: Any) -> str:
-        return DEFAULT_METRICS[problem_type_of(config)][0]
+    def usual_metrics(self, config: Any) -> Sequence[str]:
+        return DEFAULT_METRICS[problem_type_of(config)]
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3: batch 16-32, 2e-5 to 5e-5, 2-4 epochs)."""
@@ -120,7 +119,7 @@ class TextClassification(Task):
             splits |= _held_out(splits["train"], recipe)
         return splits
 
-    def model_settings(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
+    def model_config(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
         kind = next(filter(None, map(kind_of, splits.values())), SINGLE)
         if "train" not in splits or kind == REGRESSION:
             names = [config.id2label[index] for index in range(config.num_labels)]
@@ -139,27 +138,24 @@ class TextClassification(Task):
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
     ) -> Rows:
-        from hfkit.tasks.windows import EncodedTexts
-
         rows = EncodedTexts(dataset, tokenizer, model, recipe)
         if rows.labels is not None:  # `predict` counts over all its rows
             say_long(len(dataset), rows, recipe)
         return rows
 
-    def begin(self, model: PreTrainedModel, rows: Any) -> None:
-        """With several labels a text, a new head says at first how frequent each is: its bias is their log-odds.
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:
+        """With several labels a text, the bias of a new head starts at the log-odds of each label.
 
-        Most labels are rare, and a head that begins at one half for each learns to say so through the text's features,
-        which then all look alike (Lin et al. 2017, arXiv 1708.02002, section 3.3): on GoEmotions the loss that 1,500
-        steps from there reached is reached after 150.
+        Most labels are rare. A head that starts at one half for each of them learns to say so through the text's
+        features, which then all look alike (Lin et al. 2017, arXiv 1708.02002, section 3.3). On GoEmotions the loss
+        that takes 1,500 steps from there is reached after 150.
         """
-        if model.config.problem_type != MULTIPLE:
+        if not isinstance(rows, EncodedTexts) or rows.kind != MULTIPLE or rows.labels is None:
             return
         import numpy as np
         import torch
 
-        labels = np.array(rows.labels)  # shape (texts, labels), 0 or 1
-        shares = (labels.sum(0) + 1) / (len(labels) + 2)  # never 0 or 1 (Laplace's rule of succession)
+        shares = (rows.labels.sum(0) + 1) / (len(rows) + 2)  # never 0 or 1 (Laplace's rule of succession)
         biases = [
             weights
             for name, weights in model.named_parameters()
@@ -170,38 +166,30 @@ class TextClassification(Task):
                 biases[-1].copy_(torch.as_tensor(np.log(shares / (1 - shares))))
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        # on the right whatever the tokenizer prefers: a classifier's positions count from the first column
-        batch: Batch = dict(tokenizer.pad(list(examples), padding_side="right", return_tensors="pt"))
-        return batch
-
-    def training_loss(self, recipe: Recipe, rows: Rows | None, step_rows: int) -> Loss:
+        import numpy as np
         import torch
 
-        weights = None if rows is None else rows.weights  # type: ignore[attr-defined]
-        return partial(
-            self.loss,
-            smoothing=recipe.train.label_smoothing,
-            step_rows=step_rows,
-            weights=None if weights is None else torch.tensor(weights),
-        )
+        tokens = [{name: values for name, values in one.items() if name != "labels"} for one in examples]
+        # on the right whatever the tokenizer prefers: a classifier's positions count from the first column
+        batch: Batch = dict(tokenizer.pad(tokens, padding_side="right", return_tensors="pt"))
+        if "labels" in examples[0]:
+            batch["labels"] = torch.from_numpy(np.stack([one["labels"] for one in examples]))
+        return batch
 
     def loss(
         self,
         outputs: Any,
         labels: torch.Tensor,
         num_items_in_batch: Any = None,
-        *,
-        smoothing: float = 0.0,
-        step_rows: int | None = None,
-        weights: torch.Tensor | None = None,
+        options: LossOptions = LossOptions(),  # noqa: B008
     ) -> torch.Tensor:
-        """The sum over rows divided by the rows of the whole optimizer step, so that any split of a step has the same
-        gradient. The kind of label says which: cross-entropy for classes, binary cross-entropy for a table of 0 and 1
-        (divided by its labels, too), the squared error for numbers.
+        """The sum over examples divided by the examples of the whole optimizer step.
 
-        `weights` of classes multiply a row's loss; it is not divided by them as torch does it, where a row would count
-        more in a batch of rare classes than in another.
+        The kind of label decides: cross-entropy for classes, binary cross-entropy for a table of 0 and 1 (divided by
+        its labels, too), the squared error for numbers. Class weights multiply an example's loss. It is not divided by
+        them as torch does it, where an example would count more in a batch of rare classes than in another.
         """
+        import torch
         from torch.nn import functional
 
         logits = outputs["logits"].float()
@@ -210,9 +198,12 @@ class TextClassification(Task):
         elif labels.is_floating_point():
             total = functional.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
         else:
-            weights = None if weights is None else weights.to(logits.device)
-            total = functional.cross_entropy(logits, labels, weight=weights, reduction="sum", label_smoothing=smoothing)
-        rows = len(labels) if step_rows is None else step_rows  # the labels of a row are all scored or none is
+            given = options.class_weights
+            weight = None if given is None else torch.tensor(given, device=logits.device)
+            total = functional.cross_entropy(
+                logits, labels, weight=weight, reduction="sum", label_smoothing=options.smoothing
+            )
+        rows = options.step_rows or len(labels)  # the labels of an example are all scored or none is
         return total / (rows * labels[0].numel())
 
     def reduce(
@@ -220,44 +211,40 @@ class TextClassification(Task):
     ) -> torch.Tensor:
         return outputs[0].float()
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, recipe: Recipe) -> dict[str, Score]:
+    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
         import numpy as np
 
         from hfkit.metrics.table import compute
 
-        kind = SINGLE if rows is None else rows.kind  # type: ignore[attr-defined]
-        answers, labels = answered(reduced, rows), labels if rows is None else labels[rows.starts]  # type: ignore[attr-defined]
-        wanted = recipe.evaluation
-        names = list(wanted.metrics or DEFAULT_METRICS[kind])
-        if recipe.train.best is not None and recipe.train.best not in names:
-            names.append(recipe.train.best)
-        if kind == REGRESSION and not wanted.metrics and min(np.ptp(answers), np.ptp(labels)) == 0:
+        assert isinstance(rows, EncodedTexts)
+        answers, labels = answered(reduced, rows), labels[rows.starts]
+        names = list(evaluation.metrics or DEFAULT_METRICS[rows.kind])
+        if rows.kind == REGRESSION and not evaluation.metrics and min(np.ptp(answers), np.ptp(labels)) == 0:
             warn("all answers are the same, or all labels: they have no correlation")
             names = [name for name in names if name not in ("pearson", "spearman")]
         references = labels if labels.ndim == 2 else labels.tolist()
-        measured = partial(compute, references=references, interval=wanted.interval, seed=wanted.seed)
-        if kind != MULTIPLE:
+        measured = partial(compute, references=references, interval=evaluation.interval, seed=evaluation.seed)
+        if rows.kind != MULTIPLE:
             return measured(names, answers)
-        decisions = (answers >= threshold_of(rows, recipe)).astype(float)
+        decisions = (answers >= threshold_of(rows, evaluation)).astype(float)
         found = measured([name for name in names if name in OF_PROBABILITIES], answers)
         found |= measured([name for name in names if name not in OF_PROBABILITIES], decisions)
         return {name: found[name] for name in names}
 
-    def calibrate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: Recipe) -> None:
-        """Puts what the validation `rows` decide into the model's config: a temperature, a threshold."""
-        from hfkit.evaluation.inference import predict_rows
+    def tune(self, model: PreTrainedModel, rows: Rows, evaluation: Evaluation, predict: Predict) -> None:
+        """Sets the temperature and the threshold in the model's config, if they are asked for."""
         from hfkit.tasks import calibration
 
-        wanted = recipe.evaluation
-        if not wanted.tune_threshold and not wanted.temperature_scaling:
-            if wanted.threshold is not None:
-                model.config.classifier_threshold = wanted.threshold
+        assert isinstance(rows, EncodedTexts)
+        if not evaluation.tune_threshold and not evaluation.temperature_scaling:
+            if evaluation.threshold is not None:
+                model.config.classifier_threshold = evaluation.threshold
             return
-        reduced, labels = predict_rows(self, model, tokenizer, rows, batch_size=wanted.batch_size, seed=wanted.seed)
-        logits, labels = rows.pooled(reduced), labels[rows.starts]  # type: ignore[attr-defined]
-        if wanted.temperature_scaling:
+        reduced, labels = predict()
+        logits, labels = rows.pooled(reduced), labels[rows.starts]
+        if evaluation.temperature_scaling:
             model.config.classifier_temperature = calibration.temperature(logits, labels)
-        if wanted.tune_threshold:
+        if evaluation.tune_threshold:
             model.config.classifier_threshold = calibration.threshold(answered(reduced, rows), labels)
 
     def evaluate(
@@ -277,54 +264,54 @@ class TextClassification(Task):
         from hfkit.evaluation.rows import write_rows
 
         rows = self.encode(dataset, tokenizer, model, recipe)
+        assert isinstance(rows, EncodedTexts)
         wanted = recipe.evaluation
         reduced, labels = predict_rows(self, model, tokenizer, rows, batch_size=wanted.batch_size, seed=wanted.seed)
         if beside is not None:
             given = answered(reduced, rows)
-            write_confusion(beside, given, rows, threshold_of(rows, recipe))  # type: ignore[arg-type]
-            write_worst_errors(beside, dataset, given, rows, threshold_of(rows, recipe))  # type: ignore[arg-type]
-            write_rows(beside, prediction_rows(dataset, given, rows, threshold_of(rows, recipe)))  # type: ignore[arg-type]
-        return {**self.scores(reduced, labels, rows, recipe), **_baseline(dataset)}
+            write_confusion(beside, given, rows, threshold_of(rows, recipe.evaluation))
+            write_worst_errors(beside, dataset, given, rows, threshold_of(rows, recipe.evaluation))
+            write_rows(beside, prediction_rows(dataset, given, rows, threshold_of(rows, recipe.evaluation)))
+        return {**self.scores(reduced, labels, rows, recipe.evaluation), **_baseline(dataset)}
 
-    def answers(self, reduced: np.ndarray, rows: Rows, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    def answers(self, reduced: np.ndarray, rows: Rows, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         """One per text: label, score and probabilities; labels and probabilities; or the number."""
-        names, kind = rows.names, rows.kind  # type: ignore[attr-defined]
-        for row, is_cut in zip(answered(reduced, rows).tolist(), rows.was_cut.tolist(), strict=True):  # type: ignore[attr-defined]
-            if kind == REGRESSION:
+        assert isinstance(rows, EncodedTexts)
+        for row, is_cut in zip(answered(reduced, rows).tolist(), rows.was_cut.tolist(), strict=True):
+            if rows.kind == REGRESSION:
                 answer: dict[str, Any] = {"value": row}
             else:
-                shares = dict(zip(names, row, strict=True))
+                shares = dict(zip(rows.names, row, strict=True))
                 best = max(shares, key=shares.__getitem__)
-                if kind == MULTIPLE:
-                    answer = {"labels": [name for name, p in shares.items() if p >= threshold_of(rows, recipe)]}
+                if rows.kind == MULTIPLE:
+                    threshold = threshold_of(rows, evaluation)
+                    answer = {"labels": [name for name, share in shares.items() if share >= threshold]}
                 else:
                     answer = {"label": best, "score": shares[best]}
                 answer["probabilities"] = shares
             yield answer | ({"truncated": True} if is_cut else {})
 
 
-def answered(reduced: np.ndarray, rows: Rows | None) -> np.ndarray:
+def answered(reduced: np.ndarray, rows: EncodedTexts) -> np.ndarray:
     """What the model says of each text: probabilities (texts, labels), or numbers (texts,) of a regression."""
     import numpy as np
 
     from hfkit.tasks.calibration import probabilities
 
-    if rows is None:
-        return probabilities(reduced)
-    logits = rows.pooled(reduced)  # type: ignore[attr-defined]
-    if rows.kind == REGRESSION:  # type: ignore[attr-defined]
+    logits = rows.pooled(reduced)
+    if rows.kind == REGRESSION:
         numbers: np.ndarray = logits[:, 0]
         return numbers
-    logits = logits / getattr(rows.config, "classifier_temperature", 1.0)  # type: ignore[attr-defined]
-    # exp of a negative number alone, which can't run over
+    logits = logits / getattr(rows.config, "classifier_temperature", 1.0)
+    # exp of a negative number alone, which can't overflow
     shares: np.ndarray = np.where(logits >= 0, 1.0, np.exp(-np.abs(logits))) / (1 + np.exp(-np.abs(logits)))
-    return shares if rows.kind == MULTIPLE else probabilities(logits)  # type: ignore[attr-defined]
+    return shares if rows.kind == MULTIPLE else probabilities(logits)
 
 
-def threshold_of(rows: Any, recipe: Recipe) -> float:
-    """The probability from which a label is given: as typed, else the model's own."""
-    if recipe.evaluation.threshold is not None:
-        return recipe.evaluation.threshold
+def threshold_of(rows: EncodedTexts, evaluation: Evaluation) -> float:
+    """The probability from which a label is given: evaluation.threshold, else the model's own."""
+    if evaluation.threshold is not None:
+        return evaluation.threshold
     return float(getattr(rows.config, "classifier_threshold", THRESHOLD))
 
 

@@ -1,13 +1,15 @@
-"""Texts or pairs as token ids: one row each, cut at a length, or one row for each of their windows."""
+"""Texts or pairs as token ids: one example each, truncated at a length, or one for each of their windows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.data.labels import MULTIPLE, SINGLE, kind_of, labels_of, problem_type_of
 from hfkit.errors import DataError, ModelError, UsageError
+from hfkit.tasks.base import Rows
+from hfkit.tasks.packing import token_store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,14 +18,58 @@ if TYPE_CHECKING:
 
     from hfkit.settings import Recipe
 
-MAX_LENGTH = 512  # where nobody says: BERT's limit, and attention costs the square of it
+MAX_LENGTH = 512  # the default: BERT's limit, and attention costs the square of it
 
 
-class EncodedTexts:
-    """Tokenized rows of a data set with their labels; `owners` says which text each is of (its windows are neighbours).
+class Frame(NamedTuple):
+    """The special tokens before, between and after the texts of an example, with the type of every part."""
 
-    `is_long`, `was_cut`: which texts are longer than a row, and which of them lost their end; `longest`: tokens of the
-    longest text, uncut; `limit`, `most`: tokens of a row at most, by the recipe and by the model.
+    ids: tuple[list[int], ...]  # before the first text, behind it and, of a pair, behind the second
+    types: tuple[list[int], ...] | None  # of the special tokens; None if the model takes no token types
+    text_types: tuple[int, ...]  # of the texts
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Frame:
+        """What the tokenizer puts around `texts`, one or two that have tokens."""
+        encoding = tokenizer.backend_tokenizer.encode(*texts, add_special_tokens=True)
+        of_text = [-1 if sequence is None else sequence for sequence in encoding.sequence_ids]
+        edges = [0, *(of_text.index(text) for text in range(len(texts))), len(of_text)]
+        ends = [len(of_text) - of_text[::-1].index(text) for text in range(len(texts))]
+        gaps = [slice(begin, end) for begin, end in zip([0, *ends], edges[1:], strict=True)]
+        has_types = "token_type_ids" in tokenizer.model_input_names
+        return cls(
+            tuple(encoding.ids[gap] for gap in gaps),
+            tuple(encoding.type_ids[gap] for gap in gaps) if has_types else None,
+            tuple(encoding.type_ids[edge] for edge in edges[1:-1]),
+        )
+
+    @property
+    def size(self) -> int:
+        """Special tokens of an example."""
+        return sum(map(len, self.ids))
+
+    def around(self, bodies: Sequence[list[int]]) -> dict[str, list[int]]:
+        """An example of the token ids of one or two texts."""
+        example = {"input_ids": list(self.ids[0])}
+        for body, behind in zip(bodies, self.ids[1:], strict=True):
+            example["input_ids"] += body + behind
+        if self.types is not None:
+            example["token_type_ids"] = list(self.types[0])
+            for body, kind, behind in zip(bodies, self.text_types, self.types[1:], strict=True):
+                example["token_type_ids"] += [kind] * len(body) + behind
+        return example
+
+
+class EncodedTexts(Rows):
+    """Texts or pairs with their labels: an example for each, truncated at a length, or one for each of its windows.
+
+    The tokens lie in a memory map that is made once for a data set (see `token_store`). Truncating and dividing only
+    say which part of it an example is.
+
+    `owners`: which text each example is of, shape (examples,), windows of a text in order; `is_long`, `was_cut`: which
+    texts are longer than an example, and which lost their end, shape (texts,); `longest`: tokens of the longest text;
+    `limit`, `most`: tokens of an example at most, by the recipe and by the model; `labels`: of each example, int64
+    class ids (examples,), float32 rows of 0 and 1 (examples, labels) or float32 numbers (examples,), None without any.
     """
 
     def __init__(
@@ -34,74 +80,105 @@ class EncodedTexts:
         self.config, self.pooling = model.config, recipe.data.window_pooling
         self.names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
         self.limit, self.most = _limits(tokenizer, model, recipe)
-        texts = dataset["text"][:]
-        pairs = dataset["text_pair"][:] if "text_pair" in dataset.column_names else None
-        whole = tokenizer(texts, pairs, truncation=False, return_attention_mask=False, verbose=False)
-        lengths = np.array([len(ids) for ids in whole["input_ids"]])
+        columns = [name for name in ("text", "text_pair") if name in dataset.column_names]
+        self.stores = [token_store(dataset, tokenizer, column=name) for name in columns]
+        # tokens of each text, shape (1, examples), or (2, examples) of pairs
+        counts = np.stack([np.diff(store.starts, append=len(store.tokens)) for store in self.stores])
+        probes = [_first_with_tokens(dataset, *pair) for pair in zip(columns, counts, strict=True)]
+        self.frame = Frame.of(tokenizer, probes)
+        lengths = counts.sum(axis=0) + self.frame.size
         self.longest = int(lengths.max())
         self.is_long = lengths > self.limit
-        self.owners = np.arange(len(texts))
-        self.columns: Any = whole
+        self.was_cut = self.is_long & (recipe.data.long_documents == "truncate")
+        self.owners = np.arange(len(lengths))
+        self.begins, self.ends = np.zeros_like(counts), counts  # of each example in its texts, shape of `counts`
         if self.is_long.any():
             if recipe.data.long_documents == "window":
-                self._divide(tokenizer, texts, pairs, recipe)
+                self._divide(recipe.data.window_overlap)
             else:
-                self.columns = tokenizer(
-                    texts, pairs, truncation=True, max_length=self.limit, return_attention_mask=False
-                )
-        self.was_cut = self.is_long & (recipe.data.long_documents == "truncate")
-        self.lengths = np.array([len(ids) for ids in self.columns["input_ids"]])
+                self._truncate(tokenizer.truncation_side)
+        self.lengths = (self.ends - self.begins).sum(axis=0) + self.frame.size
         self.kind = problem_type_of(model.config)
         self.labels = self._labels(dataset) if kind_of(dataset) else None
-        self.weights: list[float] | None = None
         if recipe.train.class_weights is not None and self.labels is not None:
-            self.weights = class_weights(recipe.train.class_weights, self.names, self.labels)
+            self.class_weights = class_weights(recipe.train.class_weights, self.names, self.labels.tolist())
 
-    def _divide(
-        self, tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, recipe: Recipe
-    ) -> None:
-        """Windows of `limit` tokens; of pairs the text that is longer in the mean is divided, the other repeated."""
+    def _truncate(self, side: str) -> None:
+        """Takes tokens from the end (`side` "right") or the beginning of the longer text until an example fits.
+
+        That is the strategy "longest_first" of the library (tokenizers, truncate_encodings).
+        """
         import numpy as np
 
-        overlap = self.limit // 8 if recipe.data.window_overlap is None else recipe.data.window_overlap
-        side = "only_second" if pairs is not None and sum(map(len, pairs)) > sum(map(len, texts)) else "only_first"
-        room = self.limit - tokenizer.num_special_tokens_to_add(pair=pairs is not None)
+        room = self.limit - self.frame.size
+        if len(self.ends) == 1:
+            kept = np.minimum(self.ends, room)
+        else:
+            shorter = self.ends.min(axis=0)
+            longer = np.where(shorter > room, shorter, np.maximum(shorter, room - shorter))
+            both = shorter + longer > room
+            shorter, longer = np.where(both, room // 2, shorter), np.where(both, room - room // 2, longer)
+            kept = np.where(self.ends[0] > self.ends[1], [longer, shorter], [shorter, longer])
+        kept = np.where(self.is_long, kept, self.ends)
+        if side == "left":
+            self.begins = self.ends - kept
+        else:
+            self.ends = kept
+
+    def _divide(self, overlap: int | None) -> None:
+        """Windows of `limit` tokens. Of pairs the text that is longer on average is divided, the other repeated."""
+        import numpy as np
+
+        overlap = self.limit // 8 if overlap is None else overlap
+        counts = self.ends
+        divided = int(len(counts) == 2 and counts[1].sum() > counts[0].sum())
+        others = counts.sum(axis=0) - counts[divided]
+        rooms = self.limit - self.frame.size - others  # tokens of the divided text in a window
+        room = self.limit - self.frame.size
         if overlap >= room:
             problem = f"data.window_overlap {overlap}: a window has room for {room} tokens"
             raise UsageError(problem, f"--window-overlap {max(0, room // 4)}")
-        options = {"truncation": side, "max_length": self.limit, "stride": overlap}
-        try:
-            self.columns = tokenizer(
-                texts, pairs, return_overflowing_tokens=True, return_attention_mask=False, **options
-            )
-        except Exception as error:  # the tokenizers' own class, for a text that leaves the other no room
-            if "Truncation error" not in str(error):
-                raise
-            which = "first" if side == "only_second" else "second"
+        if (rooms[self.is_long] <= overlap).any():
+            which = "first" if divided else "second"
             problem = f"a {which} text of a pair fills a whole window of {self.limit} tokens"
-            raise DataError(problem, "--long-documents truncate, or a larger --max-length") from None
-        self.owners = np.array(self.columns.pop("overflow_to_sample_mapping"))
+            raise DataError(problem, "--long-documents truncate, or a larger --max-length")
+        steps = np.where(self.is_long, rooms - overlap, 1)
+        windows = np.where(self.is_long, 1 + -(-(counts[divided] - rooms) // steps), 1)
+        self.owners = np.repeat(np.arange(len(windows)), windows)
+        within = np.arange(len(self.owners)) - np.repeat(np.cumsum(windows) - windows, windows)
+        self.begins, self.ends = np.zeros_like(counts)[:, self.owners], counts[:, self.owners]
+        self.begins[divided] = within * steps[self.owners] * self.is_long[self.owners]
+        stops = np.where(self.is_long[self.owners], self.begins[divided] + rooms[self.owners], self.ends[divided])
+        self.ends[divided] = np.minimum(stops, self.ends[divided])
 
-    def _labels(self, dataset: Dataset) -> list[Any]:
-        """Ids, rows of 0 and 1 or numbers, one for each row of tokens."""
+    def _labels(self, dataset: Dataset) -> np.ndarray:
+        import numpy as np
+
         labels = labels_of(dataset)
         if self.kind == SINGLE:
-            labels = [self.config.label2id[label] for label in labels]
+            values = np.array([self.config.label2id[label] for label in labels], dtype=np.int64)
         elif self.kind == MULTIPLE:
-            labels = [[float(name in given) for name in self.names] for given in map(set, labels)]
-        return [labels[owner] for owner in self.owners]
+            table = [[name in given for name in self.names] for given in map(set, labels)]
+            values = np.array(table, dtype=np.float32)
+        else:
+            values = np.array(labels, dtype=np.float32)
+        owned: np.ndarray = values[self.owners]
+        return owned
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = {name: column[index] for name, column in self.columns.items()}
+    def example(self, index: int, random: np.random.Generator | None = None) -> dict[str, Any]:
+        """The token ids of an example, its token types if the model takes them, and its label."""
+        owner = self.owners[index]
+        bodies = []
+        for store, begins, ends in zip(self.stores, self.begins, self.ends, strict=True):
+            start = store.starts[owner]
+            bodies.append(store.tokens[start + begins[index] : start + ends[index]].tolist())
+        example: dict[str, Any] = self.frame.around(bodies)
         if self.labels is not None:
-            row["labels"] = self.labels[index]
-        return row
+            example["labels"] = self.labels[index]
+        return example
 
     def pooled(self, logits: np.ndarray) -> np.ndarray:
-        """The logits of each text, (texts, k), from those of its windows, (rows, k): mean or, by label, maximum."""
+        """The logits of each text, (texts, k), from those of its windows, (examples, k): mean or, by label, maximum."""
         import numpy as np
 
         starts = self.starts
@@ -116,11 +193,19 @@ class EncodedTexts:
 
     @property
     def starts(self) -> np.ndarray:
-        """The first row of each text."""
+        """The first example of each text, shape (texts,)."""
         import numpy as np
 
         first: np.ndarray = np.flatnonzero(np.diff(self.owners, prepend=-1))
         return first
+
+
+def _first_with_tokens(dataset: Dataset, column: str, counts: np.ndarray) -> str:
+    """A text of `column` that has tokens, of which there are `counts`; "a" if there is none."""
+    import numpy as np
+
+    found = np.flatnonzero(counts)
+    return str(dataset[int(found[0])][column]) if len(found) else "a"
 
 
 def _limits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> tuple[int, int]:

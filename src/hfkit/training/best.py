@@ -33,7 +33,7 @@ class Best:
         """By train.best, or the task's own metric where only train.early_stopping is given; None without either."""
         if settings.best is None and settings.early_stopping is None:
             return None
-        return cls(settings.best or task.best_metric_of(config), settings.early_stopping)
+        return cls(settings.best or task.usual_metrics(config)[0], settings.early_stopping)
 
     def take_all(self, log: Iterable[Mapping[str, Any]]) -> None:
         """Takes the evaluations among the lines of `metrics.jsonl`."""

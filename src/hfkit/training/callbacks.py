@@ -179,7 +179,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         """Lines that show what the model does with some of the validation data now."""
         ready = self.ready
         assert ready.held_out is not None
-        return ready.task.samples(self.trainer.model, ready.tokenizer, ready.held_out, ready.recipe)
+        return ready.task.samples(self.trainer.model, ready.tokenizer, ready.held_out, ready.recipe.evaluation.seed)
 
     def _is_over(self) -> bool:
         """Whether patience or time has run out."""

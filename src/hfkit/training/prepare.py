@@ -50,15 +50,13 @@ def prepare(task: Task, recipe: Recipe, run: Run, *, shared: bool | None = None)
         set_seed(recipe.train.seed)
         texts, begun_with = corpus(splits["train"]), run.saved_tokenizer()
         tokenizer = load_tokenizer(recipe, config, texts, begun_with=begun_with, shared=shared)
-        for key, value in task.model_settings(splits, config).items():
+        for key, value in task.model_config(splits, config).items():
             setattr(config, key, value)
         model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
         say(f"model: {describe(model)}")
         use_cache = getattr(config, "use_cache", None)
         ready = Prepared(task, recipe, splits, config, tokenizer, model, use_cache, None, None)
         rows = None if recipe.data.streaming else ready.encode(splits["train"])
-        if rows is not None:
-            task.begin(model, rows)
         held_out = ready.encode(splits["validation"]) if "validation" in splits else None
         return ready._replace(rows=rows, held_out=held_out)
 
@@ -68,11 +66,10 @@ def stream_of(steps: int, ready: Prepared) -> TrainingStream | StreamedExamples:
     recipe = ready.recipe
     batch, seed = batch_size(recipe, num_devices(recipe)), recipe.train.seed
     if ready.rows is not None:
-        return TrainingStream(ready.rows, ready.task, steps=steps, step_rows=batch.total, seed=seed)
+        return TrainingStream(ready.rows, steps=steps, step_rows=batch.total, seed=seed)
     return StreamedExamples(
         ready.splits["train"],
         ready.encode,
-        ready.task,
         steps=steps,
         step_rows=batch.total,
         device_rows=batch.per_process,
@@ -115,7 +112,7 @@ def with_batch_that_fits(ready: Prepared, directory: Path) -> Prepared:
     recipe = ready.recipe
     args = training_arguments(recipe, directory)
     stream = stream_of(1, ready)
-    ready.task.prepare(ready.model, ready.collate(stream.sample(1)))
+    ready.task.adapt(ready.model, ready.collate(stream.sample(1)))
     found = examples_that_fit(ready, stream, batch_size(recipe, num_devices(recipe)), args)
     found = -largest(-found, args.device)
     return ready._replace(recipe=replace(recipe, train=replace(recipe.train, per_device_train_batch_size=found)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -24,6 +25,15 @@ class Prepared(NamedTuple):
     use_cache: bool | None  # of the config; training turns the cache off
     rows: Rows | None  # the training data, None if it is streamed
     held_out: Rows | None  # the validation data, if there is any
+
+    @property
+    def scoring(self) -> Recipe:
+        """The recipe to score with: the metric of train.best is always among the metrics."""
+        best, wanted = self.recipe.train.best, self.recipe.evaluation
+        names = list(wanted.metrics or self.task.usual_metrics(self.config))
+        if best is None or best in names:
+            return self.recipe
+        return replace(self.recipe, evaluation=replace(wanted, metrics=[*names, best]))
 
     def encode(self, dataset: Dataset) -> Rows:
         """The examples of `dataset` as the model takes them."""

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hfkit.errors import DataError
-from hfkit.tasks.base import Rows, Task
+from hfkit.tasks.base import Rows
 
 GROUP_ROWS = 1000  # rows of a streamed source that are encoded together
 
@@ -31,8 +31,8 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
     `step_rows`: the rows of one optimizer step over all devices; a batch above is one of these.
     """
 
-    def __init__(self, rows: Rows, task: Task, *, steps: int, step_rows: int, seed: int) -> None:
-        self.rows, self.task, self.step_rows, self.seed = rows, task, step_rows, seed
+    def __init__(self, rows: Rows, *, steps: int, step_rows: int, seed: int) -> None:
+        self.rows, self.step_rows, self.seed = rows, step_rows, seed
         self.length, self.num_rows, self.mean_length = steps * step_rows, len(rows), float(rows.lengths.mean())
         self.by_length = len(rows) > 2 and bool(
             np.ptp(rows.lengths[:-1]) > 0
@@ -46,7 +46,7 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         random = np.random.default_rng((self.seed, 1, position))
-        return self.task.example(self.rows[self.row(position)], random)
+        return self.rows.example(self.row(position), random)
 
     def sample(self, count: int) -> list[dict[str, Any]]:
         """The first `count` examples."""
@@ -55,7 +55,7 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
     def longest(self, count: int) -> list[dict[str, Any]]:
         """Examples of the `count` longest rows; in a smaller data set they come again."""
         rows = np.resize(np.argsort(-self.rows.lengths, kind="stable"), count)
-        return [self.task.example(self.rows[int(row)], np.random.default_rng((self.seed, 1, 0))) for row in rows]
+        return [self.rows.example(int(row), np.random.default_rng((self.seed, 1, 0))) for row in rows]
 
     def spread(self, device_rows: int, count: int) -> tuple[list[list[dict[str, Any]]], float]:
         """At most `count` batches of one device that stand for all of the first megabatch, the longest last, and how
@@ -120,7 +120,6 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
         self,
         source: Source,
         encode: Callable[[Dataset], Rows],
-        task: Task,
         *,
         steps: int,
         step_rows: int,
@@ -128,7 +127,7 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
         seed: int,
         buffer: int,
     ) -> None:
-        self.source, self.encode, self.task = source.shuffle(seed=seed, buffer_size=buffer), encode, task
+        self.source, self.encode = source.shuffle(seed=seed, buffer_size=buffer), encode
         self.step_rows, self.device_rows, self.seed = step_rows, device_rows, seed
         self.length = steps * step_rows
         self.num_rows = self.mean_length = None  # known only when a pass has been read
@@ -138,7 +137,7 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
         workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
         for position, (rows, index) in enumerate(itertools.islice(self._endless(), self.length)):
             if position // self.device_rows % workers == own:
-                yield self.task.example(rows[index], np.random.default_rng((self.seed, 1, position)))
+                yield rows.example(index, np.random.default_rng((self.seed, 1, position)))
 
     def sample(self, count: int) -> list[dict[str, Any]]:
         """The first `count` examples."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hfkit.evaluation.inference import predict_rows
 from hfkit.models import sharded
 from hfkit.models.loading import with_weights_of
 from hfkit.runs.manifest import identity, versions
@@ -23,7 +25,7 @@ from hfkit.training.pace import number_of_steps, pace
 from hfkit.training.prepare import data_hash, prepare, stream_of, text_hash, with_batch_that_fits
 from hfkit.training.prepared import Prepared
 from hfkit.training.stream import MEGABATCH
-from hfkit.training.trainer import build_trainer, without_intervals
+from hfkit.training.trainer import build_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -99,7 +101,7 @@ class Schedule(NamedTuple):
 def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
     """The schedule that the recipe's budget gives. Sets in `args` what follows from the number of steps."""
     recipe, trial = ready.recipe, stream_of(MEGABATCH, ready)
-    ready.task.prepare(ready.model, ready.collate(trial.sample(args.train_batch_size)))
+    ready.task.adapt(ready.model, ready.collate(trial.sample(args.train_batch_size)), ready.rows)
     step_seconds = cache(
         lambda: pace(ready, trial, args).step(args.train_batch_size * args.gradient_accumulation_steps)
     )
@@ -165,7 +167,8 @@ def score_before_training(ready: Prepared, run: Run, checkpoint: Path | None) ->
         return {}
     with together(run.safe):
         data = ready.splits["validation"]
-        before = ready.task.evaluate(ready.model, ready.tokenizer, data, without_intervals(ready.recipe))
+        quick = replace(ready.recipe, evaluation=replace(ready.recipe.evaluation, interval=False))
+        before = ready.task.evaluate(ready.model, ready.tokenizer, data, quick)
     shown = ", ".join(f"{name} {before[name].value:,.4g}" for name in list(before)[:2])
     say(f"validation before training: {shown}")
     run.keep_scores_before(before)
@@ -192,7 +195,9 @@ def export_and_score(
     scores: dict[str, dict[str, Score]] = {}
     with nullcontext() if is_sharded else together(run.safe):
         if ready.held_out is not None:
-            task.calibrate(model, ready.tokenizer, ready.held_out, recipe)
+            size, seed = recipe.evaluation.batch_size, recipe.evaluation.seed
+            predict = partial(predict_rows, task, model, ready.tokenizer, ready.held_out, batch_size=size, seed=seed)
+            task.tune(model, ready.held_out, recipe.evaluation, predict)
         if is_sharded:  # rank 0 is alone here
             run.export(model, ready.tokenizer)
         else:
@@ -201,5 +206,5 @@ def export_and_score(
             if split in ready.splits:
                 say(f"scoring the {split} data")
                 prefix = run.directory / split if is_main_process() else None
-                scores[split] = task.evaluate(model, ready.tokenizer, ready.splits[split], recipe, beside=prefix)
+                scores[split] = task.evaluate(model, ready.tokenizer, ready.splits[split], ready.scoring, beside=prefix)
     return scores

@@ -15,12 +15,12 @@ from hfkit.evaluation.inference import EvaluationRows
 from hfkit.metrics.sample import loss_of
 from hfkit.models import adapters
 from hfkit.system.signals import leave_to_parent
+from hfkit.tasks.base import LossOptions
 from hfkit.training.arguments import optimizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-    from hfkit.settings import Recipe
     from hfkit.tasks.base import Batch, Task
     from hfkit.training.callbacks import RunCallback
     from hfkit.training.prepared import Prepared
@@ -35,12 +35,15 @@ def build_trainer(
 ) -> Trainer:
     """The stock Trainer, composed from the task's functions."""
     task, recipe = ready.task, ready.recipe
-    held_out = None if ready.held_out is None else EvaluationRows(ready.held_out, task, recipe.evaluation.seed)
+    weights = None if ready.rows is None else ready.rows.class_weights
+    options = LossOptions(recipe.train.label_smoothing, stream.step_rows, weights)
+    evaluation = replace(ready.scoring.evaluation, interval=False)
+    held_out = None if ready.held_out is None else EvaluationRows(ready.held_out, recipe.evaluation.seed)
 
     def metrics_of(output: Any) -> dict[str, float | None]:
         assert held_out is not None
         found = (held_out.in_row_order(output.predictions), held_out.in_row_order(output.label_ids))
-        scores = task.scores(*found, held_out.rows, without_intervals(recipe))
+        scores = task.scores(*found, held_out.rows, evaluation)
         # The Trainer's own loss is a mean over batches, of which several processes fill the last one with rows again.
         return {name: score.value for name, score in scores.items()} | {"loss": loss_of(scores)}
 
@@ -50,7 +53,7 @@ def build_trainer(
         data_collator=partial(collate, task, ready.tokenizer),
         train_dataset=stream,
         eval_dataset=held_out,
-        compute_loss_func=callback.watched(task.training_loss(recipe, ready.rows, stream.step_rows), task.loss),
+        compute_loss_func=callback.watched(partial(task.loss, options=options), task.loss),
         preprocess_logits_for_metrics=lambda outputs, labels: task.reduce(
             outputs if isinstance(outputs, tuple) else (outputs,), labels, ready.tokenizer
         ),
@@ -61,10 +64,6 @@ def build_trainer(
     if recipe.lora.enabled:  # the Trainer reads back no checkpoint of a model that has adapters and is no PeftModel
         trainer._load_from_checkpoint = lambda path, model=None: adapters.read(trainer.model, Path(path))
     return trainer
-
-
-def without_intervals(recipe: Recipe) -> Recipe:
-    return replace(recipe, evaluation=replace(recipe.evaluation, interval=False))
 
 
 def collate(task: Task, tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, Any]]) -> Batch:
