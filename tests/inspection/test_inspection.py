@@ -219,6 +219,14 @@ def test_several_labels_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert findings(problem)[0].startswith("train data, row 1: label 'a' is no number (fix: ")
 
 
+def test_repeated_texts_with_numbers_are_no_corpus(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a.csv", "text,score\na,0.5\nb,1\na,3\n")
+    assert findings(facts(capsys, "a.csv"))[0] == (
+        "train: 1 of 3 rows (33.3%) repeat an earlier text, so held-out rows may be known from training; "
+        "most often 'a', 2 times (fix: delete them, or give --validation FILE)"
+    )
+
+
 def test_pairs_are_repeated_where_both_texts_are(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.tsv", "premise\thypothesis\tlabel\na\tb\t0\na\tc\t1\na\tb\t0\nab\t\t1\n")
     found = facts(capsys, "a.tsv")

@@ -672,6 +672,13 @@ def test_the_settings_of_a_task_exist(task: str) -> None:
     assert TASKS[task].summary
 
 
+@pytest.mark.parametrize("key", SETTINGS)
+def test_the_docs_list_every_setting_with_its_flags(key: str) -> None:
+    lines = (SOURCE.parents[1] / "docs" / "settings.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith(f"| `{key}` |")]
+    assert any(all(f"`{flag}`" in row for flag in SETTINGS[key].metadata["flags"]) for row in rows)
+
+
 def test_nothing_outside_tasks_names_a_task() -> None:
     for path in SOURCE.rglob("*.py"):
         if path.parent.name != "tasks":

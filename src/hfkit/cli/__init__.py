@@ -1,4 +1,4 @@
-"""The commands, one file each: options in, one call out. Nothing here imports torch before work is to be done."""
+"""The commands, one file each: they parse options and call one function. Torch is imported only when work starts."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def _version(asked: bool) -> None:
 
 app = typer.Typer(
     name="hfkit",
-    help="From raw text to a pretrained, fine-tuned, evaluated and usable model, over Hugging Face.\n\n"
-    "Try it without any data of yours: hfkit pretrain --max-steps 50",
+    help="Pretrain, fine-tune, evaluate and use text models with the Hugging Face libraries.\n\n"
+    "Try it without your own data: hfkit pretrain --max-steps 50",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -49,7 +49,7 @@ def hfkit(
         typer.Option("--version", metavar="", is_eager=True, help="Print the version and exit.", callback=_version),
     ] = False,
 ) -> None:
-    """Options before a command."""
+    """The options that come before a command."""
 
 
 for command in (pretrain, finetune, predict, generate, chat, evaluate, compare, export, doctor):

@@ -43,7 +43,7 @@ def chat(
     ] = None,
     set_: Set = None,
 ) -> None:
-    """Talk with a chat model.
+    """Chat with a model.
 
     It remembers what was said, and leaves out the oldest turns when it is full.
     Piped in, each line is a message or a command. Stdout holds the answers alone.

@@ -36,7 +36,7 @@ def compare(
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Compare systems on the same data: each with the first, metric by metric.
+    """Compare systems with the first one on the same data, metric by metric.
 
     A difference has a 95% interval and a p-value: of a paired bootstrap, or of
     McNemar's test for accuracy. Then come the rows where the first two differ

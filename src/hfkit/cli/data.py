@@ -10,6 +10,10 @@ from hfkit.cli.options import Debug, Json, TrustRemoteCode
 from hfkit.settings import SETTINGS, Columns, Csv, Data
 from hfkit.system import console
 
+Task = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="Task that will be trained on it (default: guessed).")
+]
+
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 data = typer.Typer(help="Inspect data before training on it.", no_args_is_help=True)
@@ -33,9 +37,7 @@ def inspect(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Training data, as --data takes it.")],
     validation: Annotated[list[str] | None, _option("data.validation", "FILE")] = None,
     test: Annotated[list[str] | None, _option("data.test", "FILE")] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", metavar="NAME", help="Task that will be trained on it (default: guessed).")
-    ] = None,
+    task: Task = None,
     model: Annotated[str | None, _option("model.name", "NAME")] = None,
     tokenizer: Annotated[str | None, _option("tokenizer.name", "NAME")] = None,
     text_column: Annotated[str | None, _option("data.columns.text", "NAME")] = None,
@@ -63,30 +65,16 @@ def inspect(
 
     hfkit data inspect book.txt --task mlm --tokenizer gpt2
     """
-    from hfkit.inspection.data import inspect as inspect_data
-    from hfkit.inspection.data_tables import as_text
+    from hfkit.inspection import data, data_tables
 
-    facts = inspect_data(
-        Data(
-            train=files,
-            validation=validation or [],
-            test=test or [],
-            columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column),
-            problem_type=problem_type,
-            label_separator=label_separator,
-            documents=documents,
-            header=header,
-            csv=Csv(separator=separator, quoting=quoting),
-            encoding=encoding,
-            max_length=max_length,
-        ),
-        task=task,
-        model=model,
-        tokenizer=tokenizer,
-    )
+    source = Data(
+        train=files, validation=validation or [], test=test or [], problem_type=problem_type, header=header,
+        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column), documents=documents,
+        max_length=max_length, label_separator=label_separator, csv=Csv(separator=separator, quoting=quoting),
+        encoding=encoding,
+    )  # fmt: skip
+    facts = data.inspect(source, task=task, model=model, tokenizer=tokenizer)
     if json:
         console.result_json(facts)
-        return
-    console.result(as_text(facts))
-    for finding in facts["findings"]:
-        console.warn(finding["problem"], finding["fix"])
+    else:
+        data_tables.show(facts)

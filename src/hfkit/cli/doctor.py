@@ -1,4 +1,4 @@
-"""`hfkit doctor`: what this machine has, what is missing, and the command that fixes it."""
+"""`hfkit doctor`: what this machine has, and the command that fixes what is missing."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def export(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model to a directory of its own: weights, config, tokenizer, no checkpoints; GGUF files, too.
+    """Write the model of a run, a checkpoint or a GGUF file to a new directory.
 
     The weights of a checkpoint that FSDP2 has sharded are put together.
 

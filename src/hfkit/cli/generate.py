@@ -75,7 +75,7 @@ def generate(
     json: JsonLines = False,
     launch: Launch | None = None,
 ) -> None:
-    """Continue a prompt, or answer it where the model is for chats.
+    """Continue prompts, or answer them with a chat model.
 
     Stdout holds the text and nothing else. A file of prompts that was stopped
     goes on with the same command.

@@ -1,4 +1,4 @@
-"""The process of a command: exit codes, errors, signals."""
+"""One command as a process: exit codes, errors, signals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, UsageError, format_problem
 from hfkit.system import console
-from hfkit.system.console import is_main_process
+from hfkit.system.console import is_main_process, short
 from hfkit.system.launcher import leave_word
 from hfkit.system.signals import end_with_launcher, stop_signals
 
@@ -44,35 +44,33 @@ def _command(arguments: Sequence[str] | None) -> int:
             traceback.print_exc()
         if leave_word(error):
             return error.exit_code
-        # Rank 0 speaks for all, but for what may have befallen another rank alone.
+        # Rank 0 prints for all, except for errors that may occur in one other rank only.
         if is_main_process() or isinstance(error, StorageError | OutOfMemoryError):
             for problem in error.problems:
                 print(f"error: {format_problem(*problem)}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
-        if error.format_message():  # empty where a command without arguments has shown its help
+        if error.format_message():  # empty if a command without arguments has printed its help
             print(f"error: {format_problem(*_usage_problem(error.format_message(), arguments))}", file=sys.stderr)
         return 2
-    if code == 130:  # typer has met a KeyboardInterrupt
+    if code == 130:  # typer has caught a KeyboardInterrupt
         print("error: stopped by Ctrl-C", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """UsageError for bytes on the command line that are no text: Python would hand them on as halves of characters."""
+    """Raises UsageError for arguments that are not UTF-8: Python passes their bytes on as lone surrogates."""
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            from hfkit.system.console import short
-
             shown = short(argument.encode(errors="backslashreplace").decode())
-            fix = "rename the file, or put the text into one and name its --encoding"
+            fix = "rename the file, or put the text into a file and give its --encoding"
             raise UsageError(f"{shown}: not UTF-8", fix) from None
 
 
 def _usage_problem(message: str, arguments: Sequence[str]) -> tuple[str, str]:
-    """Typer's message about the command line as ours, the fix apart."""
+    """Typer's message about the command line as a problem and its fix."""
     for sign in (". Did you mean ", " (Possible options: "):
         problem, found, near = message.partition(sign)
         if found:
@@ -82,12 +80,12 @@ def _usage_problem(message: str, arguments: Sequence[str]) -> tuple[str, str]:
 
 
 def run() -> None:
-    """The process of a command: from its first moment to its last, a signal ends it in order or not at all."""
+    """The entry point `hfkit`: runs one command and exits. A signal at any moment ends it in order, or not at all."""
     end_with_launcher()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each rank's advice on DDP, which the Trainer sets up
-    if isinstance(sys.stdin, io.TextIOWrapper):  # closed, it is None
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # what is no UTF-8 is told, in every locale
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advice from each rank, about settings of the Trainer
+    if isinstance(sys.stdin, io.TextIOWrapper):  # None if it is closed
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # an error for what is not UTF-8, in every locale
     with stop_signals() as signals:
         code = main()
-    signals.ignore()  # the outcome is out, and taking the interpreter down takes a moment
+    signals.ignore()  # the result is printed; ending the interpreter takes a moment
     sys.exit(code)

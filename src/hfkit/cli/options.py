@@ -41,7 +41,7 @@ RecipeArgument = Annotated[
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="A run, a model directory or a model on the Hub.", show_default=False),
+    typer.Argument(metavar="MODEL", help="A run, a model directory or a model name on the Hub.", show_default=False),
 ]
 
 Set = Annotated[

@@ -1,4 +1,4 @@
-"""`hfkit tokenizer`: train one on text of yours, or see what some make of it."""
+"""`hfkit tokenizer`: train a tokenizer on text, or compare tokenizers on a text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hfkit.system import console
 if TYPE_CHECKING:
     from hfkit.inspection.tokenizers import Inspection
 
-tokenizer = typer.Typer(help="Train a tokenizer, or compare some on a text.", no_args_is_help=True)
+tokenizer = typer.Typer(help="Train a tokenizer, or compare tokenizers on a text.", no_args_is_help=True)
 
 TextColumn = Annotated[
     str | None, typer.Option("--text-column", metavar="NAME", help="Column with the text.", show_default=False)
@@ -37,16 +37,16 @@ def train(
         typer.Option(help=SETTINGS["tokenizer.algorithm"].metadata["description"], show_default=False),
     ] = None,
     vocab_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Entries, special tokens included; of characters, at most.")
+        int, typer.Option(metavar="N", min=1, help="Entries, special tokens included; a maximum for --algorithm char.")
     ] = 8192,
     model_type: Annotated[
-        str, typer.Option(metavar="TYPE", help="Has the special tokens that this type of model needs: gpt2, bert, t5..")
+        str, typer.Option(metavar="TYPE", help="Model type whose special tokens it gets: gpt2, bert, t5, ...")
     ] = "gpt2",
     text_column: TextColumn = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Train a new tokenizer on text and save it; a .txt file is read whole, with its line ends.
+    """Train a new tokenizer on text and save it. A .txt file is one document, with its line ends.
 
     [bold]Examples[/bold]
 
@@ -60,12 +60,7 @@ def train(
 
     start = time.monotonic()
     trained = train_on(
-        data,
-        output_dir,
-        vocab_size=vocab_size,
-        algorithm=algorithm,
-        model_type=model_type,
-        text_column=text_column,
+        data, output_dir, vocab_size=vocab_size, algorithm=algorithm, model_type=model_type, text_column=text_column
     )
     console.say(f"{len(trained):,} entries in {time.monotonic() - start:.1f} s")
     objective = " --objective mlm" if trained.mask_token else " --objective denoising" if model_type == "t5" else ""
@@ -82,7 +77,7 @@ def inspect(
     ],
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", metavar="FILE", help="Text to try them on (default: builtin:python-docs)."),
+        typer.Option("--data", metavar="FILE", help="Text to encode (default: builtin:python-docs)."),
     ] = None,
     text_column: TextColumn = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -90,10 +85,10 @@ def inspect(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Compare what tokenizers make of the same text; in .txt files, a paragraph is a document.
+    """Compare tokenizers on the same text. In .txt files, a paragraph is a document.
 
-    Tokens don't count those put around a document. Words are what is between white space, with their punctuation;
-    split are those that several tokens have a part of. A round trip fails where decoding does not give the text back.
+    Special tokens around a document are not counted. Words are separated by white space and include punctuation; a
+    word is split if it is divided among several tokens. A round trip fails if decoding does not return the text.
 
     [bold]Examples[/bold]
 
@@ -112,7 +107,7 @@ def inspect(
 
 
 def _table(inspections: Sequence[Inspection]) -> str:
-    """A line per number, a column per tokenizer."""
+    """A line for each number, a column for each tokenizer."""
     columns = [_column(seen) for seen in inspections]
     labels = dict.fromkeys(label for column in columns for label in column)
     rows = [("", *(seen.tokenizer for seen in inspections))]

@@ -1,4 +1,4 @@
-"""What is in a data set, as a person reads it."""
+"""The facts about a data set, printed in tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from hfkit.data.columns import FLAGS
 from hfkit.inspection.findings import LABELS_SHOWN, Facts
-from hfkit.system.console import short, table
+from hfkit.system.console import result, short, table, warn
 
 QUANTILE_NAMES = {
     "p50": "half have at most",
@@ -19,6 +19,13 @@ QUANTILE_NAMES = {
 DOCUMENTS = {"file": "a file", "blank-line": "a paragraph, up to a blank line", "row": "a line"}
 
 BAR = 40  # characters of the longest bar of a histogram
+
+
+def show(facts: Facts) -> None:
+    """Prints the facts on stdout and the findings as warnings."""
+    result(as_text(facts))
+    for finding in facts["findings"]:
+        warn(finding["problem"], finding["fix"])
 
 
 def as_text(facts: Facts) -> str:

@@ -35,7 +35,7 @@ def split_findings(split: str, facts: Facts, longest: int | None) -> Findings:
 def _text_findings(split: str, facts: Facts) -> Findings:
     """Empty and repeated texts, texts with different labels, and texts that are also in train."""
     part: Facts = facts["splits"][split]
-    rows, repeated, has_labels = part["rows"], part["repeated"], "labels" in part
+    rows, repeated, has_labels = part["rows"], part["repeated"], "problem_type" in part
     findings: Findings = []
     if part["empty"]:
         fix = "delete them" if has_labels else "hfkit pretrain ... --set data.clean.white_space=true"

@@ -1,4 +1,4 @@
-"""What a machine offers to a run, and what is missing."""
+"""What this machine has, and what is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def diagnose() -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Facts by name, and problems with the command that fixes each."""
+    """Facts by name, and problems, each with the command that fixes it."""
     problems = [
         (f"{package} is missing", f"{sys.executable} -m pip install {package}")
         for package, version in versions().items()
@@ -38,6 +38,6 @@ def diagnose() -> tuple[dict[str, str], list[tuple[str, str]]]:
         if free < 2 * GIB:
             problems.append((f"the disk of {folder} is almost full", f"df -h {existing}"))
         if not os.access(existing, os.W_OK):
-            problems.append((f"{existing} is not writable", "set HF_HOME to a folder of yours"))
+            problems.append((f"{existing} is not writable", "set HF_HOME to a folder that you can write to"))
     facts["Hub"] = "offline (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else constants.ENDPOINT
     return facts, problems

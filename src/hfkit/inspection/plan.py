@@ -23,7 +23,7 @@ from hfkit.settings import Recipe
 from hfkit.system import console, files
 from hfkit.system.console import counted, duration, say, scaled, size
 from hfkit.tasks import TASKS
-from hfkit.tasks.base import Rows
+from hfkit.tasks.base import Rows, Task
 from hfkit.training.arguments import set_steps, training_arguments
 from hfkit.training.batch import BatchSize, batch_size, batch_sizes, num_devices
 from hfkit.training.pace import Pace, number_of_steps, pace, padded_tokens, trial
@@ -72,14 +72,8 @@ def plan(recipe: Recipe, processes: Sequence[int] = (), parallel: str = "ddp") -
         batch_size(recipe, number)  # a batch that can't be divided is refused before data is read
     stay_local(recipe)
     directory = Path(recipe.train.output_dir or default_directory(recipe, task.command, continued=False))
-    new = recipe.model.from_scratch
-    with torch.device("meta") if new else nullcontext():  # shapes without memory
-        ready = prepare(task, recipe, Run(directory, task.command, recipe, None, False))
-    on_paper = new and 2 * ready.model.num_parameters() * ready.model.dtype.itemsize > free_memory()
-    if new and not on_paper:
-        ready = ready._replace(model=new_or_pretrained(task.auto_model, recipe, ready.config, ready.tokenizer))
-    if recipe.train.per_device_train_batch_size == "auto" and not on_paper:
-        ready = with_batch_that_fits(ready, directory)
+    ready = prepare_to_plan(task, recipe, directory)
+    on_paper = ready.model.device.type == "meta"
     args = training_arguments(ready.recipe, directory)
     stream = stream_of(MEGABATCH, ready)
     measured = measure(ready, stream, args, on_paper=on_paper)
@@ -107,6 +101,20 @@ def plan(recipe: Recipe, processes: Sequence[int] = (), parallel: str = "ddp") -
         "parallel": parallel,
         "runs": runs,
     }
+
+
+def prepare_to_plan(task: Task, recipe: Recipe, directory: Path) -> Prepared:
+    """What training starts from; a new model that does not fit into memory has shapes only, on the meta device."""
+    new = recipe.model.from_scratch
+    with torch.device("meta") if new else nullcontext():
+        ready = prepare(task, recipe, Run(directory, task.command, recipe, None, False))
+    if new:
+        if 2 * ready.model.num_parameters() * ready.model.dtype.itemsize > free_memory():
+            return ready
+        ready = ready._replace(model=new_or_pretrained(task.auto_model, recipe, ready.config, ready.tokenizer))
+    if recipe.train.per_device_train_batch_size == "auto":
+        ready = with_batch_that_fits(ready, directory)
+    return ready
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Tokenizers side by side: bytes per token, unknown tokens, split words."""
+"""A comparison of tokenizers on the same text: bytes per token, unknown tokens, split words."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hfkit.data.loading import text_batches
 from hfkit.data.sources import stay_local_with
 from hfkit.errors import DataError
+from hfkit.models.config import quiet_libraries
 from hfkit.models.new_tokenizer import BATCH_CHARACTERS, texts_of
+from hfkit.models.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one tokenizer makes of a text; tokens are counted without those that it puts around each document.
+    """How one tokenizer encodes a text. Special tokens around each document are not counted.
 
-    entries: of the vocabulary, special tokens included. bytes_per_token: UTF-8 bytes of the text, over tokens.
-    unknown: tokens that are the unknown one, and their share of all. words_split: share of the words (what is between
-    white space, punctuation included) that more than one token has a part of. round_trip_failures: documents that
-    decode(encode(text)) does not give back, their share, and the first difference. longest: tokens of the longest
-    document. special_tokens: by role; other_special_tokens: those without one, such as T5's sentinels.
+    entries: of the vocabulary, special tokens included. bytes_per_token: UTF-8 bytes of the text per token. unknown:
+    unknown tokens, and their share of all tokens. words: separated by white space, punctuation included; words_split:
+    the share of them that is divided among several tokens. round_trip_failures: documents for which
+    decode(encode(text)) is not the text, their share, and the first difference. longest: tokens of the longest
+    document. special_tokens: by role; other_special_tokens: the number of those without a role, such as T5's sentinels.
     """
 
     tokenizer: str
@@ -48,14 +52,12 @@ class Inspection:
 
 
 def inspect(names: Sequence[str], sources: Sequence[str], text_column: str | None = None) -> list[Inspection]:
-    """Each tokenizer, a directory or a name on the Hub, on the same text; of .txt files a paragraph is a document.
+    """An inspection of each tokenizer, a directory or a name on the Hub, on the same text.
 
-    Memory holds a batch of documents, however many there are.
+    In .txt files a paragraph is a document. Only one batch of documents is in memory. Raises DataError for a text that
+    gives no tokens, ModelError for a tokenizer that can't be read.
     """
     stay_local_with(names, sources)
-    from hfkit.models.config import quiet_libraries
-    from hfkit.models.tokenizer import open_tokenizer
-
     quiet_libraries()
     tokenizers = [open_tokenizer(name) for name in names]
     dataset, column = texts_of(sources, "blank-line", text_column)
@@ -77,7 +79,7 @@ def _inspect(name: str, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, co
                 difference = difference or _difference(num["documents"], text, back)
 
     if not num["words"] or not num["tokens"]:
-        raise DataError(f"{name} makes no token of this text", "--data FILE with text")
+        raise DataError(f"{name} finds no tokens in this text", "--data FILE with text")
     special = {role.removesuffix("_token"): token for role, token in tokenizer.special_tokens_map.items()}
     return Inspection(
         tokenizer=name,
@@ -100,9 +102,7 @@ def _inspect(name: str, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, co
 
 
 def _count_split(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The number of words, and of those among them that several tokens overlap."""
-    import numpy as np
-
+    """The number of words, and the number of words that more than one token overlaps."""
     words = np.array([match.span() for match in re.finditer(r"\S+", text)]).reshape(-1, 2)
     tokens = np.array([(start, end) for start, end in offsets if start < end]).reshape(-1, 2)
     begun = np.searchsorted(tokens[:, 0], words[:, 1], "left")
@@ -111,7 +111,7 @@ def _count_split(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, in
 
 
 def _difference(document: int, text: str, back: str, characters: int = 12) -> str:
-    """Where the text that came back differs first, and how."""
+    """The first place where the decoded text differs, and how."""
     pairs = enumerate(zip(text, back, strict=False))
     same = next((place for place, (one, other) in pairs if one != other), min(len(text), len(back)))
     ours, theirs = (one[same : same + characters] for one in (text, back))

@@ -18,17 +18,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hfkit.errors import (
     HfkitError,
-    ModelError,
-    OutOfMemoryError,
     StoppedError,
     StorageError,
     UsageError,
-    is_out_of_memory,
 )
 from hfkit.metrics.sample import Score, loss_of
 from hfkit.models import adapters, push
 from hfkit.models.saving import export
 from hfkit.recipe.resolve import dump_yaml
+from hfkit.runs.failure import failure_of
 from hfkit.runs.manifest import (
     MANIFEST,
     _holds_something,
@@ -38,9 +36,10 @@ from hfkit.runs.manifest import (
     identity,
     versions,
 )
-from hfkit.runs.results import DETAILS, METRICS_LOG, RESULTS
-from hfkit.system import checkpoints, files, processes
-from hfkit.system.console import is_main_process, say, warn
+from hfkit.runs.results import DETAILS, METRICS_LOG, RESULTS, cut_log
+from hfkit.runs.resume import newest_whole, require_same_run, require_same_settings
+from hfkit.system import checkpoints, files
+from hfkit.system.console import is_main_process, say
 from hfkit.system.files import LOCK, is_disk_full, lock, read_json, require_writable, write_atomically
 from hfkit.system.signals import StopSignal, stop_signals
 
@@ -130,23 +129,6 @@ class Run:
         """Whether `--resume` finds a run that came to its end."""
         return bool(self.resume) and read_json(self.directory / STATUS).get("state") == "finished"
 
-    def require_same(self, identity: Mapping[str, Any]) -> None:
-        """UsageError where a finished run was another one than `identity` (the settings alone) says."""
-        old = self.manifest.get("identity", {})
-        steps = self.recipe.train.max_steps or old.get("train.max_steps")
-        changed = [
-            (f"{key}: {old[key]} -> {value}", "--extend for a longer run" if key == "train.max_steps" else "undo it")
-            for key, value in {**identity, "train.max_steps": steps}.items()
-            if old.get(key, value) != value
-        ]
-        if changed:
-            raise UsageError.of(
-                [
-                    (f"{self.directory} is a finished run of other settings: {change}", f"{fix}, or --output-dir NEW")
-                    for change, fix in changed
-                ]
-            )
-
     def is_complete(self, steps: int | None = None) -> bool:
         """Whether nothing is left to do, and says so: the run is finished, if it is to be extended after `steps`.
 
@@ -155,7 +137,8 @@ class Run:
         if not self.finished or (self.extend and (steps is None or steps > self.manifest["steps"])):
             return False
         if steps is None:
-            self.require_same(identity(self.recipe))
+            old = self.manifest.get("identity", {})
+            require_same_settings(self.directory, old, identity(self.recipe), self.recipe.train.max_steps)
         after = "" if steps is None else f" after {self.manifest['steps']:,} steps"
         say(f"{self.directory} is finished{after}, nothing to do")
         return True
@@ -184,7 +167,7 @@ class Run:
             raise StorageError(f"{self.directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
         if not self.resume and not self.overwrite and _holds_something(self.directory):
             raise UsageError(f"{self.directory}: not empty any more", "--output-dir NEW")
-        checkpoint = self._checkpoint(identity, allow_changed) if self.resume else None
+        checkpoint = self._resumed_from(identity, allow_changed) if self.resume else None
         self.saved = None if checkpoint is None else checkpoints.step_of(checkpoint)
         self._checkpoint_bytes = checkpoint_bytes(parameters) if checkpoint is None else checkpoints.size(checkpoint)
         kept = self.recipe.train.save_total_limit
@@ -203,56 +186,15 @@ class Run:
         header = f"# Every setting of this run; run it again with: hfkit {self.command} recipe.yaml --output-dir NEW\n"
         self._write_manifest()  # first: it makes the directory one of hfkit's
         write_atomically(self.directory / RECIPE, header + dump_yaml(self.recipe, self.command))
-        self._cut_log(self.saved or 0)
+        cut_log(self.directory, self.saved or 0)
         self._started = True
         self.set_status("running", step=self.saved or 0)
         return checkpoint
 
-    def _checkpoint(self, identity: Mapping[str, Any], allow_changed: bool) -> Path | None:
-        if self.resume == "auto":
-            checkpoint, skipped = checkpoints.newest(self.directory, self.id)
-            for path, reason in skipped:
-                warn(f"{path.name} is passed over, {reason}")
-            # Where even the first save was interrupted there is nothing to lose, and the run starts again.
-            if checkpoint is None and any((path / checkpoints.MARKER).exists() for path, _ in skipped):
-                raise ModelError(
-                    f"{self.directory}: none of its {len(skipped)} checkpoints is whole: "
-                    + "; ".join(f"{path.name} {reason}" for path, reason in skipped[:3]),
-                    "--overwrite to start again",
-                )
-        else:
-            checkpoint = Path(str(self.resume))
-        if checkpoint is None:
-            return None
-        marker = checkpoints.read_marker(checkpoint)
-        old = marker.get("identity", {})
-        keys = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
-        if (
-            self.extend
-            and "train.max_steps" in keys
-            and (before := old["train.max_steps"]) < identity["train.max_steps"]
-        ):
-            keys.remove("train.max_steps")
-            warn(
-                f"extended from {before:,} to {identity['train.max_steps']:,} steps: order and learning rate follow "
-                "the longer schedule from here on, so the result is not that of a run of this length from the start"
-            )
-        changed = [
-            (f"{key} changed since step {marker.get('step')}", "undo the change, or --allow-changed")
-            if key == "training data"
-            else (
-                f"{key}: {old.get(key)} -> {identity.get(key)}",
-                "--extend for a longer run" if key == "train.max_steps" else "undo the change, or --allow-changed",
-            )
-            for key in keys
-        ]
-        if changed and not allow_changed:
-            raise UsageError.of([(f"{checkpoint} is of another run: {change}", fix) for change, fix in changed])
-        if changed:
-            changes = "; ".join(change for change, _ in changed)
-            warn(f"resuming a changed run, the result will not be that of an unbroken one: {changes}")
-        if new := {name: now for name, now in versions().items() if marker.get("versions", {}).get(name, now) != now}:
-            warn(f"{', '.join(f'{name} {now}' for name, now in new.items())} is not what saved {checkpoint.name}")
+    def _resumed_from(self, identity: Mapping[str, Any], allow_changed: bool) -> Path | None:
+        checkpoint = newest_whole(self.directory, self.id) if self.resume == "auto" else Path(str(self.resume))
+        if checkpoint is not None:
+            require_same_run(checkpoint, identity, versions(), allow_changed=allow_changed, extend=self.extend)
         return checkpoint
 
     def _remove_older(self) -> None:
@@ -261,13 +203,6 @@ class Run:
                 checkpoints.remove(old)
         for name in (METRICS_LOG, RESULTS, DETAILS):
             (self.directory / name).unlink(missing_ok=True)
-
-    def _cut_log(self, step: int) -> None:
-        """Leaves the lines of `metrics.jsonl` up to `step`; what came after is about to come again."""
-        path = self.directory / METRICS_LOG
-        if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
-            write_atomically(path, "".join(f"{line}\n" for line in lines))
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -305,7 +240,7 @@ class Run:
         try:
             yield
         except BaseException as error:
-            failure = self._failure(error)
+            failure = failure_of(error, self.recipe.train, self.directory, self.signals, self.safe())
             self._discard_save()
             stopped = isinstance(failure, StoppedError)
             if self._lock is not None and (self._started or stopped):
@@ -323,30 +258,6 @@ class Run:
         """Leaves the directory to whoever wants it next."""
         if self._lock is not None:
             self._lock.close()
-
-    def _failure(self, error: BaseException) -> BaseException:
-        """`error` itself, or the HfkitError that a person can act on."""
-        if is_out_of_memory(error):
-            train, fix = self.recipe.train, "--batch-size auto for the same step in passes that fit"
-            rows, passes = train.per_device_train_batch_size, train.gradient_accumulation_steps or 1
-            if train.global_batch_size is None and isinstance(rows, int):
-                fix = f"--batch-size {rows // 2} --gradient-accumulation-steps {passes * 2} for the same step"
-            if 1 in (rows, train.global_batch_size):
-                fix = "shorter rows (--block-size, --max-length) or a smaller model"
-            return OutOfMemoryError(f"out of memory; {self.safe()}", fix)
-        if isinstance(error, HfkitError):
-            return error
-        if self.signals.caught:  # whatever it is, the signal set it off
-            return self.signals.stopped(self.safe())
-        if processes.is_lost(error):
-            return processes.lost(error, self.safe())
-        if is_disk_full(error):
-            free = files.free(self.directory)
-            return StorageError(
-                f"{self.directory}: disk full: {free:,} bytes are free; {self.safe()}",
-                "free some space, then --resume auto",
-            )
-        return error
 
     def safe(self) -> str:
         """What a person still has: the last whole checkpoint."""
@@ -371,16 +282,6 @@ class Run:
         found = checkpoints.all_checkpoints(self.directory) if self.resume else []
         whole = (path for path in found if (path / checkpoints.MARKER).exists() and (path / "tokenizer.json").exists())
         return next(whole, None)
-
-    def logged(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`."""
-        path = self.directory / METRICS_LOG
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-    def log(self, entry: Mapping[str, Any]) -> None:
-        """One line of `metrics.jsonl`."""
-        with (self.directory / METRICS_LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
 
     def prepare_save(self, step: int) -> None:
         """Before a checkpoint is written: StorageError where it has no room or something else has its name."""
@@ -452,11 +353,3 @@ class Run:
 
     def _write_manifest(self) -> None:
         write_atomically(self.directory / MANIFEST, json.dumps(self.manifest, indent=1, ensure_ascii=False))
-
-
-def _logged_step(line: str) -> float:
-    """The step of a line of `metrics.jsonl`; beyond all steps for a torn one."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

@@ -21,7 +21,7 @@ class Columns(Section):
     label: str | None = setting("--label-column --label-column-name", only="finetune evaluate",
         help="Column with the label, or several 0/1 columns separated by commas.")
     target: str | None = setting("--target-column", only="evaluate",
-        help="Column with the expected output of an encoder-decoder, to measure its perplexity.")
+        help="Column with the target text of an encoder-decoder; its perplexity given the source text is measured.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +39,16 @@ class Csv(Section):
 class Clean(Section):
     """Steps that change or drop training documents, all off by default; each reports how much it removed."""
 
-    unicode_nfc: bool = setting(default=False, only="pretrain",
-        help="Normalize to Unicode NFC: one code for characters that look the same.")
+    unicode_nfc: bool = setting(default=False, only="pretrain", help="Normalize text to Unicode NFC.")
     control_characters: bool = setting(default=False, only="pretrain",
-        help="Remove control characters except tabs and line ends.")
+        help="Remove control characters except tab and line end.")
     white_space: bool = setting(default=False, only="pretrain",
-        help="Collapse blanks, strip lines and the whole text, keep at most one empty line in a row.")
+        help="Collapse repeated blanks, strip line ends and the ends of the text, keep at most one empty line in a "
+             "row.")
     min_characters: int | None = setting(only="pretrain", ge=1, help="Drop shorter documents.")
     max_characters: int | None = setting(only="pretrain", ge=1, help="Drop longer documents.")
-    deduplicate: bool = setting(default=False, only="pretrain", help="Keep the first of identical documents.")
+    deduplicate: bool = setting(default=False, only="pretrain",
+        help="Keep only the first of several documents that are equal byte for byte.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +56,14 @@ class Data(Section):
     """Where text comes from: files (.txt .csv .tsv .json .jsonl .parquet, also .gz), a Hub name or `builtin:NAME`."""
 
     train: list[str] = setting("--data --train-file", [], only="pretrain finetune",
-        help="Training data: a file, a folder, a Hub name or builtin:NAME; repeatable.")
+        help="Training data: a file, a folder, a dataset name on the Hub or builtin:NAME; repeatable.")
     validation: list[str] = setting("--validation --validation-file", [], only="pretrain finetune",
-        help="Validation data (default: part of the training data is held out).")
+        help="Validation data (default: a fraction of the training data is held out).")
     test: list[str] = setting("--test --test-file", [], only="pretrain finetune evaluate",
-        help="Data to score; in training once, at the end.")
+        help="Test data; in training it is scored once, at the end.")
     validation_split: float = setting(
         "--validation-split", 0.05, only="pretrain finetune", unless="data.validation", ge=0, lt=1,
-        help="Fraction of the training data held out without --validation, 0 for none.")
+        help="Fraction of the training data to hold out without --validation; 0 holds out nothing.")
     columns: Columns = field(default_factory=Columns)
     header: bool | None = setting("--header/--no-header",
         help="Whether the first line of .csv and .tsv files names the columns; otherwise they are named 0, 1, ... "
@@ -73,12 +74,13 @@ class Data(Section):
              "with the first that fits.")
     clean: Clean = field(default_factory=Clean)
     mixture: list[float] = setting(default=[], only="pretrain", unless="data.streaming",
-        help="Weights of the sources in data.train, in their order; smaller sources repeat until each was read once.")
+        help="Sampling weights of the sources in data.train, in order; small sources repeat until every document was "
+             "used once.")
     documents: Literal["file", "blank-line", "row"] | None = setting("--documents", only="pretrain evaluate",
         help="What one document is in a .txt file: file, blank-line (a paragraph) or row (a line).")
     block_size: int | None = setting("--block-size", only="pretrain", ge=2, help="Tokens in a training block.")
     document_masking: bool = setting("--document-masking/--no-document-masking", True, only="pretrain",
-        help="Prevent attention between the documents of a block.")
+        help="Mask attention between the documents packed into one block.")
     packing: bool = setting("--packing/--no-packing", True, only="pretrain evaluate", rare=True,
         help="Fill blocks with several documents; otherwise each document has examples of its own, padded and ordered "
              "by length.")
@@ -87,7 +89,7 @@ class Data(Section):
         help="What a label is: single_label_classification, multi_label_classification (any number of labels per "
              "example) or regression (a number) (default: a guess).")
     label_separator: str | None = setting("--label-separator", only="finetune evaluate", rare=True,
-        help="Separator between several labels of an example.")
+        help="Separator between the labels of one example.")
     long_documents: Literal["truncate", "window"] = setting(
         "--long-documents", "truncate", only="finetune predict evaluate",
         help="Truncate examples beyond --max-length, or split them into windows whose logits are pooled; each window "
@@ -99,7 +101,7 @@ class Data(Section):
     window_pooling: Literal["mean", "max"] = setting(
         "--window-pooling", "mean", only="finetune predict evaluate", needs="data.long_documents=window",
         rare=True,
-        help="How the logits of an example's windows are combined: their mean, or the maximum of each label.")
+        help="How to combine the logits of an example's windows: mean, or max per label.")
     allow_truncation: bool = setting("--allow-truncation", False, only="finetune evaluate",
         help="Continue even if more than 5% of the examples are truncated.")
     max_length: int | None = setting("--max-length --max-seq-length", only="finetune predict evaluate", ge=2,
@@ -107,17 +109,17 @@ class Data(Section):
              "most 512).")
     max_train_samples: int | None = setting(
         "--max-train-samples", only="pretrain finetune", unless="data.streaming", ge=1,
-        help="Train on this many random examples, drawn after the validation data is held out.")
+        help="Train on a random sample of this many examples, taken after the validation data is held out.")
     streaming: bool = setting("--streaming", False, only="pretrain",
-        help="Read training data during training instead of loading it first; needs --max-steps.")
+        help="Read the training data during training instead of loading it first; needs --max-steps or --max-time.")
     shuffle_buffer: int = setting("--shuffle-buffer", 10_000, only="pretrain", needs="data.streaming", rare=True, ge=1,
-        help="Examples that streaming holds in memory to shuffle.")
+        help="Size of the shuffle buffer for --streaming, in documents.")
     masking: Literal["token", "whole-word", "span"] = setting("--masking", "token", only="pretrain evaluate",
         help="Unit of masking: single tokens, whole words, or spans of several words.")
     mask_probability: float = setting(
         "--mask-probability --mlm-probability --noise-density", 0.15, only="pretrain evaluate",
         unless="data.columns.target", gt=0, lt=1,
-        help="Fraction of the tokens that are masked and predicted (0.15 as in BERT and T5).")
+        help="Fraction of the tokens that are masked and predicted (0.15 in BERT and T5).")
     mean_span_length: float = setting(
         "--mean-span-length", 3.0, only="pretrain evaluate", unless="data.columns.target", rare=True, ge=1,
-        help="Mean length in tokens of the spans that T5's objective masks (3 as in T5).")
+        help="Mean length in tokens of the spans that are masked (3 in T5).")

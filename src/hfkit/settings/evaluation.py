@@ -16,11 +16,11 @@ class Evaluation(Section):
     """What is measured and how."""
 
     metrics: list[str] = setting("--metrics", [], only="finetune generate evaluate", commas=True,
-        help="Metrics, e.g. accuracy,mcc (default: those of the task).")
+        help="Metrics to compute, e.g. accuracy,mcc (default: those of the task).")
     context: int | None = setting("--context", only="pretrain evaluate", ge=2,
-        help="Window of a causal model in tokens (default: the training block, else the model's limit, at most 1024).")
+        help="Context length in tokens (default: the training block size, else the model's limit, at most 1024).")
     stride: int | None = setting("--stride", only="pretrain evaluate", rare=True, ge=1,
-        help="Tokens by which the window advances; smaller is more exact and slower (default: half the window).")
+        help="Tokens by which the context moves; smaller is more accurate and slower (default: half the context).")
     bos: Literal["auto", "yes", "no"] = setting("--bos", "auto", only="pretrain evaluate", rare=True,
         help="A BOS token before each document: auto (if the tokenizer has one), yes or no.")
     compat: Literal["lm-eval", "evaluate", "run-clm"] | None = setting(
@@ -37,8 +37,8 @@ class Evaluation(Section):
         help="Calibrate probabilities: fit a temperature for the logits on the validation data, and save it in the "
              "model.")
     batch_size: int = setting("--batch-size", 16, only="pretrain finetune predict evaluate", ge=1,
-        help="Examples per batch; has no effect on results.")
+        help="Examples in a batch; does not change the results.")
     seed: int = setting("--seed", 0, only="pretrain finetune evaluate", ge=0, le=MAX_SEED,
-        help="Random seed of evaluation masks and of intervals.")
+        help="Seed of evaluation masks and bootstrap intervals.")
     interval: bool = setting("--interval/--no-interval", True, only="pretrain finetune evaluate", rare=True,
         help="95% bootstrap interval beside every number.")

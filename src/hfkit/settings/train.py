@@ -31,39 +31,40 @@ class Train(Section):
 
     output_dir: str | None = setting("--output-dir -o",
         help="Run directory (default: runs/COMMAND-MODEL, then -2, -3, ...).")
-    seed: int = setting("--seed", 42, ge=0, le=MAX_SEED, help="Random seed of weights, data order, masks and dropout.")
+    seed: int = setting("--seed", 42, ge=0, le=MAX_SEED,
+        help="Seed of weight initialization, data order, masking and dropout.")
     num_train_epochs: float | None = setting("--epochs --num-train-epochs", gt=0,
-        help="Epochs, i.e. passes over the training data; may be a fraction.")
+        help="Epochs over the training data; may be a fraction.")
     max_steps: int | None = setting("--max-steps", ge=1, help="Optimizer steps; overrides --epochs.")
     max_tokens: int | None = setting("--max-tokens", only="pretrain", unless="train.max_steps data.streaming", ge=1,
-        help="Tokens to train on, without padding; overrides --epochs.")
+        help="Tokens to train on, padding not counted; overrides --epochs.")
     max_time: str | None = setting(
         "--max-time", unless="train.max_steps train.max_tokens", pattern=r"^(?:\d+(?:\.\d+)?[hms])+$",
-        help="Training time, e.g. 30m or 1h30m: hfkit first measures how many steps fit; overrides --epochs.")
+        help="Training time, e.g. 30m or 1h30m; the number of steps is estimated from timed steps; overrides --epochs.")
     global_batch_size: int | None = setting("--global-batch-size", ge=1,
         help="Examples per optimizer step, over all processes; decides the per-device batch size and gradient "
              "accumulation.")
     per_device_train_batch_size: int | Literal["auto"] | None = setting("--batch-size --per-device-train-batch-size",
-        help="Examples per device and micro-batch, or auto: as many as fit in memory.")
+        help="Examples in a micro-batch on one device, or auto: as many as fit its memory.")
     per_device_eval_batch_size: int | None = setting("--eval-batch-size --per-device-eval-batch-size", rare=True, ge=1,
-        help="Examples per device and evaluation batch; has no effect on results.")
+        help="Examples in an evaluation batch; does not change the results.")
     gradient_accumulation_steps: int | None = setting("--gradient-accumulation-steps", ge=1,
-        help="Micro-batches per optimizer step: a larger batch in the same memory.")
+        help="Micro-batches per optimizer step: a larger global batch in the same memory.")
     optimizer: str = setting("--optimizer --optim", "adamw",
         help="Optimizer: adamw, adafactor, sgd, or any other name that transformers knows.")
     momentum: float = setting("--momentum", 0.9, needs="train.optimizer=sgd", rare=True, ge=0, lt=1,
         help="Momentum of sgd.")
     adam_beta2: float | None = setting(needs="train.optimizer=adamw", rare=True, gt=0, lt=1,
-        help="beta2 of AdamW; smaller for few steps with small batches.")
+        help="Adam's beta2; use a smaller value for short runs with small batches.")
     class_weights: str | None = setting("--class-weights", only="finetune",
         help="Weight of each class in the loss: balanced (examples / (classes * examples of the class)) or a mapping, "
              "e.g. '{spam: 3, ham: 1}'.")
     label_smoothing: float = setting("--label-smoothing", 0.0, rare=True, ge=0, lt=1,
-        help="Fraction of each training label that is spread over all others.")
+        help="Fraction of the label's probability that is spread over all other labels.")
     gradient_checkpointing: bool = setting("--gradient-checkpointing/--no-gradient-checkpointing", False, rare=True,
         help="Recompute activations instead of storing them: less memory, about a third slower.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting("--precision", "auto",
-        help="dtype of the computation; auto is bfloat16 on machines where it is fast, else float32.")
+        help="dtype of the computation; auto is bfloat16 if the hardware is fast at it, else float32.")
     compile: bool = setting("--compile/--no-compile", False, rare=True,
         help="Compile the model (torch.compile): slow first steps, then often faster on GPUs.")
     learning_rate: float | None = setting("--learning-rate --lr", gt=0, help="Peak learning rate.")
@@ -72,31 +73,31 @@ class Train(Section):
     warmup_steps: float | None = setting("--warmup-steps --warmup-ratio", ge=0,
         help="Warmup steps; below 1 a fraction of all steps.")
     weight_decay: float | None = setting("--weight-decay", rare=True, ge=0,
-        help="Weight decay, not applied to norms and biases.")
+        help="Weight decay of AdamW, not applied to norms and biases.")
     max_grad_norm: float = setting("--max-grad-norm", 1.0, rare=True, gt=0, help="Gradients are clipped to this norm.")
     dropout: float | None = setting("--dropout", rare=True, ge=0, lt=1,
         help="Dropout everywhere in the model (default: 0 for new models, the model's own otherwise).")
     eval_steps: int | None = setting("--eval-steps", ge=1, help="Steps between evaluations (default: five per run).")
     save_steps: int | None = setting("--save-steps", ge=1, help="Steps between checkpoints (default: as --eval-steps).")
     best: str | None = setting("--best --metric-for-best-model",
-        help="Keep the model with the best value of this metric on the validation data, not the last one.")
+        help="Keep the model with the best validation score by this metric instead of the last one.")
     early_stopping: int | None = setting("--early-stopping --early-stopping-patience", ge=1,
-        help="Stop after this many evaluations without improvement; keeps the best model.")
+        help="Stop after this many evaluations without improvement, and keep the best model.")
     samples: bool = setting("--samples/--no-samples", True, only="pretrain", rare=True,
-        help="Print example outputs of the model at each evaluation.")
+        help="Print a sample of the model's output at each evaluation.")
     save_total_limit: int = setting("--save-total-limit", 2, rare=True, ge=1,
         help="Checkpoints to keep; the newest is always kept.")
     logging_steps: int | None = setting("--logging-steps", rare=True, ge=1,
         help="Steps between log lines (default: about twenty lines per run).")
     dataloader_num_workers: int = setting("--dataloader-num-workers", 0, rare=True, ge=0,
-        help="Processes that prepare batches; rarely useful for text.")
+        help="Worker processes that prepare batches; rarely useful for text.")
     report_to: list[str] = setting("--report-to", [], rare=True, commas=True,
         help="Experiment trackers: tensorboard, wandb, ...; repeatable (default: none).")
     push: str | None = setting("--push",
         help="Upload the finished model to this repository on the Hub, OWNER/NAME; a new one is private.")
     freeze: list[str] = setting("--freeze", [], unless="lora.enabled", commas=True,
-        help="Weights to freeze: embeddings, or layers:N (the first N layers); repeatable.")
-    extra: dict[str, Any] = setting(default={}, help="Other fields of transformers.TrainingArguments, by name.")
+        help="Parameters to freeze: embeddings, or layers:N (the first N layers); repeatable.")
+    extra: dict[str, Any] = setting(default={}, help="Any other field of transformers.TrainingArguments, by its name.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +107,11 @@ class Lora(Section):
     enabled: bool = setting("--lora/--no-lora", False,
         help="Train small adapters and a new head instead of the model's own weights; `hfkit export RUN --merge` "
              "makes a plain model.")
-    r: int = setting("--lora-r", 8, needs="lora.enabled", ge=1, help="Rank of the adapters: higher learns more.")
+    r: int = setting("--lora-r", 8, needs="lora.enabled", ge=1,
+        help="Rank of the adapters; a higher rank has more capacity.")
     alpha: float = setting("--lora-alpha", 16.0, needs="lora.enabled", rare=True, gt=0,
-        help="The adapters' output is scaled by alpha / r.")
+        help="LoRA alpha; the adapter output is scaled by alpha / r.")
     dropout: float = setting("--lora-dropout", 0.0, needs="lora.enabled", rare=True, ge=0, lt=1,
-        help="Dropout on the adapters' input.")
+        help="Dropout on the adapter input.")
     targets: list[str] = setting("--lora-targets", ["all-linear"], needs="lora.enabled", rare=True, commas=True,
-        help="Layers with adapters, by the end of their names; repeatable (default: all-linear).")
+        help="Layers that get adapters, by the end of their names; repeatable (default: all-linear).")

@@ -1,4 +1,4 @@
-"""Where words go: results to stdout, everything else to stderr, both from the main process only."""
+"""Printing: results to stdout, everything else to stderr, both from the main process only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def set_verbose(on: bool) -> None:
 
 
 def is_main_process() -> bool:
-    """True outside a distributed run and for its rank 0 (torchrun and accelerate both set RANK)."""
+    """True in rank 0 and outside a distributed run (torchrun and accelerate both set RANK)."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -33,19 +33,19 @@ def result(text: str, end: str = "\n") -> None:
         try:
             sys.stdout.write(text + end)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader has gone, e.g. `| head`: nothing more to do, and nobody to tell
+        except BrokenPipeError:  # the reader has closed the pipe, e.g. `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None
 
 
 def result_json(value: Any) -> None:
-    """Prints one JSON object or line on stdout; numbers that are not finite are an error, never `NaN`."""
+    """Prints one JSON object on one line of stdout. Raises ValueError for infinity and NaN, which JSON lacks."""
     result(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Inside, `say` and `warn` print nothing: what is done there is done again, and told then."""
+    """Inside, `say` and `warn` print nothing: the same work is done again, or was done before, with its messages."""
     global _silent
     _silent = True
     try:
@@ -55,20 +55,20 @@ def silence() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Prints progress and decisions on stderr."""
+    """Prints progress or a decision on stderr."""
     if is_main_process() and not _silent:
         print(text, file=sys.stderr, flush=True)
 
 
 def say_once(text: str) -> None:
-    """Like `say`, but nothing where the command has said the same before."""
+    """Like `say`, but prints the same text only once in a command."""
     if text not in _said:
         _said.add(text)
         say(text)
 
 
 def begin() -> None:
-    """A new command, which may say again what an earlier one in this process has said."""
+    """Starts a new command: `say_once` may print again what an earlier command in this process has printed."""
     _said.clear()
 
 
@@ -128,7 +128,7 @@ def interval(score: dict[str, Any]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`number` and the noun: 1 process, 2 processes, 2 rows."""
+    """The number with the noun in the right form: 1 process, 2 processes, 2 rows."""
     plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{plural}"
 
@@ -140,12 +140,12 @@ def duration(seconds: float) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes as a person reads them: 7 bytes, 2 KiB."""
+    """A number of bytes with its unit: 7 bytes, 2 KiB."""
     return f"{number} bytes" if number < 1024 else f"{scaled(number, 1024)}B"
 
 
 def scaled(number: float, base: int = 1000) -> str:
-    """1.23 G for 1,230,000,000; with base 1024 1.15 Gi."""
+    """A number with a prefix: 1.23 G for 1,230,000,000, or 1.15 Gi with base 1024."""
     power = 0
     while number >= base and power < 7:
         number, power = number / base, power + 1
@@ -154,5 +154,5 @@ def scaled(number: float, base: int = 1000) -> str:
 
 
 def short(text: str, most: int = 40) -> str:
-    """At most so many characters of `text`, an ellipsis for the rest."""
+    """The text, with an ellipsis in place of what exceeds `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"

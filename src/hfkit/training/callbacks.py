@@ -18,6 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from hfkit.errors import DivergedError, StoppedError
 from hfkit.models import adapters, sharded
 from hfkit.runs.manifest import peak_memory_mib
+from hfkit.runs.results import append_log, read_log
 from hfkit.system import processes
 from hfkit.system.checkpoints import read_marker
 from hfkit.system.console import duration, is_main_process, say
@@ -108,7 +109,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._started = self._logged = (state.global_step, time.monotonic())
         self.signals.immediate = False
         if self.best is not None:
-            self.best.take_all(self.run.logged())
+            self.best.take_all(read_log(self.run.directory))
             if state.global_step > self.best.last_step and self._evaluates(state):  # it was killed before it could
                 self.evaluate()
         if state.global_step >= state.max_steps or self._is_over():
@@ -222,7 +223,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             shown = "  ".join(f"{name.removeprefix('eval_')} {logs[name]:.4g}" for name in names)
             say(f"  validation at step {state.global_step}: {shown}")
         if is_main_process():
-            self.run.log({"step": state.global_step, **logs})
+            append_log(self.run.directory, {"step": state.global_step, **logs})
 
     def _diverged(self, what: str, step: int, args: TrainingArguments) -> DivergedError:
         return DivergedError(
