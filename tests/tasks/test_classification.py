@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -711,6 +712,27 @@ def test_threshold_and_temperature_are_kept_in_the_model_and_used(bert, capsys):
     scores = hfkit.evaluate("run", **{"data.test": ["a.tsv"]})
     with open("run/all_results.json") as results:
         assert scores["f1_macro"].value == pytest.approx(json.load(results)["eval_f1_macro"])
+
+
+def test_threshold_of_the_best_model_is_chosen_at_its_temperature(bert, capsys):
+    """With steps too small to change an answer the first evaluation is the best; its model is loaded anew."""
+    random = np.random.default_rng(0)
+    for name, rows in (("a.tsv", 16), ("b.tsv", 60)):
+        texts = [
+            f"{' '.join(random.choice(WORDS, 4))}\t{','.join(random.permutation(['x', 'y'])[:1])}" for _ in range(rows)
+        ]
+        write(name, "text\tlabels\n" + "\n".join(texts) + "\n")
+    options = ["--problem-type", MULTIPLE, "--tune-threshold", "--temperature-scaling", "--validation", "b.tsv"]
+    steps = ["--best", "f1_micro", "--max-steps", "2", "--eval-steps", "1", "--lr", "1e-12"]
+    assert finetune(bert, "a.tsv", *options, *steps) == 0
+    err = capsys.readouterr().err
+    assert "the best model is that of step" in err
+    results = json.loads(Path("run/all_results.json").read_text())
+    assert f"-> {results['eval_f1_macro']:.4f}, chosen on it)" in err
+    scores = hfkit.evaluate("run", **{"data.test": ["b.tsv"], "evaluation.metrics": ["log_loss", "f1_macro"]})
+    assert {name: score.value for name, score in scores.items()} == pytest.approx(
+        {name: results[f"eval_{name}"] for name in ("log_loss", "f1_macro")}
+    )
 
 
 def test_evaluation_of_data_with_one_label_a_row_knows_the_model(bert):

@@ -119,7 +119,7 @@ def evaluate(
             raise UsageError("--num-processes has no effect on files: no model runs", "leave it out")
 
         from hfkit.evaluation.compare import default_metrics, score
-        from hfkit.evaluation.evaluate import keep_rows
+        from hfkit.evaluation.rows import keep_rows
         from hfkit.evaluation.tables import rows_of_files
 
         rows = rows_of_files(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfkit.data.sources import stay_local
-from hfkit.errors import DataError, StorageError, UsageError
-from hfkit.evaluation.rows import PREDICTIONS, read_rows, write_rows
+from hfkit.errors import DataError, UsageError
+from hfkit.evaluation.rows import PREDICTIONS, keep_scores, make_directory, read_rows
+from hfkit.evaluation.scoring import score_split
 from hfkit.metrics.sample import Row, Score
 from hfkit.recipe.effect import acts_for, tasks_with
 from hfkit.settings import SETTINGS, acts
@@ -56,22 +55,6 @@ def evaluate_rows(recipe: Recipe, output: Path | None = None) -> Evaluated:
     return found
 
 
-def make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{directory}: {error.strerror}", "--output DIRECTORY") from error
-
-
-def keep_scores(directory: Path, split: str, scores: Mapping[str, Score]) -> None:
-    """Puts the scores of `split` into eval_results.json, as a run has it, beside those of other splits."""
-    from hfkit.runs.results import DETAILS, read_scores
-    from hfkit.system.files import write_atomically
-
-    details = {**read_scores(directory), split: {name: dataclasses.asdict(score) for name, score in scores.items()}}
-    write_atomically(directory / DETAILS, json.dumps({"metrics": details}, indent=1))
-
-
 def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
     from hfkit.models.config import load_config
     from hfkit.models.loading import open_model
@@ -100,7 +83,7 @@ def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
     beside = None if directory is None else directory / split
     kept = Path(f"{beside}_{PREDICTIONS}")
     kept.unlink(missing_ok=True)  # of an earlier evaluation
-    scores = task.evaluate(model, tokenizer, splits[split], recipe, beside=beside)
+    scores = score_split(task, model, tokenizer, splits[split], recipe, beside)
     rows = read_rows(kept) if beside is not None and kept.exists() else []
     if recipe.evaluation.compat is not None:  # whose names are those of the other program
         return Evaluated(scores, split, rows)
@@ -109,13 +92,6 @@ def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
     if "perplexity" not in recipe.evaluation.metrics:  # one name for all its units, as rouge is for four numbers
         scores = {name: scores[name] for name in recipe.evaluation.metrics or scores}
     return Evaluated(scores, split, rows)
-
-
-def keep_rows(directory: Path, rows: Sequence[Row], scores: Mapping[str, Score]) -> None:
-    """Leaves what was measured from files in `directory`, as an evaluation of a model does."""
-    make_directory(directory)
-    write_rows(directory / "test", rows)
-    keep_scores(directory, "test", scores)
 
 
 def _require_effect(recipe: Recipe) -> None:

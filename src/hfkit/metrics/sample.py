@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -173,3 +173,10 @@ def share(part: Array, whole: Array) -> Array:
 
 
 Row = dict[str, Any]
+
+
+class Measured(NamedTuple):
+    """Scores of a data set, and what to keep about each example, in order; no rows: nothing to keep."""
+
+    scores: dict[str, Score]
+    rows: Iterable[Row]

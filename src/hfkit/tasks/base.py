@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.errors import UsageError, did_you_mean
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.sample import Score
+    from hfkit.metrics.sample import Measured, Score
     from hfkit.settings import Evaluation, Recipe
 
 Batch = dict[str, "torch.Tensor"]
@@ -145,25 +144,19 @@ class Task(ABC):
         """What `hfkit predict` says of each text or pair, in order: flat objects, the main answer first."""
         raise UsageError("this task has no answers to predict", "hfkit generate")
 
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dataset: Dataset,
-        recipe: Recipe,
-        beside: Path | None = None,
-    ) -> dict[str, Score]:
-        """The final metrics on one split: those of `scores` over one pass, unless the task measures in another way.
+    def results(
+        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation
+    ) -> Measured:
+        """The final scores of one pass over all `rows` of `dataset`, and what to keep about each example."""
+        from hfkit.metrics.sample import Measured
 
-        `beside`: where a task writes files about single rows, their names begin with this path.
-        """
-        from hfkit.evaluation.inference import predict_rows
+        return Measured(self.scores(reduced, labels, rows, evaluation), ())
 
-        rows = self.encode(dataset, tokenizer, model, recipe)
-        reduced, labels = predict_rows(
-            self, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size, seed=recipe.evaluation.seed
-        )
-        return self.scores(reduced, labels, rows, recipe.evaluation)
+    def measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+    ) -> Measured | None:
+        """The final scores of a task that needs more than one pass over encoded rows; None: `results` has them."""
+        return None
 
 
 def batch_defaults(given: Mapping[str, Any], rows: int) -> dict[str, Any]:

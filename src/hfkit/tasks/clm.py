@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.sample import Score
+    from hfkit.metrics.sample import Measured, Score
     from hfkit.settings import Evaluation, Recipe
 
 SAMPLE_TOKENS = 24  # of the prompt and of the continuation that `samples` shows
@@ -91,7 +90,7 @@ class CausalLM(LanguageModel):
         return token_statistics(*self.align(outputs[0], labels), end=_end(tokenizer))
 
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
-        """As seen while training, block by block; the number at the end, `evaluate`, gives every token its context."""
+        """As seen while training, block by block; the final number, of `measure`, gives every token its context."""
         from hfkit.metrics.sample import Score
 
         assert isinstance(rows, PackedText)
@@ -133,21 +132,17 @@ class CausalLM(LanguageModel):
         shown = (json.dumps(tokenizer.decode(part), ensure_ascii=False) for part in (ids[:half], ids[half:]))
         return [" -> ".join(shown)]
 
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dataset: Dataset,
-        recipe: Recipe,
-        beside: Path | None = None,
-    ) -> dict[str, Score]:
-        from hfkit.evaluation.rows import write_rows
+    def measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+    ) -> Measured | None:
         from hfkit.metrics.perplexity import compatible, measure
+        from hfkit.metrics.sample import Measured
 
         wanted = recipe.evaluation
         context, texts = wanted.context or recipe.data.block_size, dataset["text"][:]
         if wanted.compat is not None:
-            return compatible(wanted.compat, model, tokenizer, texts, context=context, batch_size=wanted.batch_size)
+            scores = compatible(wanted.compat, model, tokenizer, texts, context=context, batch_size=wanted.batch_size)
+            return Measured(scores, ())
         found = measure(
             model,
             tokenizer,
@@ -157,9 +152,7 @@ class CausalLM(LanguageModel):
             bos=wanted.bos,
             batch_size=wanted.batch_size,
         )
-        if beside is not None:
-            write_rows(beside, found.rows())
-        return found.scores(interval=wanted.interval, seed=wanted.seed)
+        return Measured(found.scores(interval=wanted.interval, seed=wanted.seed), found.rows())
 
 
 class PackedText(Rows):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError, UsageError
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.sample import Score
+    from hfkit.metrics.sample import Measured, Score
     from hfkit.settings import Evaluation, Recipe
 
 
@@ -96,18 +95,13 @@ class Denoising(LanguageModel):
         how = f"target tokens of span corruption of the text alone, spans drawn once from seed {evaluation.seed}"
         return nll_scores(reduced, evaluation, how)
 
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dataset: Dataset,
-        recipe: Recipe,
-        beside: Path | None = None,
-    ) -> dict[str, Score]:
+    def measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+    ) -> Measured | None:
         if "target" not in dataset.column_names:
-            return super().evaluate(model, tokenizer, dataset, recipe, beside)
-        from hfkit.evaluation.rows import write_rows
+            return None
         from hfkit.metrics.perplexity import measure_targets
+        from hfkit.metrics.sample import Measured
 
         found = measure_targets(
             model,
@@ -117,9 +111,8 @@ class Denoising(LanguageModel):
             max_length=recipe.data.max_length,
             batch_size=recipe.evaluation.batch_size,
         )
-        if beside is not None:
-            write_rows(beside, found.rows())
-        return found.scores(interval=recipe.evaluation.interval, seed=recipe.evaluation.seed)
+        scores = found.scores(interval=recipe.evaluation.interval, seed=recipe.evaluation.seed)
+        return Measured(scores, found.rows())
 
 
 def noise(num_tokens: int, density: float, mean_length: float) -> tuple[int, int]:

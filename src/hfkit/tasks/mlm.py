@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfkit.metrics.likelihood import pad_blocks, token_statistics
@@ -12,6 +12,7 @@ from hfkit.tasks.language_modeling import LanguageModel, nll_scores
 from hfkit.tasks.masked_head import add_positions, filled_masks, flat_labels, narrow_head
 from hfkit.tasks.masking import Masking, hide, masked_definition
 from hfkit.tasks.packing import Blocks, pack
+from hfkit.tasks.pseudo_perplexity import OneHidden, pseudo_perplexity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.sample import Score
+    from hfkit.metrics.sample import Measured, Score
     from hfkit.settings import Evaluation, Recipe
 
 
@@ -33,6 +34,9 @@ class MaskedLM(LanguageModel):
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
     ) -> Rows:
+        alone = recipe.evaluation.pseudo_perplexity
+        if alone:
+            recipe = replace(recipe, data=replace(recipe.data, packing=False, masking="token"))
         masking = Masking(tokenizer, model, recipe)
         start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
         stop = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
@@ -47,7 +51,7 @@ class MaskedLM(LanguageModel):
             packed=recipe.data.packing,
             words=recipe.data.masking != "token",
         )
-        return MaskableRows(blocks, masking)
+        return OneHidden(blocks, masking) if alone else MaskableRows(blocks, masking)
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         return add_positions(pad_blocks(examples, tokenizer))
@@ -75,19 +79,12 @@ class MaskedLM(LanguageModel):
         assert isinstance(rows, MaskableRows)
         return nll_scores(reduced, evaluation, masked_definition(rows.masking, evaluation.seed))
 
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dataset: Dataset,
-        recipe: Recipe,
-        beside: Path | None = None,
-    ) -> dict[str, Score]:
-        if not recipe.evaluation.pseudo_perplexity:
-            return super().evaluate(model, tokenizer, dataset, recipe, beside)
-        from hfkit.tasks.pseudo_perplexity import PseudoPerplexity
-
-        return PseudoPerplexity().evaluate(model, tokenizer, dataset, recipe, beside)
+    def results(
+        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation
+    ) -> Measured:
+        if isinstance(rows, OneHidden):
+            return pseudo_perplexity(dataset["text"][:], reduced, rows, evaluation)
+        return super().results(dataset, reduced, labels, rows, evaluation)
 
 
 class MaskableRows(Rows):

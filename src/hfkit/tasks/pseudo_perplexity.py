@@ -3,89 +3,38 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED
 from hfkit.tasks.base import Rows
-from hfkit.tasks.mlm import MaskedLM
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.sample import Score
-    from hfkit.settings import Recipe
+    from hfkit.metrics.sample import Measured
+    from hfkit.settings import Evaluation
+    from hfkit.tasks.masking import Masking
+    from hfkit.tasks.packing import Blocks
 
 
-class PseudoPerplexity(MaskedLM):
-    """Masked language modelling with one row for every token, in which this token alone is hidden."""
+class OneHidden(Rows):
+    """An example for every token that is not special: its block with this token hidden.
 
-    def encode(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
-    ) -> Rows:
-        from dataclasses import replace
+    `documents`: which document each example is of, shape (examples,).
+    """
 
-        apart = replace(recipe, data=replace(recipe.data, packing=False, masking="token"))
-        return _OneHidden(super().encode(dataset, tokenizer, model, apart))
-
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dataset: Dataset,
-        recipe: Recipe,
-        beside: Path | None = None,
-    ) -> dict[str, Score]:
+    def __init__(self, blocks: Blocks, masking: Masking) -> None:
         import numpy as np
 
-        from hfkit.evaluation.inference import predict_rows
-        from hfkit.evaluation.rows import write_rows
-        from hfkit.metrics.perplexity import document_row
-        from hfkit.metrics.sample import Score, ratio_interval
-
-        rows = self.encode(dataset, tokenizer, model, recipe)
-        assert isinstance(rows, _OneHidden)
-        reduced, _ = predict_rows(self, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size)
-        nats, tokens = (np.bincount(rows.documents, of, len(dataset)) for of in (reduced[:, 0], reduced[:, 1]))
-        if beside is not None:
-            numbers = zip(dataset["text"][:], nats.tolist(), tokens.tolist(), strict=True)
-            write_rows(beside, ({**document_row(text), "nll": nll, "tokens": int(n)} for text, nll, n in numbers))
-        wanted, count = recipe.evaluation, int(tokens.sum())
-        ends = ratio_interval(nats, tokens, seed=wanted.seed) if wanted.interval else None
-        low, high = ends or (None, None)
-        value, size = float(nats.sum()) / count, int(rows.blocks.lengths.max())
-        how = (
-            "each token hidden alone and predicted from all others of its document, in blocks of at most "
-            f"{size} tokens; arXiv 1910.14659, special tokens not scored, resampled by document"
-        )
-        return {
-            "pseudo_perplexity": Score(
-                math.exp(value),
-                None if low is None else math.exp(low),
-                None if high is None else math.exp(high),
-                count,
-                f"exp(nats per token), {how}",
-            ),
-            "pseudo_nll": Score(value, low, high, count, f"nats per token, {how}"),
-        }
-
-
-class _OneHidden(Rows):
-    """A row for every token that is not special: its block with this token hidden; `documents`: which one it is of."""
-
-    def __init__(self, masked: Any) -> None:
-        import numpy as np
-
-        self.blocks, masking = masked.blocks, masked.masking
+        self.blocks = blocks
         self.mask_id = masking.shared["mask_id"]
-        rows = (masking.row(self.blocks[block]) for block in range(len(masked)))
+        rows = (masking.row(blocks[block]) for block in range(len(blocks)))
         places = [np.flatnonzero(row["maskable"]) for row in rows]
         self.block = np.repeat(np.arange(len(places)), [len(some) for some in places])
         self.place = np.concatenate(places)
-        self.lengths = self.blocks.lengths[self.block]
-        of_block = np.searchsorted(self.blocks.store.starts, self.blocks.first, side="right") - 1
+        self.lengths = blocks.lengths[self.block]
+        of_block = np.searchsorted(blocks.store.starts, blocks.first, side="right") - 1
         self.documents = of_block[self.block]
 
     def example(self, index: int, random: np.random.Generator) -> dict[str, Any]:
@@ -95,3 +44,33 @@ class _OneHidden(Rows):
         inputs, labels = tokens.copy(), np.full_like(tokens, IGNORED)
         inputs[place], labels[place] = self.mask_id, tokens[place]
         return {"input_ids": inputs, "labels": labels}
+
+
+def pseudo_perplexity(texts: Sequence[str], reduced: np.ndarray, rows: OneHidden, evaluation: Evaluation) -> Measured:
+    """Scores and rows of the documents `texts`; `reduced` (examples, 3): nats, tokens and right ones."""
+    import numpy as np
+
+    from hfkit.metrics.perplexity import document_row
+    from hfkit.metrics.sample import Measured, Score, ratio_interval
+
+    nats, tokens = (np.bincount(rows.documents, of, len(texts)) for of in (reduced[:, 0], reduced[:, 1]))
+    count = int(tokens.sum())
+    ends = ratio_interval(nats, tokens, seed=evaluation.seed) if evaluation.interval else None
+    low, high = ends or (None, None)
+    value, size = float(nats.sum()) / count, int(rows.blocks.lengths.max())
+    how = (
+        "each token hidden alone and predicted from all others of its document, in blocks of at most "
+        f"{size} tokens; arXiv 1910.14659, special tokens not scored, resampled by document"
+    )
+    scores = {
+        "pseudo_perplexity": Score(
+            math.exp(value),
+            None if low is None else math.exp(low),
+            None if high is None else math.exp(high),
+            count,
+            f"exp(nats per token), {how}",
+        ),
+        "pseudo_nll": Score(value, low, high, count, f"nats per token, {how}"),
+    }
+    numbers = zip(texts, nats.tolist(), tokens.tolist(), strict=True)
+    return Measured(scores, ({**document_row(text), "nll": nll, "tokens": int(n)} for text, nll, n in numbers))

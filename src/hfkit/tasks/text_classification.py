@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import (
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.sample import Score
+    from hfkit.metrics.sample import Measured, Row, Score
     from hfkit.settings import Evaluation, Recipe
 
 BUILTIN_LABELLED = "builtin:python-docstrings"
@@ -236,6 +235,7 @@ class TextClassification(Task):
         from hfkit.tasks import calibration
 
         assert isinstance(rows, EncodedTexts)
+        rows.config = model.config  # the best model may have been loaded after the rows were encoded
         if not evaluation.tune_threshold and not evaluation.temperature_scaling:
             if evaluation.threshold is not None:
                 model.config.classifier_threshold = evaluation.threshold
@@ -247,32 +247,15 @@ class TextClassification(Task):
         if evaluation.tune_threshold:
             model.config.classifier_threshold = calibration.threshold(answered(reduced, rows), labels)
 
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dataset: Dataset,
-        recipe: Recipe,
-        beside: Path | None = None,
-    ) -> dict[str, Score]:
-        """The scores, and beside them what always giving the same answer would reach.
+    def results(
+        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation
+    ) -> Measured:
+        """The scores, with the score of always giving the same answer."""
+        from hfkit.metrics.sample import Measured
 
-        `beside`: files of single rows go to names that begin with this path.
-        """
-        from hfkit.evaluation.error_files import prediction_rows, write_confusion, write_worst_errors
-        from hfkit.evaluation.inference import predict_rows
-        from hfkit.evaluation.rows import write_rows
-
-        rows = self.encode(dataset, tokenizer, model, recipe)
         assert isinstance(rows, EncodedTexts)
-        wanted = recipe.evaluation
-        reduced, labels = predict_rows(self, model, tokenizer, rows, batch_size=wanted.batch_size, seed=wanted.seed)
-        if beside is not None:
-            given = answered(reduced, rows)
-            write_confusion(beside, given, rows, threshold_of(rows, recipe.evaluation))
-            write_worst_errors(beside, dataset, given, rows, threshold_of(rows, recipe.evaluation))
-            write_rows(beside, prediction_rows(dataset, given, rows, threshold_of(rows, recipe.evaluation)))
-        return {**self.scores(reduced, labels, rows, recipe.evaluation), **_baseline(dataset)}
+        scores = {**self.scores(reduced, labels, rows, evaluation), **_baseline(dataset)}
+        return Measured(scores, _prediction_rows(dataset, reduced, labels, rows, evaluation))
 
     def answers(self, reduced: np.ndarray, rows: Rows, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         """One per text: label, score and probabilities; labels and probabilities; or the number."""
@@ -306,6 +289,26 @@ def answered(reduced: np.ndarray, rows: EncodedTexts) -> np.ndarray:
     # exp of a negative number alone, which can't overflow
     shares: np.ndarray = np.where(logits >= 0, 1.0, np.exp(-np.abs(logits))) / (1 + np.exp(-np.abs(logits)))
     return shares if rows.kind == MULTIPLE else probabilities(logits)
+
+
+def _prediction_rows(
+    dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: EncodedTexts, evaluation: Evaluation
+) -> Iterator[Row]:
+    """Of each text: "text" ("text_pair"), "reference", "prediction" and, but of a regression, "probabilities"."""
+    texts = dataset.select_columns([name for name in ("text", "text_pair") if name in dataset.column_names])
+    threshold = threshold_of(rows, evaluation)
+    for text, actual, answer in zip(texts, labels[rows.starts], answered(reduced, rows), strict=True):
+        if rows.kind == REGRESSION:
+            yield {**text, "reference": float(actual), "prediction": float(answer)}
+            continue
+        reference: Any = rows.names[actual] if rows.kind == SINGLE else _chosen(rows.names, actual)
+        given = rows.names[int(answer.argmax())] if rows.kind == SINGLE else _chosen(rows.names, answer >= threshold)
+        shares = {name: float(f"{share:.9g}") for name, share in zip(rows.names, answer.tolist(), strict=True)}
+        yield {**text, "reference": reference, "prediction": given, "probabilities": shares}
+
+
+def _chosen(names: Sequence[str], flags: Any) -> list[str]:
+    return [name for name, flag in zip(names, flags, strict=True) if flag]
 
 
 def threshold_of(rows: EncodedTexts, evaluation: Evaluation) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.evaluation.inference import predict_rows
+from hfkit.evaluation.scoring import score_split
 from hfkit.models import sharded
 from hfkit.models.loading import with_weights_of
 from hfkit.runs.manifest import identity, versions
@@ -168,7 +169,7 @@ def score_before_training(ready: Prepared, run: Run, checkpoint: Path | None) ->
     with together(run.safe):
         data = ready.splits["validation"]
         quick = replace(ready.recipe, evaluation=replace(ready.recipe.evaluation, interval=False))
-        before = ready.task.evaluate(ready.model, ready.tokenizer, data, quick)
+        before = score_split(ready.task, ready.model, ready.tokenizer, data, quick, rows=ready.held_out)
     shown = ", ".join(f"{name} {before[name].value:,.4g}" for name in list(before)[:2])
     say(f"validation before training: {shown}")
     run.keep_scores_before(before)
@@ -206,5 +207,7 @@ def export_and_score(
             if split in ready.splits:
                 say(f"scoring the {split} data")
                 prefix = run.directory / split if is_main_process() else None
-                scores[split] = task.evaluate(model, ready.tokenizer, ready.splits[split], ready.scoring, beside=prefix)
+                rows = ready.held_out if split == "validation" else None
+                data = ready.splits[split]
+                scores[split] = score_split(task, model, ready.tokenizer, data, ready.scoring, prefix, rows)
     return scores

@@ -1,0 +1,57 @@
+"""The final scores of a model on one split, and the files about its examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfkit.evaluation.error_files import write_confusion, write_worst_errors
+from hfkit.evaluation.inference import predict_rows
+from hfkit.evaluation.rows import write_rows
+from hfkit.metrics.sample import Measured
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfkit.metrics.sample import Score
+    from hfkit.settings import Recipe
+    from hfkit.tasks.base import Rows, Task
+
+
+def measure_split(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    recipe: Recipe,
+    rows: Rows | None = None,
+) -> Measured:
+    """The final scores of `model` on `dataset`, and what to keep about its examples; `rows`: the dataset, encoded."""
+    measured = task.measure(model, tokenizer, dataset, recipe)
+    if measured is not None:
+        return measured
+    if rows is None:
+        rows = task.encode(dataset, tokenizer, model, recipe)
+    wanted = recipe.evaluation
+    reduced, labels = predict_rows(task, model, tokenizer, rows, batch_size=wanted.batch_size, seed=wanted.seed)
+    return task.results(dataset, reduced, labels, rows, wanted)
+
+
+def score_split(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    recipe: Recipe,
+    output_prefix: Path | None = None,
+    rows: Rows | None = None,
+) -> dict[str, Score]:
+    """As `measure_split`, the scores alone. The names of files about the examples begin with `output_prefix`."""
+    measured = measure_split(task, model, tokenizer, dataset, recipe, rows)
+    if output_prefix is not None and (kept := list(measured.rows)):
+        write_rows(output_prefix, kept)
+        if "prediction" in kept[0]:
+            write_confusion(output_prefix, kept)
+            write_worst_errors(output_prefix, kept)
+    return measured.scores
