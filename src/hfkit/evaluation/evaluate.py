@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfkit.data.sources import stay_local
+from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, UsageError
 from hfkit.evaluation.rows import PREDICTIONS, keep_scores, make_directory, read_rows
 from hfkit.evaluation.scoring import score_split
@@ -39,14 +39,14 @@ def evaluate(recipe: Recipe) -> dict[str, Score]:
 
     Raises UsageError where no data is named, DataError or ModelError where data or model can't be read or don't fit.
     """
-    with together():
+    with offline_for(recipe), together():
         return _evaluate(recipe, None).scores
 
 
 def evaluate_rows(recipe: Recipe, output: Path | None = None) -> Evaluated:
     """As `evaluate`, with the rows; files about them and the scores are left in `output`, where that is given."""
     output = output if is_main_process() else None
-    with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch, together():
+    with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch, offline_for(recipe), together():
         if output is not None:
             make_directory(output)
         found = _evaluate(recipe, output or Path(scratch))
@@ -61,7 +61,6 @@ def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
     from hfkit.models.tokenizer import load_tokenizer
     from hfkit.tasks import TASKS
 
-    stay_local(recipe)
     config = load_config(recipe.model)
     recipe = dataclasses.replace(recipe, task=recipe.task or _task_of(config, recipe.model.name))
     task = TASKS[recipe.task or ""]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.sources import stay_local
+from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, ModelError, StorageError, UsageError, did_you_mean
 from hfkit.system.console import is_main_process, say, warn
 from hfkit.system.files import to_disk
@@ -108,11 +108,11 @@ def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> 
     from hfkit.models.tokenizer import load_tokenizer
     from hfkit.tasks import TASKS
 
-    stay_local(recipe)
-    config = load_config(recipe.model)
-    task = TASKS[_task_of(config, str(recipe.model.name))]
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
-    model = open_model(task.auto_model, recipe.model, config, tokenizer)
+    with offline_for(recipe):
+        config = load_config(recipe.model)
+        task = TASKS[_task_of(config, str(recipe.model.name))]
+        tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
+        model = open_model(task.auto_model, recipe.model, config, tokenizer)
     texts, total, cut = iter(texts), 0, 0
     while some := list(itertools.islice(texts, chunk or CHUNK)):
         columns: dict[str, list[Any]] = {"text": [text for text, _ in some]}
