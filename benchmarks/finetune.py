@@ -218,13 +218,13 @@ class Hfkit(Side):
             **{"train.per_device_train_batch_size": options.batch_size},
         )
         task = TASKS[str(recipe.task)]
-        config = load_config(recipe)
+        config = load_config(recipe.model)
         splits = load_splits(task, recipe)
         set_seed(recipe.train.seed)
-        self.tokenizer = load_tokenizer(recipe, config, [])
+        self.tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
         for key, value in task.model_config(splits, config).items():
             setattr(config, key, value)
-        self.model = new_or_pretrained(task.auto_model, recipe, config, self.tokenizer)
+        self.model = new_or_pretrained(task.auto_model, recipe.model, config, self.tokenizer, recipe)
         rows = task.encode(splits["train"], self.tokenizer, self.model, recipe)
         size = options.batch_size
         steps = WARM_UP + options.steps

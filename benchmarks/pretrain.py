@@ -140,7 +140,11 @@ class Hfkit:
         )
         texts = self.task.load(recipe)["train"]
         self.tokenizer = tokenizer_of(texts, str(recipe.model.type), entries) if like is None else like.tokenizer
-        self.model = new_or_pretrained(self.task.auto_model, recipe, load_config(recipe), self.tokenizer)
+        head = self.task.auto_model
+        config = load_config(
+            recipe.model, auto_model=head, block_size=recipe.data.block_size, dropout=recipe.train.dropout
+        )
+        self.model = new_or_pretrained(head, recipe.model, config, self.tokenizer, recipe)
         if like is not None:
             self.model.load_state_dict(like.model.state_dict())
         rows = self.task.encode(texts, self.tokenizer, self.model, recipe)

@@ -2,9 +2,11 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import hfkit
@@ -56,6 +58,19 @@ def directly(directory, text):
     with torch.inference_mode():
         logits = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=64)).logits[0]
     return dict(zip(NAMES, torch.softmax(logits.double(), 0).tolist(), strict=True))
+
+
+def test_classifier_without_its_head_gives_no_answer(bert, tmp_path, capsys):
+    weights = load_file(bert / "model.safetensors")
+    shutil.copytree(bert, tmp_path / "headless")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, tmp_path / "headless" / "model.safetensors", {"format": "pt"})
+    assert main(["predict", str(tmp_path / "headless"), "--text", "hello"]) == 5
+    captured = capsys.readouterr()
+    assert "has no weights for" in captured.err
+    assert "classifier.weight" in captured.err
+    assert captured.out == ""
 
 
 def test_answers_are_those_of_the_library_in_order(classifier):

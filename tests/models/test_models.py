@@ -38,17 +38,26 @@ def recipe_for(task="clm", *, name=None, dropout=None, block_size=32, **model):
     )
 
 
+def config_of(recipe):
+    options = {"block_size": recipe.data.block_size, "dropout": recipe.train.dropout}
+    return load_config(recipe.model, auto_model=TASKS[recipe.task].auto_model, **options)
+
+
+def tokenizer_of(recipe):
+    return load_tokenizer(recipe.tokenizer, recipe.model)
+
+
 def new_model(model_type, task, vocab_size=300, **model):
     recipe = recipe_for(task, type=model_type, **model)
-    config = load_config(recipe)
+    config = config_of(recipe)
     tokenizer = train_tokenizer(CORPUS, model_type, vocab_size)
-    return new_or_pretrained(TASKS[task].auto_model, recipe, config, tokenizer), tokenizer
+    return new_or_pretrained(TASKS[task].auto_model, recipe.model, config, tokenizer, recipe), tokenizer
 
 
 def opened(directory, auto_model, **model):
     recipe = recipe_for(name=directory, **model)
-    config = load_config(recipe)
-    return new_or_pretrained(auto_model, recipe, config, load_tokenizer(recipe, config))
+    config = config_of(recipe)
+    return new_or_pretrained(auto_model, recipe.model, config, tokenizer_of(recipe), recipe)
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +94,19 @@ def test_type_and_size_give_the_shape(model_type, task, size, shape):
 
 def test_model_config_goes_before_size_and_its_own_names_work():
     recipe = recipe_for(type="gpt2", config={"n_layer": 3, "hidden_size": 64, "n_positions": 99})
-    config = load_config(recipe)
+    config = config_of(recipe)
     assert (config.n_layer, config.n_embd, config.n_head, config.n_positions) == (3, 64, 2, 99)
-    llama = load_config(recipe_for(type="llama", config={"num_attention_heads": 4}))
+    llama = config_of(recipe_for(type="llama", config={"num_attention_heads": 4}))
     assert (llama.num_attention_heads, llama.num_key_value_heads, llama.intermediate_size) == (4, 4, 512)
 
 
 def test_a_type_without_such_a_size_keeps_its_own():
-    config = load_config(recipe_for(type="mamba", block_size=None))
+    config = config_of(recipe_for(type="mamba", block_size=None))
     assert (config.hidden_size, config.num_hidden_layers) == (128, 2)
 
 
 def test_gpt2_computes_the_same_function_faster(gpt2):
-    fast = [load_config(recipe_for(type="gpt2")), load_config(recipe_for(name=gpt2))]
+    fast = [config_of(recipe_for(type="gpt2")), config_of(recipe_for(name=gpt2))]
     assert [config.activation_function for config in fast] == ["gelu_pytorch_tanh"] * 2
     ids = torch.arange(20)[None]
     stock = AutoModelForCausalLM.from_pretrained(gpt2)
@@ -118,13 +127,13 @@ def test_gpt2_computes_the_same_function_faster(gpt2):
 )
 def test_unknown_types_and_keys_are_named(model, message):
     with pytest.raises(UsageError, match=message):
-        load_config(recipe_for(**model))
+        config_of(recipe_for(**model))
 
 
 def test_all_unknown_keys_are_named_at_once(gpt2):
     for model in ({"type": "gpt2"}, {"name": gpt2}):
         with pytest.raises(UsageError) as error:
-            load_config(recipe_for(**model, config={"n_layerz": 3, "n_haed": 2}))
+            config_of(recipe_for(**model, config={"n_layerz": 3, "n_haed": 2}))
         assert len(error.value.problems) == 2
 
 
@@ -150,24 +159,24 @@ def test_models_that_read_both_ways_do_not_learn_clm():
     ],
 )
 def test_dropout_reaches_every_key(model_type, task, keys):
-    config = load_config(recipe_for(task, type=model_type, dropout=0.25))
+    config = config_of(recipe_for(task, type=model_type, dropout=0.25))
     assert {key for key, value in vars(config).items() if value == 0.25} == keys
 
 
 def test_dropout_reaches_every_module_of_a_pretrained_model(bert):
     recipe = recipe_for("text-classification", name=bert, dropout=0.25)
-    config = load_config(recipe)
-    model = new_or_pretrained("AutoModelForSequenceClassification", recipe, config, load_tokenizer(recipe, config))
+    config = config_of(recipe)
+    model = new_or_pretrained("AutoModelForSequenceClassification", recipe.model, config, tokenizer_of(recipe), recipe)
     rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.25}
-    assert load_config(recipe_for(name=bert)).hidden_dropout_prob == 0.1
+    assert config_of(recipe_for(name=bert)).hidden_dropout_prob == 0.1
 
 
 @pytest.mark.parametrize(("vocab_size", "rows"), [(310, 320), (320, 320), (321, 384)])
 def test_new_vocabulary_is_padded_to_64(vocab_size, rows):
     tokenizer = make_word_tokenizer(vocab_size - 1)
     recipe = recipe_for(type="gpt2")
-    model = new_or_pretrained("AutoModelForCausalLM", recipe, load_config(recipe), tokenizer)
+    model = new_or_pretrained("AutoModelForCausalLM", recipe.model, config_of(recipe), tokenizer, recipe)
     assert len(tokenizer) == vocab_size
     assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] == rows
 
@@ -183,7 +192,7 @@ def test_new_model_takes_the_special_tokens_of_its_tokenizer():
 def test_trained_tokenizer_opens_again_and_gives_the_text_back(model_type, tmp_path):
     tokenizer = train_tokenizer(CORPUS, model_type, 400)
     config = {"t5": T5Config, "llama": LlamaConfig, "bert": BertConfig, "gpt2": GPT2Config}.get(model_type)
-    (config() if config else load_config(recipe_for("mlm", type=model_type))).save_pretrained(tmp_path)
+    (config() if config else config_of(recipe_for("mlm", type=model_type))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     texts = ["The lazy dog, again", "你好 😀", "two  spaces\nand a line"]
@@ -214,10 +223,10 @@ def test_trained_tokenizer_has_what_its_model_type_needs():
 
 def test_pad_token_is_taken_from_the_special_ones(gpt2, bert):
     recipe = recipe_for(name=gpt2)
-    tokenizer = load_tokenizer(recipe, load_config(recipe))
+    tokenizer = tokenizer_of(recipe)
     assert tokenizer.pad_token == "<|endoftext|>"
     recipe = recipe_for(name=bert)
-    assert load_tokenizer(recipe, load_config(recipe)).pad_token == "[PAD]"
+    assert tokenizer_of(recipe).pad_token == "[PAD]"
 
 
 def test_padding_does_not_reach_a_classifying_decoder(gpt2):
@@ -246,10 +255,10 @@ def test_new_head_is_said_aloud(bert, gpt2, capsys):
 
 def test_new_head_is_an_error_outside_training(bert):
     recipe = recipe_for("text-classification", name=bert)
-    config = load_config(recipe)
-    tokenizer = load_tokenizer(recipe, config)
+    config = config_of(recipe)
+    tokenizer = tokenizer_of(recipe)
     with pytest.raises(ModelError, match=r"has no weights for .*classifier\.bias"):
-        new_or_pretrained("AutoModelForSequenceClassification", recipe, config, tokenizer, new_head=False)
+        new_or_pretrained("AutoModelForSequenceClassification", recipe.model, config, tokenizer)
 
 
 def test_body_and_head_keep_their_weights(bert, tmp_path):

@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from datasets import Dataset
 from transformers import CONFIG_MAPPING, AutoTokenizer
 
 from hfkit import settings
 from hfkit.cli.main import main
 from hfkit.models.new_tokenizer import ALGORITHMS, train_tokenizer
-from hfkit.models.tokenizer import load_tokenizer
+from hfkit.training.prepare import tokenizer_of
 
 CORPUS = [
     "The quick brown fox\n\tjumps over the lazy dog, again and again.\n" * 20,
@@ -128,7 +129,8 @@ def test_rarest_characters_fall_out_and_are_counted(capsys):
 
 def test_the_recipe_chooses_the_algorithm():
     recipe = settings.Recipe(tokenizer=settings.Tokenizer(algorithm="char"))
-    tokenizer = load_tokenizer(recipe, CONFIG_MAPPING["gpt2"](), ["abc"])
+    dataset = Dataset.from_dict({"text": ["abc"]})
+    tokenizer = tokenizer_of(recipe, CONFIG_MAPPING["gpt2"](), dataset, None, shared=False)
     assert len(tokenizer) == 6
 
 

@@ -56,15 +56,13 @@ def evaluate_rows(recipe: Recipe, output: Path | None = None) -> Evaluated:
 
 
 def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
-    from hfkit.models.config import load_config, quiet_libraries
-    from hfkit.models.device import to_device
-    from hfkit.models.loading import new_or_pretrained
+    from hfkit.models.config import load_config
+    from hfkit.models.loading import open_model
     from hfkit.models.tokenizer import load_tokenizer
     from hfkit.tasks import TASKS
 
     stay_local(recipe)
-    quiet_libraries()
-    config = load_config(recipe)
+    config = load_config(recipe.model)
     recipe = dataclasses.replace(recipe, task=recipe.task or _task_of(config, recipe.model.name))
     task = TASKS[recipe.task or ""]
     _require_effect(recipe)
@@ -80,8 +78,8 @@ def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
         say(f"data: the run's own {split} data, {len(splits[split]):,} rows")
     for key, value in task.model_config({split: splits[split]}, config).items():
         setattr(config, key, value)
-    tokenizer = load_tokenizer(recipe, config)
-    model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
+    model = open_model(task.auto_model, recipe.model, config, tokenizer)
     beside = None if directory is None else directory / split
     kept = Path(f"{beside}_{PREDICTIONS}")
     kept.unlink(missing_ok=True)  # of an earlier evaluation

@@ -103,18 +103,16 @@ def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> 
     import datasets
 
     from hfkit.evaluation.inference import predict_rows
-    from hfkit.models.config import load_config, quiet_libraries
-    from hfkit.models.device import to_device
-    from hfkit.models.loading import new_or_pretrained
+    from hfkit.models.config import load_config
+    from hfkit.models.loading import open_model
     from hfkit.models.tokenizer import load_tokenizer
     from hfkit.tasks import TASKS
 
     stay_local(recipe)
-    quiet_libraries()
-    config = load_config(recipe)
+    config = load_config(recipe.model)
     task = TASKS[_task_of(config, str(recipe.model.name))]
-    tokenizer = load_tokenizer(recipe, config)
-    model = to_device(new_or_pretrained(task.auto_model, recipe, config, tokenizer, new_head=False))
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
+    model = open_model(task.auto_model, recipe.model, config, tokenizer)
     texts, total, cut = iter(texts), 0, 0
     while some := list(itertools.islice(texts, chunk or CHUNK)):
         columns: dict[str, list[Any]] = {"text": [text for text, _ in some]}

@@ -16,7 +16,7 @@ from hfkit.system.console import say, warn
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.settings import Generation, Recipe
+    from hfkit.settings import Generation, Model, Recipe
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -53,18 +53,17 @@ def load_generator(recipe: Recipe, *, conversation: bool = False) -> Generator:
     `conversation`: it is a chat model that is wanted; ModelError, before weights are read, for one without template.
     """
     from hfkit.generation.decoding import decoding_settings
-    from hfkit.models.config import load_config, quiet_libraries
+    from hfkit.models.config import load_config
     from hfkit.models.tokenizer import load_tokenizer
 
     stay_local(recipe)
-    quiet_libraries()
     recipe = with_number_type(recipe)
     unpacked = None
     if network.is_gguf(str(recipe.model.name)):
         unpacked, tokenizer = _unpacked(recipe)
     else:
-        config = load_config(recipe)
-        tokenizer = load_tokenizer(recipe, config)
+        config = load_config(recipe.model)
+        tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
     generation = recipe.generation
     if generation.chat_template is not None:
         tokenizer.chat_template = _template(generation.chat_template)
@@ -72,7 +71,7 @@ def load_generator(recipe: Recipe, *, conversation: bool = False) -> Generator:
     if conversation and not is_chat:
         fix = "--chat-template FILE.jinja, or hfkit generate, which continues a text"
         raise ModelError(f"{recipe.model.name} has no chat template to put messages into", fix)
-    model = unpacked or load_model(recipe, config, tokenizer)
+    model = unpacked or load_model(recipe.model, config, tokenizer)
     settings = decoding_settings(model.generation_config, generation, tokenizer)
     if is_chat and not conversation:
         say("a chat model: prompts are messages to it (--raw continues them instead)")
@@ -112,17 +111,16 @@ def _unpacked(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     return to_device(model.to(getattr(torch, str(recipe.model.dtype)))), tokenizer
 
 
-def load_model(recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The decoder or encoder-decoder that `config` describes; ModelError where it is neither."""
+def load_model(model: Model, config: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The decoder or encoder-decoder that `config` describes; ModelError if it is neither."""
     from hfkit.models.config import was_saved_with
-    from hfkit.models.device import to_device
-    from hfkit.models.loading import new_or_pretrained
+    from hfkit.models.loading import open_model
 
     auto_model = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     if not was_saved_with(auto_model, config):
         kind = ", ".join(config.architectures or [config.model_type])
-        raise ModelError(f"{recipe.model.name} makes no text, it is a {kind}", "choose a model such as gpt2")
-    return to_device(new_or_pretrained(auto_model, recipe, config, tokenizer, new_head=False))
+        raise ModelError(f"{model.name} makes no text, it is a {kind}", "choose a model such as gpt2")
+    return open_model(auto_model, model, config, tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,9 +340,9 @@ def _assistant(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
     from hfkit.models.tokenizer import load_tokenizer
 
     name = recipe.generation.assistant_model
-    own = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name=name, revision=None))
+    own = dataclasses.replace(recipe.model, name=name, revision=None)
     config = load_config(own)
-    assistant = load_tokenizer(own, config)
+    assistant = load_tokenizer(recipe.tokenizer, own)
     same_kind = config.is_encoder_decoder == model.config.is_encoder_decoder
     if not same_kind or assistant.get_vocab() != tokenizer.get_vocab():
         raise ModelError(

@@ -155,7 +155,7 @@ def _tokenizer(recipe: Recipe) -> tuple[PreTrainedTokenizerBase | None, int | No
     tokenizer = open_tokenizer(name)
     longest: int = tokenizer.model_max_length
     if recipe.model.name is not None:
-        config = load_config(recipe)
+        config = load_config(recipe.model)
         positions = getattr(config, "max_position_embeddings", longest)
         longest = min(longest, positions - POSITION_OFFSETS.get(config.model_type, 0))
     return tokenizer, longest if longest < 10**9 else None  # transformers has a "very large" number for no limit

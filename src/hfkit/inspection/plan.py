@@ -111,7 +111,9 @@ def prepare_to_plan(task: Task, recipe: Recipe, directory: Path) -> Prepared:
     if new:
         if 2 * ready.model.num_parameters() * ready.model.dtype.itemsize > free_memory():
             return ready
-        ready = ready._replace(model=new_or_pretrained(task.auto_model, recipe, ready.config, ready.tokenizer))
+        ready = ready._replace(
+            model=new_or_pretrained(task.auto_model, recipe.model, ready.config, ready.tokenizer, recipe)
+        )
     if recipe.train.per_device_train_batch_size == "auto":
         ready = with_batch_that_fits(ready, directory)
     return ready

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from hfkit.settings import Model, Recipe
+    from hfkit.settings import Lora, Model, Recipe
 
 SETTINGS, WEIGHTS, MODEL_CONFIG = "adapter_config.json", "adapter_model.safetensors", "model_config.json"
 
@@ -93,13 +93,13 @@ def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
     return [weight for part in parts for weight in part.parameters() if id(weight) not in inside]
 
 
-def attach(model: PreTrainedModel, recipe: Recipe, fresh: Collection[str]) -> None:
+def attach(model: PreTrainedModel, settings: Lora, fresh: Collection[str]) -> None:
     """Puts new adapters into `model` and freezes the rest but the modules whose weights are new (`fresh`)."""
     from peft import LoraConfig
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    settings, modules = recipe.lora, {name.rpartition(".")[0] for name in fresh}
+    modules = {name.rpartition(".")[0] for name in fresh}
     whole = sorted(name for name in modules if not any(name.startswith(f"{other}.") for other in modules))
     shared = {id(weight) for weight in model.get_input_embeddings().parameters()}
     for name in whole:

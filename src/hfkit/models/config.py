@@ -14,7 +14,7 @@ from hfkit.system import permissions
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from hfkit.settings import Recipe
+    from hfkit.settings import Model
 
 # Width, depth and heads of model.size.
 SIZES = {
@@ -43,16 +43,21 @@ def quiet_libraries() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
 
 
-def load_config(recipe: Recipe) -> PreTrainedConfig:
+def load_config(
+    model: Model, *, auto_model: str | None = None, block_size: int | None = None, dropout: float | None = None
+) -> PreTrainedConfig:
     """The architecture: that of model.name, or a new one of model.type and model.size; model.config on top.
 
+    `auto_model`, `block_size`: the head and the positions of a new one; `dropout`: for every dropout of the model.
     Raises UsageError for an unknown type or config key, ModelError for a model that can't be read.
     """
     from transformers import AutoConfig
 
-    model = recipe.model
+    quiet_libraries()
     if model.name is None:
-        config = _new_config(recipe)
+        if auto_model is None:
+            raise UsageError("no model is named", "--model NAME")
+        config = _new_config(model, auto_model, block_size)
     else:
         directory = hub.locate_model(model.name, model.revision, weights=not model.from_scratch)
         with readable(model.name):
@@ -64,22 +69,19 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
     for key in ("activation_function", "hidden_act"):
         if getattr(config, key, None) in FAST_ACTIVATIONS:
             setattr(config, key, FAST_ACTIVATIONS[getattr(config, key)])
-    if recipe.train.dropout is not None:
+    if dropout is not None:
         for key, value in vars(config).items():
             # layerdrop leaves out whole layers; a classifier_dropout of None follows the others
             if "drop" in key and "layerdrop" not in key and type(value) in (int, float):
-                setattr(config, key, recipe.train.dropout)
+                setattr(config, key, dropout)
     return config
 
 
-def _new_config(recipe: Recipe) -> PreTrainedConfig:
+def _new_config(model: Model, auto_model: str, block_size: int | None) -> PreTrainedConfig:
     """A config of model.type: what model.size and the block size decide, where the type knows it, then model.config."""
     from transformers import CONFIG_MAPPING
 
-    from hfkit.tasks import TASKS
-
-    model, model_type = recipe.model, str(recipe.model.type)
-    auto_model = TASKS[recipe.task or ""].auto_model
+    model_type = str(model.type)
     if model_type not in CONFIG_MAPPING:
         known = [name for name in CONFIG_MAPPING if _has_head(name, auto_model)]
         raise UsageError(f"model.type '{model_type}' is unknown", did_you_mean(model_type, known))
@@ -89,8 +91,8 @@ def _new_config(recipe: Recipe) -> PreTrainedConfig:
     _check_keys(blank, model.config)
     own = {blank.attribute_map.get(key, key): value for key, value in model.config.items()}
     sizes: dict[str, Any] = {blank.attribute_map.get(key, key): n for key, n in SIZES[model.size or "tiny"].items()}
-    if recipe.data.block_size:  # positions beyond would stay untrained
-        positions = recipe.data.block_size + POSITION_OFFSETS.get(model_type, 0)
+    if block_size:  # positions beyond would stay untrained
+        positions = block_size + POSITION_OFFSETS.get(model_type, 0)
         sizes[blank.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = positions
     changes = {key: value for key, value in sizes.items() if key in vars(blank)} | own
     for key, source, factor in (

@@ -8,8 +8,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from hfkit.errors import ModelError, StorageError, UsageError
 from hfkit.models import adapters, hub, saving, sharded
+from hfkit.models.config import load_config, own_classes, quiet_libraries, readable
+from hfkit.models.loading import load_weights
+from hfkit.models.tokenizer import open_tokenizer
+from hfkit.settings import Model
 from hfkit.system import files, network
 from hfkit.system.console import say
 
@@ -27,21 +35,12 @@ def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> No
     `merged`: with its adapter added to the weights; `dtype`: their number type (default: as it is). The weights of a
     sharded checkpoint are put together. Raises UsageError where there is something in `directory` or nothing to merge.
     """
-    import torch
-    import transformers
-
-    from hfkit.models.config import load_config, own_classes, quiet_libraries
-    from hfkit.models.loading import load_weights
-    from hfkit.models.tokenizer import open_tokenizer
-    from hfkit.settings import Model, Recipe
-
     _require_new(directory)
-    quiet_libraries()
     checkpoint = sharded.checkpoint_of(name)
     if checkpoint is not None:
         name = str(checkpoint)
         say(f"putting the shards of {name} together")
-    config = load_config(Recipe(model=Model(name=name, from_scratch=checkpoint is not None)))
+    config = load_config(Model(name=name, from_scratch=checkpoint is not None))
     source = hub.locate_model(name, weights=checkpoint is None)
     if merged and not adapters.is_adapter(source):
         raise UsageError(f"{name} has no adapter to merge", "leave out --merge")
@@ -56,7 +55,8 @@ def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> No
     if checkpoint is not None:
         model = sharded.load(model_class, config, checkpoint)
     else:
-        model = load_weights(model_class, name, None, config, torch.float32 if merged else own_dtype, new_head=False)
+        kept = torch.float32 if merged else own_dtype
+        model, _ = load_weights(model_class, name, None, config, kept, new_head=False)
     if merged:
         adapters.merge(model)
     model.to(getattr(torch, dtype) if dtype else own_dtype)
@@ -67,8 +67,6 @@ def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> No
 def export_gguf(file: Path, directory: Path, *, dtype: str | None) -> None:
     """The language model in a GGUF file as a plain one in a new `directory`: its weights in `dtype` (default: float32),
     each as exact as the file has it."""
-    import torch
-
     _require_new(directory)
     model, tokenizer = read_gguf(file)
     _write(directory, model.to(getattr(torch, dtype or "float32")), tokenizer, None, _source_of(file))
@@ -104,19 +102,12 @@ def _source_of(file: Path) -> dict[str, str]:
 
 def read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model, its weights unpacked to float32, and tokenizer of a GGUF file; ModelError where it can't be read."""
-    import torch
-
-    from hfkit.models.config import quiet_libraries, readable
-
     if not file.is_file():
         raise ModelError(f"{file}: no such file", "give a GGUF file")
     if find_spec("gguf") is None:
         raise UsageError("GGUF files need the package gguf", "pip install gguf")
     network.no_network()
     quiet_libraries()
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     source = {"gguf_file": file.name, "local_files_only": True}
     with readable(str(file)):
         model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)

@@ -5,76 +5,78 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+import transformers
+
 from hfkit.errors import ModelError, UsageError
 from hfkit.models import adapters, hub, sharded
 from hfkit.models.config import buildable, readable, require_head, trusted
+from hfkit.models.device import to_device
 from hfkit.system import permissions
 from hfkit.system.console import detail, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.settings import Recipe
+    from hfkit.settings import Model, Recipe
 
 VOCABULARY_MULTIPLE = 64  # matrix kernels are fastest on multiples of 64 (nanoGPT pads 50,257 to 50,304)
 
 
+def open_model(
+    auto_model: str, model: Model, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The trained model, ready to answer on this machine's device. Raises ModelError if it has no such head."""
+    return to_device(new_or_pretrained(auto_model, model, config, tokenizer))
+
+
 def new_or_pretrained(
     auto_model: str,
-    recipe: Recipe,
+    model: Model,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    new_head: bool = True,
+    training: Recipe | None = None,
 ) -> PreTrainedModel:
-    """The model in recipe.model.dtype; what is new in it (all of it, or a head) is said aloud.
+    """The model in model.dtype. What is new in it (all of it, or a head) is printed.
 
-    Raises ModelError where weights are missing, have other shapes or can't be read; a head's may be new in training
-    alone (`new_head`), as adapters and frozen weights are.
+    `training`: the recipe of a run that starts here; only then may a head be new, weights frozen and adapters added.
+    Raises ModelError if weights are missing, have other shapes or can't be read.
     """
-    import torch
-    import transformers
-
-    auto_class = getattr(transformers, auto_model)
-    dtype = getattr(torch, recipe.model.dtype or "float32")
+    auto_class, dtype = getattr(transformers, auto_model), getattr(torch, model.dtype or "float32")
     require_head(config, auto_model)
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = tokenizer.pad_token_id  # as T5's checkpoints have it; its config class has none
-    if recipe.model.from_scratch:
+    if model.from_scratch:
         config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         for role in ("bos", "eos", "pad"):
             setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
         with buildable(config.model_type):
-            model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=trusted())
+            made: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=trusted())
     else:
-        assert recipe.model.name is not None
-        fitted = recipe if new_head else None  # a run's recipe says how it was trained in other commands, too
-        model = load_weights(auto_class, recipe.model.name, recipe.model.revision, config, dtype, new_head, fitted)
-    rows = model.get_input_embeddings().weight.shape[0]
+        assert model.name is not None
+        made, new = load_weights(auto_class, model.name, model.revision, config, dtype, new_head=training is not None)
+        if training is not None and training.lora.enabled:
+            adapters.attach(made, training.lora, new)
+    rows = made.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UsageError(
             f"the tokenizer has {len(tokenizer):,} entries, the model only {rows:,}",
             "use the model's own tokenizer, or --from-scratch",
         )
     if tokenizer.pad_token_id is not None:  # a classifying decoder reads its last token that is not this one
-        model.config.pad_token_id = tokenizer.pad_token_id
-    if new_head and recipe.train.freeze:
-        adapters.freeze(model, recipe.train.freeze)
-    return model
+        made.config.pad_token_id = tokenizer.pad_token_id
+    if training is not None and training.train.freeze:
+        adapters.freeze(made, training.train.freeze)
+    return made
 
 
 def load_weights(
-    auto_class: Any,
-    name: str,
-    revision: str | None,
-    config: PreTrainedConfig,
-    dtype: Any,
-    new_head: bool,
-    recipe: Recipe | None = None,
-) -> PreTrainedModel:
-    """The model `name` with its weights, and with its adapter where it is one; new adapters are added as `recipe` says.
+    auto_class: Any, name: str, revision: str | None, config: PreTrainedConfig, dtype: Any, *, new_head: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model `name` with its weights and, if it is an adapter, with its adapter; and the names of new weights.
 
-    Raises ModelError where weights are missing, have other shapes or can't be read; a head's may be (`new_head`).
+    Raises ModelError if weights are missing, have other shapes or can't be read; those of a head may be missing with
+    `new_head`, in training.
     """
     directory = base = hub.locate_model(name, revision, weights=True)
     if adapters.is_adapter(directory):
@@ -93,34 +95,33 @@ def load_weights(
             trust_remote_code=trusted(),
             ignore_mismatched_sizes=True,
         )
-    prefix = model.base_model_prefix + "."
-    body = (
-        {f"{prefix}{key}" for key, _ in model.base_model.named_parameters()}
-        if model.base_model is not model
-        else {key for key, _ in model.named_parameters()}
-    )
-    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if base is not directory:
         with readable(name):
-            fresh -= adapters.load(model, directory)
-    broken = sorted(key for key in fresh & body if ".pooler." not in key)
+            new -= adapters.load(model, directory)
+    broken = sorted(key for key in new & _body(model) if ".pooler." not in key)
     if broken:
         raise ModelError(
             f"{base}: {len(broken)} weights are missing or have another shape, first '{broken[0]}'",
             "download or save the model again",
         )
-    if fresh and not new_head:
+    if new and not new_head:
         raise ModelError(
-            f"{name} has no weights for {', '.join(sorted(fresh))}, and drawn at random they would say nothing",
+            f"{name} has no weights for {', '.join(sorted(new))}, and random ones would be meaningless",
             "choose a model that was trained for this task",
         )
-    if fresh:
-        say(f"new weights (the model was not trained for this yet): {', '.join(sorted(fresh))}")
+    if new:
+        say(f"new weights (the model was not trained for this yet): {', '.join(sorted(new))}")
     if info["unexpected_keys"]:
-        detail(f"weights of the file that this model has no use for: {', '.join(sorted(info['unexpected_keys']))}")
-    if recipe is not None and recipe.lora.enabled:
-        adapters.attach(model, recipe, fresh)
-    return model
+        detail(f"weights of the file that this model does not use: {', '.join(sorted(info['unexpected_keys']))}")
+    return model, new
+
+
+def _body(model: PreTrainedModel) -> set[str]:
+    """The names of all weights below the head."""
+    if model.base_model is model:
+        return {key for key, _ in model.named_parameters()}
+    return {f"{model.base_model_prefix}.{key}" for key, _ in model.base_model.named_parameters()}
 
 
 def with_weights_of(model: PreTrainedModel, directory: Path) -> PreTrainedModel:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from hfkit.data.sources import stay_local_with
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
+from hfkit.models.tokenizer import open_tokenizer
 from hfkit.system.console import say, warn
-from hfkit.system.files import alone
+from hfkit.system.files import alone, new_directory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,9 +97,6 @@ def shared_tokenizer(
     import datasets
     import tokenizers
     import xxhash
-
-    from hfkit.models.tokenizer import open_tokenizer
-    from hfkit.system.files import new_directory
 
     corpus = list(corpus) if iter(corpus) is corpus else corpus  # it is read twice
     facts = [model_type, vocab_size, algorithm, tokenizers.__version__]

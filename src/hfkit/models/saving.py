@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import torch
 
 from hfkit.errors import DivergedError, ModelError, StorageError
-from hfkit.models import adapters, saving
+from hfkit.models import adapters
 from hfkit.models.adapters import logits, require_same
+from hfkit.models.loading import load_weights
 from hfkit.system import files
 from hfkit.system.files import is_disk_full, umask
 
@@ -20,9 +22,7 @@ if TYPE_CHECKING:
 
 def require_saved(model: PreTrainedModel, directory: Path) -> None:
     """ModelError where the adapter in `directory`, put beside its base anew, does not answer as `model` does."""
-    from hfkit.models.loading import load_weights
-
-    again = load_weights(type(model), str(directory), None, model.config, model.dtype, new_head=False)
+    again, _ = load_weights(type(model), str(directory), None, model.config, model.dtype, new_head=False)
     tolerance = 1e-5 if str(model.dtype) == "torch.float32" else 1e-2
     require_same(logits(model), logits(again.to(model.device)), f"{directory} does not read back", tolerance)
 
@@ -38,8 +38,6 @@ def export(
     `base`: of a model with adapters, which alone are saved. Raises DivergedError for a tensor that is not finite,
     StorageError for a full disk, ModelError where the saved model does not read back, or answers otherwise.
     """
-    import torch
-
     broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise DivergedError(
@@ -49,18 +47,7 @@ def export(
     staged = directory / STAGED
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        model.save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
-        if base is not None:
-            adapters.complete(staged, model, base)
-        for path in staged.iterdir():
-            path.chmod(0o666 & ~umask())  # safetensors makes its files readable by their owner alone
-            files.sync(path)
-        info: Mapping[str, Any] = {}
-        if base is None:
-            _, info = type(model).from_pretrained(staged, output_loading_info=True, local_files_only=True)
-        else:
-            saving.require_saved(model, staged)
+        _stage(staged, model, tokenizer, base)
     except Exception as error:
         shutil.rmtree(staged, ignore_errors=True)
         if is_disk_full(error):
@@ -69,9 +56,6 @@ def export(
                 "free some space, then --resume auto",
             ) from error
         raise
-    unread = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info.get(kind, ())]
-    if unread:
-        raise ModelError(f"{staged}: the saved model does not read back: {unread[0]}", "report this as a bug")
     last = ("config.json", adapters.SETTINGS)
     weights = [*directory.glob("model*.safetensors*"), directory / adapters.WEIGHTS, directory / adapters.MODEL_CONFIG]
     for path in [*(directory / name for name in last), *weights]:
@@ -80,3 +64,23 @@ def export(
         os.replace(path, directory / path.name)
     staged.rmdir()
     files.sync(directory)
+
+
+def _stage(
+    staged: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: adapters.Base | None
+) -> None:
+    """Saves model and tokenizer in the new folder `staged` and reads them back."""
+    model.save_pretrained(staged)
+    tokenizer.save_pretrained(staged)
+    if base is not None:
+        adapters.complete(staged, model, base)
+    for path in staged.iterdir():
+        path.chmod(0o666 & ~umask())  # safetensors makes its files readable by their owner alone
+        files.sync(path)
+    if base is not None:
+        require_saved(model, staged)
+        return
+    _, info = type(model).from_pretrained(staged, output_loading_info=True, local_files_only=True)
+    unread = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info.get(kind, ())]
+    if unread:
+        raise ModelError(f"{staged}: the saved model does not read back: {unread[0]}", "report this as a bug")

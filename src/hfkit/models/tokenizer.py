@@ -1,9 +1,8 @@
-"""The tokenizer of a model, or a new one."""
+"""The tokenizer of a model."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,38 +13,21 @@ from hfkit.models.config import readable, trusted
 from hfkit.system import network
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-    from hfkit.settings import Recipe
+    from hfkit.settings import Model, Tokenizer
 
 # A file of a tokenizer that was saved without tokenizer.json, and the class that it most likely is of.
 VOCABULARIES = {"merges.txt": "GPT2Tokenizer", "vocab.txt": "BertTokenizer", "spiece.model": "T5Tokenizer"}
 
 
-def load_tokenizer(
-    recipe: Recipe,
-    config: PreTrainedConfig,
-    corpus: Iterable[str] | None = None,
-    begun_with: Path | None = None,
-    shared: bool = False,
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of tokenizer.name or model.name, else a new one trained on `corpus`; always with a pad token.
-
-    `begun_with`: the new one of a run to be resumed, rather than one trained again; `shared`: several processes need
-    the new one, and one of them trains it.
-    """
-    name = recipe.tokenizer.name or recipe.model.name
-    if name is None and begun_with is not None:
-        return open_tokenizer(str(begun_with))
+def load_tokenizer(tokenizer: Tokenizer, model: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer of tokenizer.name or model.name, always with a pad token; UsageError if neither is given."""
+    name = tokenizer.name or model.name
     if name is None:
-        if corpus is None:
-            raise UsageError("no model is named", "--model NAME")
-        from hfkit.models.new_tokenizer import shared_tokenizer, train_tokenizer
-
-        train = shared_tokenizer if shared else train_tokenizer
-        return train(corpus, config.model_type, recipe.tokenizer.vocab_size, recipe.tokenizer.algorithm)
-    own = name == recipe.model.name
-    return open_tokenizer(name, recipe.model.revision if own else None, own and not recipe.model.from_scratch)
+        raise UsageError("no model is named", "--model NAME")
+    own = name == model.name
+    return open_tokenizer(name, model.revision if own else None, own and not model.from_scratch)
 
 
 def open_tokenizer(name: str, revision: str | None = None, weights: bool = False) -> PreTrainedTokenizerBase:

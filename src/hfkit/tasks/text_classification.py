@@ -109,7 +109,7 @@ class TextClassification(Task):
         texts = {text: "text"} | ({} if pair is None else {pair: "text_pair"})
         kept = [*texts, *label_columns(next(iter(loaded.values())), label)]
         splits = {name: part.select_columns(kept) for name, part in loaded.items()}
-        config = None if "train" in splits or recipe.model.name is None else load_config(recipe)
+        config = None if "train" in splits or recipe.model.name is None else load_config(recipe.model)
         splits = with_labels(splits, label, recipe, config)
         renamed = {column: role for column, role in texts.items() if column != role}
         splits = {name: part.rename_columns(renamed) for name, part in splits.items()}

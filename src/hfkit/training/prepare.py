@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from transformers import set_seed
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from hfkit.data.loading import fingerprint
 from hfkit.errors import DataError, UsageError
 from hfkit.models import adapters
-from hfkit.models.config import describe, load_config, quiet_libraries, require_head
+from hfkit.models.config import describe, load_config, require_head
 from hfkit.models.loading import new_or_pretrained
-from hfkit.models.tokenizer import load_tokenizer
+from hfkit.models.new_tokenizer import shared_tokenizer, train_tokenizer
+from hfkit.models.tokenizer import load_tokenizer, open_tokenizer
 from hfkit.runs.run import Run
 from hfkit.settings import Data, Recipe
 from hfkit.system.console import say, silence, warn
@@ -39,8 +40,8 @@ def prepare(task: Task, recipe: Recipe, run: Run, *, shared: bool | None = None)
     """
     shared = num_processes() > 1 if shared is None else shared
     with silence() if has_parent() else nullcontext():  # the parent has printed all this
-        quiet_libraries()
-        config = load_config(recipe)
+        size, dropout = recipe.data.block_size, recipe.train.dropout
+        config = load_config(recipe.model, auto_model=task.auto_model, block_size=size, dropout=dropout)
         require_head(config, task.auto_model)  # before the data is read, which can take long
         adapters.check(recipe, config)
         splits = load_splits(task, recipe)
@@ -48,17 +49,31 @@ def prepare(task: Task, recipe: Recipe, run: Run, *, shared: bool | None = None)
             flag = "--best" if recipe.train.best else "--early-stopping"
             raise UsageError(f"{flag} needs validation data", "--validation FILE")
         set_seed(recipe.train.seed)
-        texts, begun_with = corpus(splits["train"]), run.saved_tokenizer()
-        tokenizer = load_tokenizer(recipe, config, texts, begun_with=begun_with, shared=shared)
+        tokenizer = tokenizer_of(recipe, config, splits["train"], run.saved_tokenizer(), shared)
         for key, value in task.model_config(splits, config).items():
             setattr(config, key, value)
-        model = new_or_pretrained(task.auto_model, recipe, config, tokenizer)
+        model = new_or_pretrained(task.auto_model, recipe.model, config, tokenizer, recipe)
         say(f"model: {describe(model)}")
         use_cache = getattr(config, "use_cache", None)
         ready = Prepared(task, recipe, splits, config, tokenizer, model, use_cache, None, None)
         rows = None if recipe.data.streaming else ready.encode(splits["train"])
         held_out = ready.encode(splits["validation"]) if "validation" in splits else None
         return ready._replace(rows=rows, held_out=held_out)
+
+
+def tokenizer_of(
+    recipe: Recipe, config: PreTrainedConfig, dataset: Dataset | IterableDataset, begun_with: Path | None, shared: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe names, else that of the resumed run (`begun_with`), else a new one from `dataset`.
+
+    `shared`: several processes need the new one, and one of them trains it.
+    """
+    if recipe.tokenizer.name or recipe.model.name:
+        return load_tokenizer(recipe.tokenizer, recipe.model)
+    if begun_with is not None:
+        return open_tokenizer(str(begun_with))
+    train = shared_tokenizer if shared else train_tokenizer
+    return train(corpus(dataset), config.model_type, recipe.tokenizer.vocab_size, recipe.tokenizer.algorithm)
 
 
 def stream_of(steps: int, ready: Prepared) -> TrainingStream | StreamedExamples:
