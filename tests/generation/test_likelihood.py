@@ -14,9 +14,9 @@ from transformers import (
 
 import hfkit
 from hfkit.cli.main import main
-from hfkit.generation.choices import ranked
+from hfkit.generation.choices import passages, ranked
 from hfkit.generation.generator import load_generator
-from hfkit.metrics.likelihood import score
+from hfkit.metrics.likelihood import token_logprobs
 from tiny_models import make_bart, make_gpt2, make_t5, spread
 
 PROMPTS = ["hello", "the quick brown fox jumps over", "a tiny"]
@@ -77,7 +77,7 @@ def test_tokens_have_the_models_own_probabilities_in_any_batch(gpt2):
     generator = generator_of(gpt2)
     prompts = [generator.encode(prompt) for prompt in PROMPTS]
     rows = [[5, 9, 11], [7], list(range(20, 40))]
-    scored = score(generator, prompts, rows, num_top=3)
+    scored = token_logprobs(generator.model, passages(generator, prompts, rows), num_top=3)
     for prompt, ids, tokens in zip(prompts, rows, scored, strict=True):
         assert [token.id for token in tokens] == ids
         assert [token.logprob for token in tokens] == pytest.approx(alone(gpt2, prompt, ids), abs=1e-4)
@@ -95,7 +95,8 @@ def test_tokens_of_an_encoder_decoder_too(kind, request):
     start = [generator.model.config.decoder_start_token_id]
     prompts = [generator.encode(prompt) for prompt in PROMPTS]
     rows = [[5, 9, 11], [7], list(range(20, 30))]
-    for prompt, ids, tokens in zip(prompts, rows, score(generator, prompts, rows), strict=True):
+    scored = token_logprobs(generator.model, passages(generator, prompts, rows))
+    for prompt, ids, tokens in zip(prompts, rows, scored, strict=True):
         expected = alone_after(directory, prompt, start, ids)
         assert [token.logprob for token in tokens] == pytest.approx(expected, abs=1e-4)
 

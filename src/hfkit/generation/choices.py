@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hfkit.errors import UsageError
 from hfkit.generation.generator import Answer, Generator, continuation, prompt_ids, warn_of_cut
-from hfkit.metrics.likelihood import score
+from hfkit.metrics.likelihood import Passage, token_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +51,17 @@ class Choice:
         return self.logprob / self.num_tokens
 
 
+def passages(
+    generator: Generator, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> list[Passage]:
+    """Each continuation after its prompt, as the model reads them when it generates."""
+    if generator.is_decoder:
+        return [Passage(prompt, ids) for prompt, ids in zip(prompts, continuations, strict=True)]
+    settings = generator.settings
+    start = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
+    return [Passage([start], ids, prompt) for prompt, ids in zip(prompts, continuations, strict=True)]
+
+
 def scored_answers(
     generator: Generator, prompts: Sequence[Sequence[int]], num_top: int = 0
 ) -> list[list[ScoredAnswer]]:
@@ -62,7 +73,7 @@ def scored_answers(
         seconds = time.perf_counter() - begun
         asked = [prompts[place] for place, of_prompt in zip(batch, made, strict=True) for _ in of_prompt]
         ids = [answer.ids for of_prompt in made for answer in of_prompt]
-        tokens = iter(score(generator, asked, ids, num_top))
+        tokens = iter(token_logprobs(generator.model, passages(generator, asked, ids), num_top))
         for place, of_prompt in zip(batch, made, strict=True):
             found[place] = [ScoredAnswer(answer, next(tokens), seconds) for answer in of_prompt]
     answers = [scored.answer for of_prompt in found for scored in of_prompt]
@@ -84,7 +95,8 @@ def ranked(generator: Generator, prompt: str, choices: Sequence[str]) -> list[Ch
     asked = before if generator.is_decoder else generator.encode(prompt)
     _require_room(generator, asked, wholes)
     first = 0 if generator.is_decoder else len(before)
-    rows = [tokens[first:] for tokens in score(generator, [asked] * len(choices), wholes)]
+    scored = token_logprobs(generator.model, passages(generator, [asked] * len(choices), wholes))
+    rows = [tokens[first:] for tokens in scored]
     sums = [math.fsum(token.logprob for token in tokens) for tokens in rows]
     scale = [math.exp(value - max(sums)) for value in sums]
     found = [

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
 from hfkit.system.processes import gathered, share
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+MAX_LOGITS = 1 << 27  # numbers in one batch of logits, 512 MiB in float32
 
-    from hfkit.generation.generator import Generator
+Ids = Sequence[int] | npt.NDArray[np.int64]  # token ids, shape (tokens,)
+
+
+class Passage(NamedTuple):
+    """Tokens to score, `ids`, and what the model reads before them."""
+
+    context: Ids  # in the decoder; empty: an encoder-decoder puts its own start before `ids`, as in training
+    ids: Ids
+    source: Ids | None = None  # in the encoder; None: the model has none
+    scored: npt.NDArray[np.bool_] | None = None  # which of `ids`, shape (tokens,); None: all of them
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the decoder reads or predicts."""
+        return len(self.context) + len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -27,129 +45,79 @@ class Token:
     top: list[tuple[int, float]]
 
 
-def score(
-    generator: Generator, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], num_top: int = 0
-) -> list[list[Token]]:
-    """The tokens of each continuation after the prompt in its place, one padded forward for as many as fit the memory.
-
-    Raises ModelError where the model's answer is no number.
-    """
-    import torch
-
-    model, settings = generator.model, generator.settings
-    start = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
-    contexts = prompts if generator.is_decoder else [[start]] * len(prompts)
-    rows = [([*context], [*ids], prompt) for context, ids, prompt in zip(contexts, continuations, prompts, strict=True)]
-    longest = max(len(context) + len(ids) for context, ids, _ in rows)
-    num_rows = max(1, MAX_LOGITS // (longest * model.get_input_embeddings().weight.shape[0]))
-    found: list[list[Token]] = []
-    for begin in range(0, len(rows), num_rows):
-        part = rows[begin : begin + num_rows]
-        inputs = torch.zeros(len(part), max(len(context) + len(ids) for context, ids, _ in part), dtype=torch.long)
-        for row, (context, ids, _) in enumerate(part):  # what stands behind a token does not change its answer
-            inputs[row, : len(context) + len(ids)] = torch.tensor([*context, *ids])
-        given = {"input_ids": inputs}
-        if not generator.is_decoder:
-            encoder = pad_blocks([{"input_ids": torch.tensor(prompt)} for *_, prompt in part], generator.tokenizer)
-            given = {**encoder, "decoder_input_ids": inputs}
-        with torch.inference_mode():
-            logits = model(**{name: tensor.to(model.device) for name, tensor in given.items()}, use_cache=False).logits
-        for row, (context, ids, _) in enumerate(part):
-            places = slice(len(context) - 1, len(context) + len(ids) - 1)
-            shares = logits[row, places].float().log_softmax(-1).cpu()
-            chosen = shares.gather(1, torch.tensor(ids, dtype=torch.long)[:, None])[:, 0]
-            if not torch.isfinite(chosen).all():
-                raise ModelError("the model answers with NaN: its weights hold no numbers", "an earlier checkpoint")
-            top = shares.topk(min(num_top, shares.shape[1]))
-            alternatives = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            found.append(
-                [
-                    Token(token, logprob, [*zip(*others, strict=True)])
-                    for token, logprob, others in zip(ids, chosen.tolist(), alternatives, strict=True)
+def token_logprobs(model: PreTrainedModel, passages: Sequence[Passage], num_top: int = 0) -> list[list[Token]]:
+    """The tokens of each passage, each with `num_top` alternatives; raises ModelError if the model answers with NaN."""
+    found: list[list[Token]] = [[] for _ in passages]
+    with torch.inference_mode():
+        for places in batches(model, passages):
+            for place, logits in zip(places, batch_logits(model, [passages[place] for place in places]), strict=True):
+                ids = passages[place].ids
+                shares = logits.log_softmax(-1).cpu()
+                chosen = shares.gather(1, torch.tensor(ids, dtype=torch.long)[:, None])[:, 0]
+                require_finite(chosen.numpy())
+                top = shares.topk(min(num_top, shares.shape[1]))
+                others = [
+                    [*zip(*pair, strict=True)] for pair in zip(top.indices.tolist(), top.values.tolist(), strict=True)
                 ]
-            )
+                found[place] = [Token(*token) for token in zip(ids, chosen.tolist(), others, strict=True)]
     return found
 
 
-MAX_LOGITS = 1 << 27  # numbers in one batch of logits, 512 MiB in float32
+def token_nats(model: PreTrainedModel, passages: Sequence[Passage], batch_size: int) -> npt.NDArray[np.float64]:
+    """The summed nats of each passage's scored tokens, shape (passages,); several processes share the batches.
 
-Window = tuple[int, int, int, int]  # document, start, stop, first token that is scored
-
-
-def token_nats(
-    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: list[Window], context: int, batch_size: int
-) -> np.ndarray:
-    """The summed nats of each window's scored tokens; sorts `windows`, the longest first."""
-    import numpy as np
-    import torch
-
-    windows.sort(key=lambda window: window[1] - window[2])
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    batch_size = max(1, min(batch_size, MAX_LOGITS // (context * vocabulary)))
-    nats: np.ndarray = np.zeros(len(windows))
+    Raises ModelError if the model answers with NaN.
+    """
+    nats: npt.NDArray[np.float64] = np.zeros(len(passages))
     model.eval()
     with torch.inference_mode():
-        for begin in share(range(0, len(windows), batch_size)):
-            chosen = windows[begin : begin + batch_size]
-            longest = max(stop - start for _, start, stop, _ in chosen)
-            inputs = torch.zeros(len(chosen), longest, dtype=torch.long)
-            for row, (doc, start, stop, _) in enumerate(chosen):
-                inputs[row, : stop - start] = torch.from_numpy(sequences[doc][start:stop])
-            logits = model(input_ids=inputs[:, :-1].to(model.device), use_cache=False).logits
-            for row, (_, start, stop, first) in enumerate(chosen):
-                predicted = logits[row, first - start - 1 : stop - start - 1].float().cpu()
-                targets = inputs[row, first - start : stop - start]
-                losses = torch.nn.functional.cross_entropy(predicted, targets, reduction="none")
-                nats[begin + row] = losses.double().sum().item()
-    nats = np.add.reduce(gathered([nats]))  # each number was found once, and is 0 elsewhere
-    require_numbers(nats)
+        for places in share(batches(model, passages, batch_size)):
+            for place, logits in zip(places, batch_logits(model, [passages[place] for place in places]), strict=True):
+                _, ids, _, scored = passages[place]
+                targets = torch.as_tensor(ids if scored is None else np.where(scored, ids, IGNORED))
+                losses = cross_entropy(logits, targets.to(logits.device), reduction="none", ignore_index=IGNORED)
+                nats[place] = losses.double().sum().item()
+    nats = np.add.reduce(gathered([nats]))  # one process found each number, and it is 0 in the others
+    require_finite(nats)
     return nats
 
 
-def require_numbers(nats: np.ndarray) -> None:
-    import numpy as np
+def batches(
+    model: PreTrainedModel, passages: Sequence[Passage], batch_size: int | None = None
+) -> Sequence[Sequence[int]]:
+    """The places of `passages`, longest first, in batches whose logits stay below MAX_LOGITS."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    longest = max((passage.num_tokens for passage in passages), default=1)
+    size = max(1, min(batch_size or len(passages), MAX_LOGITS // (longest * vocabulary)))
+    lengths = [passage.num_tokens + len(() if passage.source is None else passage.source) for passage in passages]
+    order = np.argsort(-np.array(lengths), kind="stable").tolist()
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
 
-    if not np.isfinite(nats).all():
+
+def batch_logits(model: PreTrainedModel, passages: Sequence[Passage]) -> Iterator[torch.Tensor]:
+    """The logits of the `ids` of each passage, float32 of shape (ids, vocabulary), from one forward pass."""
+    given: dict[str, Any] = {}
+    if passages[0].source is not None:
+        sources = [torch.as_tensor(passage.source) for passage in passages]
+        given["input_ids"] = pad_sequence(sources, batch_first=True, padding_value=model.config.pad_token_id or 0)
+        given["attention_mask"] = pad_sequence([torch.ones_like(ids) for ids in sources], batch_first=True)
+    if len(passages[0].context):
+        name = "input_ids" if passages[0].source is None else "decoder_input_ids"
+        texts = [np.concatenate([passage.context, passage.ids]) for passage in passages]
+        read = [torch.as_tensor(text[: max(len(text) - 1, 1)]) for text in texts]  # the last token predicts nothing
+        given[name] = pad_sequence(read, batch_first=True)  # padding follows the text, where no token sees it
+    else:  # each architecture makes the decoder's input from the labels in a way of its own
+        labels = [torch.as_tensor(passage.ids) for passage in passages]
+        given["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    inputs = {name: ids.long().to(model.device) for name, ids in given.items()}
+    logits = model(**inputs, use_cache=False).logits
+    for row, passage in enumerate(passages):
+        first = max(len(passage.context) - 1, 0)
+        yield logits[row, first : first + len(passage.ids)].float()
+
+
+def require_finite(numbers: npt.NDArray[Any]) -> None:
+    if not np.isfinite(numbers).all():
         raise ModelError(
             "the model answers with NaN: its weights hold no numbers", "an earlier checkpoint, or --dtype float32"
         )
-
-
-def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """Arrays per token, each (length,), as int64 tensors (rows, longest) with an attention mask."""
-    import numpy as np
-    import torch
-
-    longest = max(len(example["input_ids"]) for example in examples)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    fill = {"input_ids": pad, "labels": IGNORED, "token_type_ids": 0}
-    batch = {
-        name: np.full((len(examples), longest), fill[name], dtype=np.int64) for name in fill if name in examples[0]
-    }
-    mask = np.zeros((len(examples), longest), dtype=np.int64)
-    for row, example in enumerate(examples):
-        mask[row, : len(example["input_ids"])] = 1
-        for name, padded in batch.items():
-            padded[row, : len(example[name])] = example[name]
-    return {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
-
-
-def token_statistics(logits: torch.Tensor, labels: torch.Tensor, end: int | None = None) -> torch.Tensor:
-    """Per row: summed negative log-likelihood in nats, tokens scored, tokens predicted right; shape (rows, 3).
-
-    `logits` as `labels`, (rows, tokens, vocabulary), or of the scored positions alone, (scored, vocabulary). With
-    `end` the tokens of this id are counted apart, in columns 4 to 6.
-    """
-    import torch
-
-    scored = labels != IGNORED
-    targets = labels[scored]
-    logits = (logits if logits.dim() == 2 else logits[scored]).float()
-    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
-    right = (logits.argmax(-1) == targets).double()
-    values = torch.stack([nll, torch.ones_like(nll), right], dim=1)
-    if end is not None:
-        ends = (targets == end).unsqueeze(1)
-        values = torch.cat([values * ~ends, values * ends], dim=1)
-    sums = torch.zeros(len(labels), values.shape[1], dtype=torch.double, device=labels.device)
-    return sums.index_add_(0, scored.nonzero()[:, 0], values)

@@ -8,22 +8,22 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfkit.errors import DataError, DivergedError, ModelError, UsageError
-from hfkit.metrics.likelihood import MAX_LOGITS, require_numbers, token_nats
+from hfkit.metrics.likelihood import Passage, token_nats
 from hfkit.metrics.sample import Score, ratio_interval
 from hfkit.system.console import short, warn
-from hfkit.system.processes import gathered, share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.likelihood import Window
     from hfkit.metrics.sample import Row
+
+Window = tuple[int, int, int, int]  # document, start, stop, first token that is scored
 
 MAX_CONTEXT = 1024  # where neither the recipe nor the run says
 
@@ -70,7 +70,7 @@ class Likelihood:
     how: str
     sources: Sequence[str] | None = None
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Of each document: which one it is, nats, tokens scored, and exp(nats per token), None where there is none."""
         sums = [np.bincount(self.owners, of, minlength=len(self.documents)) for of in (self.nats, self.scored)]
         described = (
@@ -138,7 +138,7 @@ def measure(
     windows = [(doc, *window) for doc, ids in enumerate(sequences) for window in _windows(len(ids), context, stride)]
     if not windows:
         raise DataError("no token can be scored: every document is empty or of one token", "give longer text")
-    nats = token_nats(model, sequences, windows, context, batch_size)
+    nats = _window_nats(model, sequences, windows, batch_size)
     owners = np.array([doc for doc, *_ in windows])
     scored = np.array([stop - first for *_, stop, first in windows])
     lost = sum(len(ids) > 0 for ids in encoded) if not start else 0
@@ -164,10 +164,6 @@ def measure_targets(
     at `max_length` tokens, both at the model's positions where it has a number of them; what is cut is said aloud, and
     the sizes of a target are those of the part that was scored.
     """
-    import torch
-
-    from hfkit.data.labels import IGNORED
-    from hfkit.metrics.likelihood import pad_blocks, token_statistics
     from hfkit.models.config import max_tokens
 
     positions = max_tokens(model)
@@ -180,35 +176,18 @@ def measure_targets(
     made, lost_of_targets = _within(tokenizer, positions, text_target=list(targets))
     if blank := [row for row, ids in enumerate(asked["input_ids"], 1) if not ids]:
         raise DataError(f"row {blank[0]}: the source is empty", "fill it in, or delete the row")
-    for what, lost in (("source", lost_of_sources), ("target", lost_of_targets)):
-        if lost.any():
-            cut = f"{(lost > 0).sum():,} of {len(lost):,} {what}s"
-            limit = positions if what == "target" else max_length or positions
-            warn(f"{cut} are longer than {limit} tokens: the last {lost.sum():,} tokens of them are not read")
-    inputs = [np.asarray(ids) for ids in asked["input_ids"]]
-    outputs = [np.asarray(ids) for ids in made["input_ids"]]
-    labels = [np.where(mask, IGNORED, ids) for ids, mask in zip(outputs, made["special_tokens_mask"], strict=True)]
+    _warn_of_cut("source", lost_of_sources, max_length or positions)
+    _warn_of_cut("target", lost_of_targets, positions)
+    masks = [np.array(mask) == 0 for mask in made["special_tokens_mask"]]
+    scored = np.array([mask.sum() for mask in masks])
+    if not scored.any():
+        raise DataError("no token can be scored: every target is empty", "give targets that are not")
+    rows = np.flatnonzero(scored)
+    passages = [Passage((), made["input_ids"][row], asked["input_ids"][row], masks[row]) for row in rows]
+    nats = np.zeros(len(scored))
+    nats[rows] = token_nats(model, passages, batch_size)
     ends = [max((stop for _, stop in offsets), default=0) for offsets in made["offset_mapping"]]
     documents = [text[:end] if lost else text for text, end, lost in zip(targets, ends, lost_of_targets, strict=True)]
-    scored = np.array([(of != IGNORED).sum() for of in labels])
-    order = sorted(np.flatnonzero(scored), key=lambda row: len(inputs[row]) + len(outputs[row]), reverse=True)
-    if not order:
-        raise DataError("no token can be scored: every target is empty", "give targets that are not")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    batch_size = max(1, min(batch_size, MAX_LOGITS // (max(map(len, outputs)) * vocabulary)))
-    nats: np.ndarray = np.zeros(len(scored))
-    model.eval()
-    with torch.inference_mode():
-        for begin in share(range(0, len(order), batch_size)):
-            chosen = order[begin : begin + batch_size]
-            batch = pad_blocks([{"input_ids": inputs[row]} for row in chosen], tokenizer)
-            decoder = pad_blocks([{"input_ids": outputs[row], "labels": labels[row]} for row in chosen], tokenizer)
-            # The model itself makes the decoder's input of them, each architecture in its own way.
-            batch["labels"] = decoder["input_ids"].masked_fill(decoder["attention_mask"] == 0, IGNORED)
-            logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, use_cache=False).logits
-            nats[chosen] = token_statistics(logits, decoder["labels"].to(model.device))[:, 0].cpu().numpy()
-    nats = np.add.reduce(gathered([nats]))  # each number was found once, and is 0 elsewhere
-    require_numbers(nats)
     how = (
         f"of each target given its source, special tokens seen but not scored, {_dtype(model)}, "
         f"{scored.sum():,} tokens scored, {lost_of_targets.sum():,} not, "
@@ -226,59 +205,72 @@ def compatible(
     context: int | None = None,
     batch_size: int = 16,
 ) -> dict[str, Score]:
-    """The perplexity that `program` prints for these documents, each number defined as it has it; no intervals.
+    """The perplexity that `program` prints for these documents, by its own definition; no intervals.
 
     lm-eval: `loglikelihood_rolling` of version 0.4 and the units of its wikitext task. evaluate: its metric
     `perplexity`, where `context` is max_length. run-clm: transformers' example script, where `context` is block_size.
     """
-    context = context_of(model, context)
+    as_program = {"lm-eval": _as_lm_eval, "evaluate": _as_evaluate, "run-clm": _as_run_clm}[program]
+    scores = as_program(model, tokenizer, documents, context_of(model, context), batch_size)
     how = f"{_dtype(model)}, as {program}"
-    if program == "lm-eval":
-        prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        if prefix is None:
-            raise ModelError(f"the tokenizer of {tokenizer.name_or_path} has no BOS or EOS to begin with", "--bos auto")
-        sequences = [np.array([prefix, *ids]) for ids in _encoded(tokenizer, documents)]
-        windows = [(doc, *one) for doc, ids in enumerate(sequences) for one in _disjoint_windows(len(ids), context)]
-        nats, count = _total(model, sequences, windows, context, batch_size)
-        words, num_bytes = (sum(map(size, documents)) for size in (_split_words, lambda text: len(text.encode())))
-        how = (
-            f"windows of {context} tokens that don't overlap, each after one token of the window before (hfkit's "
-            f"overlap, which lowers the number), the first after {tokenizer.decode([prefix])}, the last filled up with "
-            f"context; special tokens of the tokenizer scored with the text; {how}"
-        )
-        return {
-            "perplexity": Score(_exp(nats / count), None, None, count, f"exp(nats per token); {how}"),
-            "word_perplexity": Score(_exp_of_words(nats / words), None, None, words, f"exp(nats per word); {how}"),
-            "byte_perplexity": Score(math.exp(nats / num_bytes), None, None, num_bytes, f"exp(nats per byte); {how}"),
-            "bits_per_byte": Score(nats / num_bytes / math.log(2), None, None, num_bytes, f"bits per byte; {how}"),
-        }
-    if program == "evaluate":
-        if tokenizer.bos_token_id is None:
-            raise ModelError(f"evaluate needs a BOS token, {tokenizer.name_or_path} has none", "--compat lm-eval")
-        encoded = _encoded(tokenizer, documents, add_special_tokens=False)
-        sequences = [np.array([tokenizer.bos_token_id, *ids[: context - 1]]) for ids in encoded]
-        windows = [(doc, 0, len(ids), 1) for doc, ids in enumerate(sequences)]
-        if empty := [doc for doc, ids in enumerate(sequences, 1) if len(ids) < 2]:
-            raise DataError(f"row {empty[0]} is empty, where evaluate divides by nothing", "leave it out")
-        nats_of = token_nats(model, sequences, windows, context, batch_size)
-        rows = np.exp([nats / (len(sequences[doc]) - 1) for nats, (doc, *_) in zip(nats_of, windows, strict=True)])
-        cut = sum(len(ids) > context - 1 for ids in encoded)
-        how = (
-            f"every row alike whatever its length, where hfkit weights by tokens; BOS first; {cut:,} of "
-            f"{len(documents):,} rows cut at {context} tokens; {how}"
-        )
-        value = float(rows.mean())
-        return {"mean_perplexity": Score(value, None, None, len(rows), f"mean over rows of exp(nats per token); {how}")}
+    return {name: replace(one, definition=f"{one.definition}; {how}") for name, one in scores.items()}
+
+
+def _as_lm_eval(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int, batch_size: int
+) -> dict[str, Score]:
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if prefix is None:
+        raise ModelError(f"the tokenizer of {tokenizer.name_or_path} has no BOS or EOS to begin with", "--bos auto")
+    sequences = [np.array([prefix, *ids]) for ids in _encoded(tokenizer, documents)]
+    windows = [(doc, *one) for doc, ids in enumerate(sequences) for one in _disjoint_windows(len(ids), context)]
+    nats, count = _total(model, sequences, windows, batch_size)
+    words, num_bytes = (sum(map(size, documents)) for size in (_split_words, lambda text: len(text.encode())))
+    how = (
+        f"windows of {context} tokens that don't overlap, each after one token of the window before (hfkit's "
+        f"overlap, which lowers the number), the first after {tokenizer.decode([prefix])}, the last filled up with "
+        "context; special tokens of the tokenizer scored with the text"
+    )
+    return {
+        "perplexity": Score(_exp(nats / count), None, None, count, f"exp(nats per token); {how}"),
+        "word_perplexity": Score(_exp_of_words(nats / words), None, None, words, f"exp(nats per word); {how}"),
+        "byte_perplexity": Score(math.exp(nats / num_bytes), None, None, num_bytes, f"exp(nats per byte); {how}"),
+        "bits_per_byte": Score(nats / num_bytes / math.log(2), None, None, num_bytes, f"bits per byte; {how}"),
+    }
+
+
+def _as_evaluate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int, batch_size: int
+) -> dict[str, Score]:
+    if tokenizer.bos_token_id is None:
+        raise ModelError(f"evaluate needs a BOS token, {tokenizer.name_or_path} has none", "--compat lm-eval")
+    encoded = _encoded(tokenizer, documents, add_special_tokens=False)
+    passages = [Passage([tokenizer.bos_token_id], ids[: context - 1]) for ids in encoded]
+    if empty := [doc for doc, passage in enumerate(passages, 1) if not passage.ids]:
+        raise DataError(f"row {empty[0]} is empty, and evaluate divides by its length", "leave it out")
+    counts = [len(passage.ids) for passage in passages]
+    rows = np.exp(token_nats(model, passages, batch_size) / counts)
+    cut = sum(len(ids) > context - 1 for ids in encoded)
+    how = (
+        f"every row alike whatever its length, where hfkit weights by tokens; BOS first; {cut:,} of "
+        f"{len(documents):,} rows cut at {context} tokens"
+    )
+    value = float(rows.mean())
+    return {"mean_perplexity": Score(value, None, None, len(rows), f"mean over rows of exp(nats per token); {how}")}
+
+
+def _as_run_clm(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int, batch_size: int
+) -> dict[str, Score]:
     lines = [line for text in documents for line in io.StringIO(text)]  # with their ends, as it reads text files
     tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in _encoded(tokenizer, lines)])
     blocks = tokens[: len(tokens) // context * context].reshape(-1, context)
     if len(blocks) == 0:
         raise DataError(f"{len(tokens):,} tokens fill no block of {context}: run_clm drops all", "--context LESS")
-    windows = [(block, 0, context, 1) for block in range(len(blocks))]
-    nats, count = _total(model, list(blocks), windows, context, batch_size)
+    nats, count = _total(model, list(blocks), [(block, 0, context, 1) for block in range(len(blocks))], batch_size)
     how = (
         f"lines one after another in blocks of {context}, where a token sees the block alone and the first of each is "
-        f"not scored ({len(blocks):,}), nor the last {len(tokens) - blocks.size:,} tokens; hfkit scores all; {how}"
+        f"not scored ({len(blocks):,}), nor the last {len(tokens) - blocks.size:,} tokens; hfkit scores all"
     )
     return {
         "perplexity": Score(_exp(nats / count), None, None, count, f"exp(eval_loss); {how}"),
@@ -296,6 +288,13 @@ def context_of(model: PreTrainedModel, wanted: int | None) -> int:
             f"evaluation.context {wanted} is longer than the model's {limit} positions", f"--context {limit}"
         )
     return wanted or min(limit or MAX_CONTEXT, MAX_CONTEXT)
+
+
+def _warn_of_cut(what: str, lost: np.ndarray, limit: int | None) -> None:
+    """A warning if any of the texts lost tokens; `lost`: how many each."""
+    if lost.any():
+        cut = f"{(lost > 0).sum():,} of {len(lost):,} {what}s"
+        warn(f"{cut} are longer than {limit} tokens: the last {lost.sum():,} tokens of them are not read")
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> list[list[int]]:
@@ -354,13 +353,21 @@ def _exp_of_words(nats: float) -> float:
 
 
 def _total(
-    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: list[Window], context: int, batch_size: int
+    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int
 ) -> tuple[float, int]:
     """(nats, tokens scored) of all windows."""
     if not windows:
         raise DataError("no token can be scored: every document is empty", "give longer text")
-    nats = token_nats(model, sequences, windows, context, batch_size)
+    nats = _window_nats(model, sequences, windows, batch_size)
     return float(nats.sum()), sum(stop - first for *_, stop, first in windows)
+
+
+def _window_nats(
+    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int
+) -> np.ndarray:
+    """The nats of each window's scored tokens, shape (windows,)."""
+    passages = [Passage(sequences[doc][start:first], sequences[doc][first:stop]) for doc, start, stop, first in windows]
+    return token_nats(model, passages, batch_size)
 
 
 SHOWN = 80  # characters of a document; its digest says which it is

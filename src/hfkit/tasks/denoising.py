@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError, UsageError
-from hfkit.metrics.likelihood import pad_blocks, token_statistics
 from hfkit.tasks.base import Batch, Rows
-from hfkit.tasks.language_modeling import LanguageModel, nll_scores
+from hfkit.tasks.language_modeling import LanguageModel, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.packing import Blocks, pack
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
     from hfkit.settings import Evaluation, Recipe
@@ -175,3 +176,43 @@ def nll_scores(reduced: np.ndarray, evaluation: Evaluation, how: str) -> dict[st
         "token_accuracy": score(right, float, "share of tokens predicted"),
         "nll": score(nll, float, "nats per token, token-weighted"),
     }
+
+
+def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """Arrays per token, each (length,), as int64 tensors (rows, longest) with an attention mask."""
+    import numpy as np
+    import torch
+
+    longest = max(len(example["input_ids"]) for example in examples)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    fill = {"input_ids": pad, "labels": IGNORED, "token_type_ids": 0}
+    batch = {
+        name: np.full((len(examples), longest), fill[name], dtype=np.int64) for name in fill if name in examples[0]
+    }
+    mask = np.zeros((len(examples), longest), dtype=np.int64)
+    for row, example in enumerate(examples):
+        mask[row, : len(example["input_ids"])] = 1
+        for name, padded in batch.items():
+            padded[row, : len(example[name])] = example[name]
+    return {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
+
+
+def token_statistics(logits: torch.Tensor, labels: torch.Tensor, end: int | None = None) -> torch.Tensor:
+    """Per row: summed negative log-likelihood in nats, tokens scored, tokens predicted right; shape (rows, 3).
+
+    `logits` as `labels`, (rows, tokens, vocabulary), or of the scored positions alone, (scored, vocabulary). With
+    `end` the tokens of this id are counted apart, in columns 4 to 6.
+    """
+    import torch
+
+    scored = labels != IGNORED
+    targets = labels[scored]
+    logits = (logits if logits.dim() == 2 else logits[scored]).float()
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+    right = (logits.argmax(-1) == targets).double()
+    values = torch.stack([nll, torch.ones_like(nll), right], dim=1)
+    if end is not None:
+        ends = (targets == end).unsqueeze(1)
+        values = torch.cat([values * ~ends, values * ends], dim=1)
+    sums = torch.zeros(len(labels), values.shape[1], dtype=torch.double, device=labels.device)
+    return sums.index_add_(0, scored.nonzero()[:, 0], values)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hfkit.metrics.likelihood import pad_blocks, token_statistics
 from hfkit.tasks.base import Batch, Rows
-from hfkit.tasks.language_modeling import LanguageModel, nll_scores
+from hfkit.tasks.language_modeling import LanguageModel, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.masked_head import add_positions, filled_masks, flat_labels, narrow_head
 from hfkit.tasks.masking import Masking, hide, masked_definition
 from hfkit.tasks.packing import Blocks, pack

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.metrics.likelihood import pad_blocks, token_statistics
 from hfkit.system.console import say_once
 from hfkit.tasks.base import Batch, LossOptions, Rows
-from hfkit.tasks.language_modeling import nll_scores
+from hfkit.tasks.language_modeling import nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.masked_head import add_positions
 from hfkit.tasks.masking import Masking, hide, masked_definition
 from hfkit.tasks.mlm import MaskedLM
