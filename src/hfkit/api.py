@@ -1,5 +1,8 @@
 """The Python API: what the commands do, as five functions. Settings are given by dotted name or as a nested mapping.
 
+A call leaves the process as it was: environment, random states, logging, signals. Only the telemetry of the Hugging
+Face libraries stays off.
+
 >>> import hfkit
 >>> recipe = hfkit.load_recipe("finetune", **{"model.name": "bert-base-uncased", "data.train": ["train.csv"]})
 >>> hfkit.train(recipe)["eval_accuracy"]
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.recipe.resolve import resolve
+from hfkit.system.state import kept_state
 
 if TYPE_CHECKING:
     from hfkit.metrics.sample import Score
@@ -38,7 +42,8 @@ def train(
     """Pretrains or fine-tunes as `recipe` says; returns the run directory ("run") and the flat results beside it."""
     from hfkit.training.train import train as run
 
-    return run(recipe, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
+    with kept_state():
+        return run(recipe, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
 
 
 def evaluate(model: str, **settings: Any) -> dict[str, Score]:
@@ -48,14 +53,16 @@ def evaluate(model: str, **settings: Any) -> dict[str, Score]:
     """
     from hfkit.evaluation.evaluate import evaluate as run
 
-    return run(resolve("evaluate", run=model, sets=settings))
+    with kept_state():
+        return run(resolve("evaluate", run=model, sets=settings))
 
 
 def generate(model: str, prompts: Sequence[str], **settings: Any) -> list[str]:
     """The continuation of each prompt; `settings` as `generation.max_new_tokens=50`."""
     from hfkit.generation.generator import generate as run
 
-    return run(resolve("generate", run=model, sets=settings), prompts)
+    with kept_state():
+        return run(resolve("generate", run=model, sets=settings), prompts)
 
 
 def predict(
@@ -64,4 +71,5 @@ def predict(
     """Label, score and probabilities of each text (or pair of texts), in order."""
     from hfkit.evaluation.predict import predict as run
 
-    return run(resolve("predict", run=model, sets=settings), texts, pairs)
+    with kept_state():
+        return run(resolve("predict", run=model, sets=settings), texts, pairs)

@@ -15,7 +15,7 @@ pytest.importorskip("huggingface_hub")
 SNAPSHOT = """
 import contextlib, io, json, logging, os, random, signal, sys, threading, warnings
 import datasets, evaluate, huggingface_hub, numpy, torch, transformers
-import hfkit
+import hfkit, hfkit.training.train  # some libraries draw random numbers when they are imported
 
 def state():
     return {
@@ -23,7 +23,7 @@ def state():
         "offline": [huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE,
                     datasets.config.HF_DATASETS_OFFLINE, evaluate.config.HF_EVALUATE_OFFLINE],
         "signals": [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)],
-        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "threads": sorted(one.name for one in threading.enumerate() if one.name != "tqdm_monitor"),
         "torch": [torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype().__str__(),
                   torch.are_deterministic_algorithms_enabled()],
         "random": [hash(random.getstate()), hash(numpy.random.get_state()[1].tobytes()),
