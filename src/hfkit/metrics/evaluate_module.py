@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-import datasets  # noqa: TID253
-import evaluate  # noqa: TID253
+import datasets
+import evaluate
 
 from hfkit.errors import DataError, UsageError, first_line
 from hfkit.metrics.sample import Row, Score
