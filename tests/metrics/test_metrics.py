@@ -377,7 +377,7 @@ def test_weights_mean_what_drawing_the_rows_means(name: str) -> None:
     predictions, references = random_probabilities(200, 3)
     if name in ("pearson", "spearman", "rmse"):
         predictions, references = predictions[:, 0], predictions[:, 1]
-    sample = METRICS[name](Inputs(predictions, references))
+    sample = METRICS[name].function(Inputs(predictions, references))
     (weights,) = draws(sample.counts, seed=3, resamples=1)
     rows = np.repeat(np.arange(200), weights[0].astype(int))
     assert sample.values(weights)[0, 0] == pytest.approx(value(name, predictions[rows], references[rows]), abs=1e-12)
@@ -386,7 +386,7 @@ def test_weights_mean_what_drawing_the_rows_means(name: str) -> None:
 @pytest.mark.parametrize("name", LABEL_METRICS)
 def test_weights_of_confusion_cells_mean_what_drawing_the_rows_means(name: str) -> None:
     inputs = Inputs(*random_labels(30, 7))
-    sample = METRICS[name](inputs)
+    sample = METRICS[name].function(inputs)
     (weights,) = draws(sample.counts, seed=3, resamples=1)
     predicted, actual = (np.repeat(codes, weights[0].astype(int)) for codes in inputs.cells[:2])
     assert len(predicted) == 30

@@ -78,7 +78,7 @@ def evaluate(
     hfkit evaluate --predictions out.txt --references ref.txt --metrics bleu
     """
     from hfkit.data.readers import is_table
-    from hfkit.metrics.table import METRICS, WITHOUT_REFERENCES
+    from hfkit.metrics.table import METRICS
     from hfkit.recipe.resolve import resolve
 
     recipe = resolve("evaluate", run=model_, flags=settings, sets=set_ or ())
@@ -112,7 +112,8 @@ def evaluate(
                 raise UsageError("--by: this task keeps no predictions of single rows", "leave it out")
             groups = groups_of(recipe, by, len(rows))
     else:
-        if predictions is None or not (references or is_table(str(predictions)) or set(metrics) & WITHOUT_REFERENCES):
+        of_text = any(name in METRICS and METRICS[name].needs == "text" for name in metrics)
+        if predictions is None or not (references or is_table(str(predictions)) or of_text):
             raise UsageError("predictions and references go together", "--predictions FILE --references FILE")
         require_files_alone(recipe)
         if launch is not None:

@@ -12,24 +12,14 @@ import numpy as np
 from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE
 from hfkit.errors import DataError, UsageError
 from hfkit.metrics.inputs import Inputs, pair
-from hfkit.metrics.sample import Array, Row, Sample, Score, additive, bootstrap, defined, percentiles, scored
-from hfkit.metrics.table import METRICS, suggestion
+from hfkit.metrics.sample import Array, Row, Sample, Score, bootstrap, defined, percentiles, scored
+from hfkit.metrics.table import DEFAULT_METRICS, LIKELIHOODS, METRICS, require_known
 from hfkit.metrics.text import squad_f1
 from hfkit.system.console import say, warn
-from hfkit.tasks.text_classification import DEFAULT_METRICS, OF_PROBABILITIES
 
 MOST = 5  # rows shown of those where two systems differ most
 
 TEXTS = ("bleu", "rouge")  # where no metric is named
-
-# What nats are divided by, and how the ratio becomes the number.
-PER: dict[str, tuple[str, Any]] = {
-    "perplexity": ("tokens", np.exp),
-    "nll": ("tokens", lambda ratio: ratio),
-    "bits_per_byte": ("bytes", lambda ratio: ratio / np.log(2)),
-    "bits_per_character": ("characters", lambda ratio: ratio / np.log(2)),
-    "word_perplexity": ("words", np.exp),
-}
 
 
 @dataclass(frozen=True)
@@ -236,7 +226,7 @@ def digest_of(rows: Sequence[Row]) -> str:
 def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
     row = rows[0]
     if "nll" in row:
-        return tuple(name for name, (per, _) in PER.items() if per in row and per != "words")
+        return tuple(name for name, one in LIKELIHOODS.items() if one.needs in row and one.needs != "words")
     if "probabilities" in row:
         return DEFAULT_METRICS[MULTIPLE if isinstance(row["reference"], list) else SINGLE]
     if isinstance(row["prediction"], list) and "reference" in row:
@@ -254,19 +244,17 @@ def samples_of(
     names = names or default_metrics(systems[0])
     if "nll" in systems[0][0]:
         return _likelihoods(systems, names)
-    if unknown := [(f"unknown metric '{name}'", suggestion(name)) for name in names if name not in METRICS]:
-        raise UsageError.of(unknown)
+    require_known(names)
     labels = labels or _classes(systems)
     inputs = {kind: [_inputs(rows, labels, kind) for rows in systems] for kind in ("answers", "decisions")}
     for some in inputs.values():
         pair(some)
     several = isinstance(systems[0][0].get("reference"), list)
-    return {
-        name: [
-            METRICS[name](one) for one in inputs["decisions" if several and name not in OF_PROBABILITIES else "answers"]
-        ]
-        for name in names
-    }
+    found = {}
+    for name in names:
+        kind = "decisions" if several and METRICS[name].needs != "probabilities" else "answers"
+        found[name] = [METRICS[name].function(one) for one in inputs[kind]]
+    return found
 
 
 def _classes(systems: Sequence[Sequence[Row]]) -> list[str] | None:
@@ -295,20 +283,16 @@ def _inputs(rows: Sequence[Row], labels: Sequence[str] | None, kind: str) -> Inp
 
 
 def _likelihoods(systems: Sequence[Sequence[Row]], names: Sequence[str]) -> dict[str, list[Sample]]:
+    known = ", ".join(LIKELIHOODS)
     if unknown := [
-        (f"unknown metric '{name}' of likelihoods: {', '.join(PER)}", "") for name in names if name not in PER
+        (f"unknown metric '{name}' of likelihoods: {known}", "") for name in names if name not in LIKELIHOODS
     ]:
         raise UsageError.of(unknown)
-    tokens = [sum(row["tokens"] for row in rows) for rows in systems]
-    if len(set(tokens)) > 1 and (per_token := [name for name in names if PER[name][0] == "tokens"]):
+    tokens = {sum(row["tokens"] for row in rows) for rows in systems}
+    if len(tokens) > 1 and (per_token := [name for name in names if LIKELIHOODS[name].needs == "tokens"]):
         warn(
             f"{' and '.join(per_token)} can't be compared: the tokenizers divide the text differently", "bits_per_byte"
         )
-    ones = np.ones(len(systems[0]))
-
-    def sample(rows: Sequence[Row], name: str) -> Sample:
-        unit, change = PER[name]
-        table = np.array([[row["nll"], row[unit]] for row in rows], float)
-        return additive(ones, table, lambda sums: change(sums[:, :1] / sums[:, 1:]), f"of nats per {unit}")
-
-    return {name: [sample(rows, name) for rows in systems] for name in names}
+    inputs = [Inputs(rows, None) for rows in systems]
+    pair(inputs)
+    return {name: [LIKELIHOODS[name].function(one) for one in inputs] for name in names}

@@ -315,11 +315,10 @@ def _scores(output: Path, prompts: Prompts, metrics: Sequence[str]) -> dict[str,
 
 def _require_measurable(metrics: Sequence[str], references: str | None) -> None:
     """UsageError for what could not be measured once all is done."""
-    from hfkit.metrics.table import METRICS, WITHOUT_REFERENCES, suggestion
+    from hfkit.metrics.table import METRICS, require_known
 
-    if unknown := [(f"unknown metric '{name}'", suggestion(name)) for name in metrics if name not in METRICS]:
-        raise UsageError.of(unknown)
-    if references is None and (without := [name for name in metrics if name not in WITHOUT_REFERENCES]):
+    require_known(metrics)
+    if references is None and (without := [name for name in metrics if METRICS[name].needs != "text"]):
         raise UsageError(f"--metrics {','.join(without)} needs references", "--references COLUMN")
 
 

@@ -1,4 +1,4 @@
-"""Metrics of probabilities: log loss, Brier score, calibration, ranking."""
+"""Metrics of probabilities: log loss, Brier score, calibration, ranking; and of the likelihoods of texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from hfkit.errors import DataError
 from hfkit.metrics.inputs import mean_sample
-from hfkit.metrics.sample import Sample, by_code, share, total
+from hfkit.metrics.sample import Sample, additive, by_code, share, total
 
 if TYPE_CHECKING:
     from hfkit.metrics.inputs import Inputs
@@ -115,3 +115,14 @@ def average_precision(positives: Array, negatives: Array) -> Array:
     positives, negatives = positives[:, ::-1], negatives[:, ::-1]
     hits = np.cumsum(positives, axis=1)
     return total(positives * share(hits, hits + np.cumsum(negatives, axis=1))) / total(positives)
+
+
+def bits(nats: Array) -> Array:
+    found: Array = nats / np.log(2)
+    return found
+
+
+def nats_per(data: Inputs, unit: str, change: Callable[[Array], Array] = lambda ratio: ratio) -> Sample:
+    """The summed nats of texts per `unit`; predictions are rows with "nll" and the number of units."""
+    table = np.array([[row["nll"], row[unit]] for row in data.predictions], float)
+    return additive(data.rows, table, lambda sums: change(sums[:, :1] / sums[:, 1:]), f"of nats per {unit}")

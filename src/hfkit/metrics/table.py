@@ -6,12 +6,13 @@ value; weights drawn with replacement are a bootstrap; the same draws on two sys
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE
 from hfkit.errors import UsageError, did_you_mean
 from hfkit.metrics.inputs import Inputs, mean_sample, share_sample
 from hfkit.metrics.labels import (
@@ -33,10 +34,12 @@ from hfkit.metrics.labels import (
 from hfkit.metrics.numbers import pearson, spearman
 from hfkit.metrics.probabilities import (
     average_precision,
+    bits,
     brier,
     ece,
     log_loss,
     mean_average_precision,
+    nats_per,
     ranking_sample,
     roc_auc,
 )
@@ -56,83 +59,136 @@ from hfkit.metrics.text import (
 if TYPE_CHECKING:
     from hfkit.metrics.sample import Label, Sample, Score
 
-# Of these the smallest value is the best, of all others the largest.
-LOWER_IS_BETTER = {
-    "nll", "perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "eos_nll", "nsp_loss",
-    "log_loss", "brier", "ece", "mse", "rmse", "mae", "ter", "hamming_loss",
-}  # fmt: skip
 
-# Of text alone.
-WITHOUT_REFERENCES = {"distinct_1", "distinct_2", "repetition"}
+class Metric(NamedTuple):
+    """A metric: its sample of given inputs, which values are better, and what it needs beside predictions.
 
-METRICS: dict[str, Callable[[Inputs], Sample]] = {
+    `needs`: "references"; "probabilities", as predictions, in place of decisions; "text", if the predictions suffice;
+    or of likelihoods the unit of text that nats are divided by.
+    """
+
+    function: Callable[[Inputs], Sample]
+    lower_is_better: bool = False
+    needs: str = "references"
+
+
+METRICS: dict[str, Metric] = {
     # Text against one or several references.
-    "bleu": lambda d: sacrebleu_sample(d, "BLEU", force=True),
-    "bleu_zh": lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="zh"),
-    "bleu_char": lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="char"),
-    "bleu_intl": lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="intl"),
-    "bleu_none": lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="none"),
-    "chrf": lambda d: sacrebleu_sample(d, "CHRF"),
-    "chrf++": lambda d: sacrebleu_sample(d, "CHRF", word_order=2),
-    "ter": lambda d: sacrebleu_sample(d, "TER"),
-    "rouge": lambda d: rouge_sample(d),
-    "rouge_stem": lambda d: rouge_sample(d, stem=True),
-    "exact_match": lambda d: share_sample(
-        d, of_best_reference(d, exact), "% of rows equal to a reference, outer blanks aside", 100
+    "bleu": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True)),
+    "bleu_zh": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="zh")),
+    "bleu_char": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="char")),
+    "bleu_intl": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="intl")),
+    "bleu_none": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="none")),
+    "chrf": Metric(lambda d: sacrebleu_sample(d, "CHRF")),
+    "chrf++": Metric(lambda d: sacrebleu_sample(d, "CHRF", word_order=2)),
+    "ter": Metric(lambda d: sacrebleu_sample(d, "TER"), lower_is_better=True),
+    "rouge": Metric(rouge_sample),
+    "rouge_stem": Metric(lambda d: rouge_sample(d, stem=True)),
+    "exact_match": Metric(
+        lambda d: share_sample(
+            d, of_best_reference(d, exact), "% of rows equal to a reference, outer blanks aside", 100
+        )
     ),
-    "squad_exact_match": lambda d: share_sample(
-        d, of_best_reference(d, squad_exact), "% of rows equal to a reference, SQuAD-normalised", 100
+    "squad_exact_match": Metric(
+        lambda d: share_sample(
+            d, of_best_reference(d, squad_exact), "% of rows equal to a reference, SQuAD-normalised", 100
+        )
     ),
-    "token_f1": lambda d: mean_sample(
-        d, 100 * of_best_reference(d, squad_f1), "F1 of SQuAD-normalised words 0-100, mean over rows"
+    "token_f1": Metric(
+        lambda d: mean_sample(
+            d, 100 * of_best_reference(d, squad_f1), "F1 of SQuAD-normalised words 0-100, mean over rows"
+        )
     ),
-    "length_ratio": lambda d: length_ratio(d),
+    "length_ratio": Metric(length_ratio),
     # Text alone.
-    "distinct_1": lambda d: distinct(d, 1),
-    "distinct_2": lambda d: distinct(d, 2),
-    "repetition": lambda d: repetition(d),
+    "distinct_1": Metric(lambda d: distinct(d, 1), needs="text"),
+    "distinct_2": Metric(lambda d: distinct(d, 2), needs="text"),
+    "repetition": Metric(repetition, needs="text"),
     # Labels; predictions may also be probabilities (rows, classes), whose largest is the label.
-    "accuracy": lambda d: accuracy_sample(d, "share of rows whose label equals the reference"),
-    "balanced_accuracy": lambda d: label_sample(d, balanced_accuracy, "mean recall of the classes in the references"),
-    "precision": lambda d: binary_sample(d, precision, "precision"),
-    "recall": lambda d: binary_sample(d, recall, "recall"),
-    "f1": lambda d: binary_sample(d, f1, "F1"),
-    "precision_macro": lambda d: class_or_tag_sample(d, precision, "precision"),
-    "recall_macro": lambda d: class_or_tag_sample(d, recall, "recall"),
-    "f1_macro": lambda d: class_or_tag_sample(d, f1, "F1"),
-    "f1_micro": lambda d: (
-        tag_sample(d, f1_pooled, "F1 over all pairs of a row and a label")
-        if d.tagged
-        else accuracy_sample(d, "F1 over all classes: accuracy, as each row has one label")
+    "accuracy": Metric(lambda d: accuracy_sample(d, "share of rows whose label equals the reference")),
+    "balanced_accuracy": Metric(
+        lambda d: label_sample(d, balanced_accuracy, "mean recall of the classes in the references")
     ),
-    "f1_weighted": lambda d: (tag_sample if d.tagged else label_sample)(
-        d, f1_weighted, "mean F1 of the classes, weighted by rows of the class"
+    "precision": Metric(lambda d: binary_sample(d, precision, "precision")),
+    "recall": Metric(lambda d: binary_sample(d, recall, "recall")),
+    "f1": Metric(lambda d: binary_sample(d, f1, "F1")),
+    "precision_macro": Metric(lambda d: class_or_tag_sample(d, precision, "precision")),
+    "recall_macro": Metric(lambda d: class_or_tag_sample(d, recall, "recall")),
+    "f1_macro": Metric(lambda d: class_or_tag_sample(d, f1, "F1")),
+    "f1_micro": Metric(
+        lambda d: (
+            tag_sample(d, f1_pooled, "F1 over all pairs of a row and a label")
+            if d.tagged
+            else accuracy_sample(d, "F1 over all classes: accuracy, as each row has one label")
+        )
     ),
-    "mcc": lambda d: label_sample(d, mcc, "Matthews correlation, 0 where undefined"),
+    "f1_weighted": Metric(
+        lambda d: (tag_sample if d.tagged else label_sample)(
+            d, f1_weighted, "mean F1 of the classes, weighted by rows of the class"
+        )
+    ),
+    "mcc": Metric(lambda d: label_sample(d, mcc, "Matthews correlation, 0 where undefined")),
     # Tables (rows, labels) of 0 and 1: any number of labels a row. So can those above be whose names end in _macro,
     # _micro and _weighted.
-    "f1_samples": lambda d: mean_sample(d, f1_of_rows(d), "F1 of each row's labels, mean over rows, 0 where undefined"),
-    "subset_accuracy": lambda d: share_sample(
-        d, (d.tags[0] == d.tags[1]).all(axis=1), "share of rows with exactly the labels of the reference"
+    "f1_samples": Metric(
+        lambda d: mean_sample(d, f1_of_rows(d), "F1 of each row's labels, mean over rows, 0 where undefined")
     ),
-    "hamming_loss": lambda d: mean_sample(
-        d, (d.tags[0] != d.tags[1]).mean(axis=1), "share of wrong answers among all pairs of a row and a label"
+    "subset_accuracy": Metric(
+        lambda d: share_sample(
+            d, (d.tags[0] == d.tags[1]).all(axis=1), "share of rows with exactly the labels of the reference"
+        )
+    ),
+    "hamming_loss": Metric(
+        lambda d: mean_sample(
+            d, (d.tags[0] != d.tags[1]).mean(axis=1), "share of wrong answers among all pairs of a row and a label"
+        ),
+        lower_is_better=True,
     ),
     # Probabilities (rows, classes) against labels, or against such a table.
-    "log_loss": lambda d: mean_sample(d, log_loss(d), "mean -ln(probability of the reference), nats"),
-    "mean_average_precision": lambda d: mean_average_precision(d),
-    "brier": lambda d: brier(d),
-    "ece": lambda d: ece(d),
-    "roc_auc": lambda d: ranking_sample(d, roc_auc, "area under the ROC curve"),
-    "average_precision": lambda d: ranking_sample(d, average_precision, "average precision"),
+    "log_loss": Metric(
+        lambda d: mean_sample(d, log_loss(d), "mean -ln(probability of the reference), nats"),
+        lower_is_better=True,
+        needs="probabilities",
+    ),
+    "mean_average_precision": Metric(mean_average_precision, needs="probabilities"),
+    "brier": Metric(brier, lower_is_better=True, needs="probabilities"),
+    "ece": Metric(ece, lower_is_better=True, needs="probabilities"),
+    "roc_auc": Metric(lambda d: ranking_sample(d, roc_auc, "area under the ROC curve"), needs="probabilities"),
+    "average_precision": Metric(
+        lambda d: ranking_sample(d, average_precision, "average precision"), needs="probabilities"
+    ),
     # Tags of the words of each row, as a list or with blanks between.
-    "entity_f1": lambda d: entity_sample(d),
+    "entity_f1": Metric(entity_sample),
     # Numbers.
-    "pearson": lambda d: pearson(d),
-    "spearman": lambda d: spearman(d),
-    "mae": lambda d: mean_sample(d, np.abs(d.errors), "mean absolute error"),
-    "rmse": lambda d: mean_sample(d, d.errors**2, "root of the mean squared error", np.sqrt),
+    "pearson": Metric(pearson),
+    "spearman": Metric(spearman),
+    "mae": Metric(lambda d: mean_sample(d, np.abs(d.errors), "mean absolute error"), lower_is_better=True),
+    "rmse": Metric(
+        lambda d: mean_sample(d, d.errors**2, "root of the mean squared error", np.sqrt), lower_is_better=True
+    ),
 }
+
+# Of the likelihoods of texts: rows with "nll" in nats, and the sizes of the text in several units.
+LIKELIHOODS: dict[str, Metric] = {
+    "perplexity": Metric(lambda d: nats_per(d, "tokens", np.exp), lower_is_better=True, needs="tokens"),
+    "nll": Metric(lambda d: nats_per(d, "tokens"), lower_is_better=True, needs="tokens"),
+    "bits_per_byte": Metric(lambda d: nats_per(d, "bytes", bits), lower_is_better=True, needs="bytes"),
+    "bits_per_character": Metric(lambda d: nats_per(d, "characters", bits), lower_is_better=True, needs="characters"),
+    "word_perplexity": Metric(lambda d: nats_per(d, "words", np.exp), lower_is_better=True, needs="words"),
+}
+
+# What is measured if no metric is named, by the kind of label.
+DEFAULT_METRICS = {
+    SINGLE: ("accuracy", "f1_macro", "log_loss"),
+    MULTIPLE: ("f1_macro", "f1_micro", "subset_accuracy", "log_loss"),
+    REGRESSION: ("pearson", "spearman", "rmse", "mae"),
+}
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether the smallest value of the metric is the best. What only training measures is a loss or a share."""
+    metric = METRICS.get(name) or LIKELIHOODS.get(name)
+    return name.endswith("_loss") if metric is None else metric.lower_is_better
 
 
 def compute(
@@ -156,12 +212,16 @@ def compute(
 
     Raises UsageError for unknown names, DataError for rows that no number should be computed from.
     """
-    unknown = [(f"unknown metric '{name}'", suggestion(name)) for name in names if name not in METRICS]
-    if unknown:
-        raise UsageError.of(unknown)
+    require_known(names)
     data = Inputs(predictions, references, labels)
-    samples = {name: METRICS[name](data) for name in names}
+    samples = {name: METRICS[name].function(data) for name in names}
     return scored(samples, data.n, seed=seed, resamples=resamples if interval else 0)
+
+
+def require_known(names: Iterable[str]) -> None:
+    """UsageError for each name that is not in METRICS."""
+    if unknown := [(f"unknown metric '{name}'", suggestion(name)) for name in names if name not in METRICS]:
+        raise UsageError.of(unknown)
 
 
 def suggestion(name: str) -> str:

@@ -41,14 +41,6 @@ MAX_CUT = 0.05  # share of labelled rows that may be cut before it takes a decis
 
 THRESHOLD = 0.5  # of a label among several, where nothing else was chosen
 
-DEFAULT_METRICS = {
-    SINGLE: ("accuracy", "f1_macro", "log_loss"),
-    MULTIPLE: ("f1_macro", "f1_micro", "subset_accuracy", "log_loss"),
-    REGRESSION: ("pearson", "spearman", "rmse", "mae"),
-}
-
-OF_PROBABILITIES = ("log_loss", "mean_average_precision")  # of several labels; the others compare decisions
-
 METRICS = {
     SINGLE: (
         "accuracy", "balanced_accuracy", "precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro",
@@ -83,6 +75,8 @@ class TextClassification(Task):
         return f'hfkit predict {run} --text "..."'
 
     def usual_metrics(self, config: Any) -> Sequence[str]:
+        from hfkit.metrics.table import DEFAULT_METRICS
+
         return DEFAULT_METRICS[problem_type_of(config)]
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,21 +207,21 @@ class TextClassification(Task):
     def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
         import numpy as np
 
-        from hfkit.metrics.table import compute
+        from hfkit.metrics import table
 
         assert isinstance(rows, EncodedTexts)
         answers, labels = answered(reduced, rows), labels[rows.starts]
-        names = list(evaluation.metrics or DEFAULT_METRICS[rows.kind])
+        names = list(evaluation.metrics or table.DEFAULT_METRICS[rows.kind])
         if rows.kind == REGRESSION and not evaluation.metrics and min(np.ptp(answers), np.ptp(labels)) == 0:
             warn("all answers are the same, or all labels: they have no correlation")
             names = [name for name in names if name not in ("pearson", "spearman")]
         references = labels if labels.ndim == 2 else labels.tolist()
-        measured = partial(compute, references=references, interval=evaluation.interval, seed=evaluation.seed)
+        measured = partial(table.compute, references=references, interval=evaluation.interval, seed=evaluation.seed)
         if rows.kind != MULTIPLE:
             return measured(names, answers)
         decisions = (answers >= threshold_of(rows, evaluation)).astype(float)
-        found = measured([name for name in names if name in OF_PROBABILITIES], answers)
-        found |= measured([name for name in names if name not in OF_PROBABILITIES], decisions)
+        of_shares = [name for name in names if table.METRICS[name].needs == "probabilities"]
+        found = measured(of_shares, answers) | measured([name for name in names if name not in of_shares], decisions)
         return {name: found[name] for name in names}
 
     def tune(self, model: PreTrainedModel, rows: Rows, evaluation: Evaluation, predict: Predict) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfkit.metrics.table import LOWER_IS_BETTER
+from hfkit.metrics.table import lower_is_better
 
 if TYPE_CHECKING:
     from hfkit.settings import Train
@@ -43,7 +43,7 @@ class Best:
 
     def take(self, step: int, metrics: Mapping[str, Any]) -> None:
         value, self.last_step = float(metrics[f"eval_{self.metric}"]), step
-        better = value < self.value if self.metric in LOWER_IS_BETTER else value > self.value
+        better = value < self.value if lower_is_better(self.metric) else value > self.value
         if self.step is None or better:
             self.step, self.value, self.waited = step, value, 0
         else:
