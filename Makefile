@@ -24,11 +24,12 @@ test: setup  ## the fast tests: offline, no real data
 # Settings that choose other kernels or another number of threads; a comma stands for a blank.
 PORTABLE ?= ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
 	MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 OMP_NUM_THREADS=3
+PORTABLE_WORKERS ?= 1
 comma := ,
 test-portable: setup  ## the tests that compare runs, under other CPU kernels and numbers of threads
 	@failed=0; for setting in $(PORTABLE); do \
 		echo "== $$setting"; \
-		env $$(echo $$setting | tr '$(comma)' ' ') $(BIN)/python -m pytest -q -n 2 -m "portable and not real and not soak" \
+		env $$(echo $$setting | tr '$(comma)' ' ') $(BIN)/python -m pytest -q -n $(PORTABLE_WORKERS) -m "portable and not real and not soak" \
 			|| failed=1; \
 	done; exit $$failed
 

@@ -13,8 +13,6 @@ import hfkit
 from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2, spread
 
-pytestmark = pytest.mark.portable
-
 TEXTS = [
     "hello",
     "the quick brown fox jumps over the lazy dog, the quick brown fox jumps over the lazy dog",

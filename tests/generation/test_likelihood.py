@@ -19,8 +19,6 @@ from hfkit.generation.generator import load_generator
 from hfkit.metrics.likelihood import token_logprobs
 from tiny_models import make_bart, make_gpt2, make_t5, spread
 
-pytestmark = pytest.mark.portable
-
 PROMPTS = ["hello", "the quick brown fox jumps over", "a tiny"]
 CHOICES = ["world", "the lazy dog", "fox", "hello"]
 TEMPLATE = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}[assistant] "

@@ -19,8 +19,6 @@ import hfkit
 from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2, spread
 
-pytestmark = pytest.mark.portable
-
 WORDS = ["hello", "world", "fox", "dog", "你好", "jumps over", "😀"]
 PROMPTS = [" ".join(WORDS[(place + more) % 7] for more in range(1 + place * 5 % 7)) for place in range(20)]
 GREEDY = ["--max-new-tokens", "6", "--batch-tokens", "90"]

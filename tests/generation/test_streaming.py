@@ -9,8 +9,6 @@ from hfkit.generation.generator import load_generator
 from hfkit.models.new_tokenizer import train_tokenizer
 from tiny_models import TEXT, make_speaker, make_word_tokenizer
 
-pytestmark = pytest.mark.portable
-
 ENGLISH = "the quick brown fox, this is a tiny model!"
 WORLD = "hello 你好，世界 😀👩‍👩‍👧 שלום عالم né"
 

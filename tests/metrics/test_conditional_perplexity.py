@@ -21,8 +21,6 @@ from hfkit.metrics.perplexity import measure_targets
 from tiny_models import make_gpt2, spread
 from tiny_models import make_word_text as text
 
-pytestmark = pytest.mark.portable
-
 
 def make_tokenizer(template):
     """Words w0, w1, ... of one token each, and special tokens around them as `template` has it."""

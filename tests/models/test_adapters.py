@@ -18,8 +18,6 @@ from hfkit.models.saving import export
 from stand_in_hub import StandInHub
 from tiny_models import TEXT, make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
-pytestmark = pytest.mark.portable
-
 TEXTS = ["hello world", "the quick fox", "a lazy dog jumps over this model"]
 
 

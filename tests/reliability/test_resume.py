@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 from harness import Ended, Material, SignalAt, at_step, contents, hfkit, launch, state_hash, status
 
-pytestmark = pytest.mark.portable
-
 Resumed = Callable[..., Ended]
 Unbroken = Callable[..., str]
 

@@ -30,8 +30,6 @@ from hfkit.tasks.text_classification import METRICS
 from hfkit.tasks.windows import EncodedTexts
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 
-pytestmark = pytest.mark.portable
-
 TASK = TASKS["text-classification"]
 SINGLE, MULTIPLE, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 WORDS = "hello world this is a tiny model the quick brown fox jumps over lazy dog".split()  # noqa: SIM905

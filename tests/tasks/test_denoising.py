@@ -31,8 +31,6 @@ from hfkit.tasks.denoising import noise, segments
 from one_step import GRADIENT
 from tiny_models import make_bert, make_gpt2, make_word_tokenizer, spread
 
-pytestmark = pytest.mark.portable
-
 DENOISING = TASKS["denoising"]
 TEXTS = [
     "the quick brown fox jumps over the lazy dog",

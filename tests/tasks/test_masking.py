@@ -22,8 +22,6 @@ from hfkit.tasks.masked_head import add_positions, flat_labels, narrow_head
 from hfkit.tasks.masking import hide
 from tiny_models import make_bert
 
-pytestmark = pytest.mark.portable
-
 MLM = TASKS["mlm"]
 TEXT = "the quick brown fox jumps over a lazy dog while reading wonderful literature about unbelievable journeys"
 WORDS = TEXT.split()

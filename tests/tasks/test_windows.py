@@ -17,8 +17,6 @@ from hfkit.settings import Data, Recipe
 from hfkit.tasks.windows import EncodedTexts
 from tiny_models import TEXT
 
-pytestmark = pytest.mark.portable
-
 KINDS = ("bert", "roberta", "deberta-v2", "xlnet", "gpt2")  # special tokens: around, doubled, Unigram, at the end, none
 WORDS = [*{word for text in TEXT for word in text.split()}, "数据", "🦊🦊", "é", "  ", "xyzzy"]
 MODEL = BertForSequenceClassification(

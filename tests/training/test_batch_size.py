@@ -17,8 +17,6 @@ from hfkit.recipe.resolve import dump_yaml
 from hfkit.training.batch import BatchSize, batch_size
 from tiny_models import TEXT, make_bert, make_gpt2
 
-pytestmark = pytest.mark.portable
-
 PRETRAIN = {"task": "clm", "model.type": "gpt2", "data.train": ["text.txt"]}
 
 

@@ -14,8 +14,6 @@ import pytest
 import tiny_models
 from hfkit.cli.main import main
 
-pytestmark = pytest.mark.portable
-
 TRAIN = ["pretrain", "--model", "anything", "--data", "text.txt", "--output-dir", "never-made"]
 
 
