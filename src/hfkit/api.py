@@ -1,5 +1,8 @@
 """The Python API: what the commands do, as six functions. Settings are given by dotted name or as a nested mapping.
 
+A call leaves the process as it was: environment, random states, logging, signals. Only the telemetry of the Hugging
+Face libraries stays off.
+
 >>> import hfkit
 >>> recipe = hfkit.load_recipe("finetune", **{"model.name": "bert-base-uncased", "data.train": ["train.csv"]})
 >>> hfkit.train(recipe)["eval_accuracy"]
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.recipe.resolve import resolve
+from hfkit.system.state import kept_state
 
 if TYPE_CHECKING:
     from hfkit.evaluation.files import Files
@@ -50,7 +54,8 @@ def train(
     """Pretrains or fine-tunes as `recipe` says; returns the run directory ("run") and the flat results beside it."""
     from hfkit.training.train import train as run
 
-    return run(recipe, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
+    with kept_state():
+        return run(recipe, resume=resume, overwrite=overwrite, allow_changed=allow_changed, extend=extend)
 
 
 def evaluate(
@@ -100,7 +105,8 @@ def evaluate_recipe(recipe: Recipe, files: Files, *, by: str | None = None, outp
         return evaluate_files(files, recipe.evaluation, by=by, output=output)
     from hfkit.evaluation.evaluate import evaluate as run
 
-    return run(recipe, by=by, output=output)
+    with kept_state():
+        return run(recipe, by=by, output=output)
 
 
 def compare(
@@ -128,14 +134,16 @@ def compare(
         reference_column=reference_column,
     )
     sets = _with_metrics(settings, metrics)
-    return compare_systems(list(map(str, systems)), lambda name: resolve("evaluate", run=name, sets=sets), files)
+    with kept_state():
+        return compare_systems(list(map(str, systems)), lambda name: resolve("evaluate", run=name, sets=sets), files)
 
 
 def generate(model: str, prompts: Sequence[str], **settings: Any) -> list[str]:
     """The continuation of each prompt; `settings` as `generation.max_new_tokens=50`."""
     from hfkit.generation.generator import generate as run
 
-    return run(resolve("generate", run=model, sets=settings), prompts)
+    with kept_state():
+        return run(resolve("generate", run=model, sets=settings), prompts)
 
 
 def predict(
@@ -158,11 +166,12 @@ def predict(
     from hfkit.evaluation.predict import predict_file
 
     recipe = resolve("predict", run=model, sets=settings)
-    if input is None:
-        return run(recipe, texts, pairs)
     answers: list[dict[str, Any]] = []
     file = None if output is None else Path(output)
-    predict_file(recipe, str(input), answers.append, file, resume=resume, overwrite=overwrite)
+    with kept_state():
+        if input is None:
+            return run(recipe, texts, pairs)
+        predict_file(recipe, str(input), answers.append, file, resume=resume, overwrite=overwrite)
     return answers
 
 

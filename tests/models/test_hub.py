@@ -287,7 +287,7 @@ import sys
 import datasets, huggingface_hub, torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from hfkit.models.hub import locate_model
-from hfkit.system.network import no_network
+from hfkit.system.network import offline
 
 def logits(name, model_class):
     path = locate_model(name)
@@ -300,10 +300,11 @@ def both():
     return [logits("gpt2", AutoModelForCausalLM), logits("bert-base-uncased", AutoModelForMaskedLM)]
 
 online = both()
-no_network()
-assert huggingface_hub.is_offline_mode() and datasets.config.HF_HUB_OFFLINE
-offline = both()
-assert all(torch.equal(*pair) for pair in zip(online, offline))
+with offline():
+    assert huggingface_hub.is_offline_mode() and datasets.config.HF_HUB_OFFLINE
+    again = both()
+assert not huggingface_hub.is_offline_mode() and not datasets.config.HF_HUB_OFFLINE
+assert all(torch.equal(*pair) for pair in zip(online, again))
 print([tuple(one.shape) for one in online])
 """
     env = hub.env(tmp_path)
@@ -419,13 +420,15 @@ def test_local_directory_needs_neither_network_nor_huggingface_hub(tmp_path: Pat
 import sys
 sys.addaudithook(lambda event, _: event.startswith("socket.") and sys.exit(f"asked the network: {event}"))
 from hfkit.models.hub import locate_model
-from hfkit.system.network import no_network
+from hfkit.system.network import offline
 print(locate_model("./mine"))
 assert not {"huggingface_hub", "httpx2", "torch", "transformers"} & sys.modules.keys()
-no_network()
-from huggingface_hub import constants, is_offline_mode
-assert is_offline_mode() and constants.HF_HUB_DISABLE_TELEMETRY
+with offline():
+    from huggingface_hub import constants, is_offline_mode
+    assert is_offline_mode() and constants.HF_HUB_DISABLE_TELEMETRY
+assert not is_offline_mode()  # though it was imported inside
 """
     env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    del env["HF_HUB_OFFLINE"]
     run = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, text=True, capture_output=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "mine\n", "")

@@ -12,7 +12,8 @@ import functools
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,18 +36,21 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")  # owner/name:config
 
 
-def stay_local(recipe: Recipe) -> None:
-    """Cuts the network off where no model and no data in `recipe` is on the Hub."""
-    models = [name for name in (recipe.model.name, recipe.tokenizer.name) if name is not None]
-    stay_local_with(models, [*recipe.data.train, *recipe.data.validation, *recipe.data.test])
+def offline_for(recipe: Recipe) -> AbstractContextManager[None]:
+    """Inside, there is no network if no model and no data of `recipe` is on the Hub."""
+    data = [*recipe.data.train, *recipe.data.validation, *recipe.data.test]
+    return offline_if_local([recipe.model.name, recipe.tokenizer.name], data)
 
 
-def stay_local_with(models: Sequence[str], data: Sequence[str]) -> None:
-    """Cuts the network off where none of these models (or tokenizers) and sources is on the Hub."""
-    if all(map(network.is_local, models)) and all(map(is_local, data)):
-        network.no_network()
+@contextmanager
+def offline_if_local(models: Sequence[str | None], data: Sequence[str] = ()) -> Iterator[None]:
+    """Inside, there is no network if none of these models (or tokenizers) and sources is on the Hub."""
+    if all(network.is_local(name) for name in models if name is not None) and all(map(is_local, data)):
+        with network.offline():
+            yield
     else:
         network.no_telemetry()
+        yield
 
 
 def open_sources(sources: Sequence[str], layout: Layout, split: str) -> list[tuple[str, Dataset | DatasetDict]]:

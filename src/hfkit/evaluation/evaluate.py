@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hfkit.data.sources import stay_local
+from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, UsageError
 from hfkit.evaluation.files import changed, option
 from hfkit.evaluation.groups import Groups, by_group
@@ -32,10 +32,9 @@ def evaluate(recipe: Recipe, *, by: str | None = None, output: Path | None = Non
     or don't fit.
     """
     output = output if is_main_process() else None
-    with together():
+    with offline_for(recipe), together():
         if output is not None:
             make_directory(output)
-        stay_local(recipe)
         config = load_config(recipe.model)
         recipe = with_task(recipe, recipe.task or task_of(config, recipe.model.name))
         task = TASKS[recipe.task or ""]
@@ -55,10 +54,12 @@ def evaluate(recipe: Recipe, *, by: str | None = None, output: Path | None = Non
         if output is not None:
             Path(f"{output / split}_{PREDICTIONS}").unlink(missing_ok=True)  # of an earlier evaluation
             write_files(output / split, rows)
-    found = Evaluated(asked_for(measured.scores, recipe), rows)
+        found = Evaluated(asked_for(measured.scores, recipe), rows)
+        if by is not None:
+            found = replace(found, groups=groups_by(found, recipe, by))
     if output is not None:
         keep(output, split, found, recipe.task)
-    return found if by is None else replace(found, groups=groups_by(found, recipe, by))
+    return found
 
 
 def with_task(recipe: Recipe, name: str) -> Recipe:

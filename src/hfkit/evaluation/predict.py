@@ -19,7 +19,7 @@ from hfkit.data.columns import text_column
 from hfkit.data.lines import format_of, read_stdin
 from hfkit.data.loading import load_source
 from hfkit.data.readers import TEXT_NAMES, layout_of
-from hfkit.data.sources import stay_local
+from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.evaluation.inference import predict_rows
 from hfkit.evaluation.task import predicting_task
@@ -111,11 +111,11 @@ def _predict_file(
 
 def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> Iterator[Answer]:
     """The answer to each text, in order; the model is loaded once, `chunk` (CHUNK) texts are in memory at a time."""
-    stay_local(recipe)
-    config = load_config(recipe.model)
-    task = predicting_task(config, recipe.model.name)
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
-    model = open_model(task.auto_model, recipe.model, config, tokenizer)
+    with offline_for(recipe):
+        config = load_config(recipe.model)
+        task = predicting_task(config, recipe.model.name)
+        tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
+        model = open_model(task.auto_model, recipe.model, config, tokenizer)
     texts, total, cut = iter(texts), 0, 0
     while some := list(itertools.islice(texts, chunk or CHUNK)):
         columns: dict[str, list[Any]] = {"text": [text for text, _ in some]}

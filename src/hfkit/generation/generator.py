@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.sources import stay_local
+from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, ModelError, UsageError, first_line
 from hfkit.system import network
 from hfkit.system.console import say, warn
@@ -52,12 +52,15 @@ def load_generator(recipe: Recipe, *, conversation: bool = False) -> Generator:
 
     `conversation`: it is a chat model that is wanted; ModelError, before weights are read, for one without template.
     """
+    with offline_for(recipe):
+        return _load(with_number_type(recipe), conversation)
+
+
+def _load(recipe: Recipe, conversation: bool) -> Generator:
     from hfkit.generation.decoding import decoding_settings
     from hfkit.models.config import load_config
     from hfkit.models.tokenizer import load_tokenizer
 
-    stay_local(recipe)
-    recipe = with_number_type(recipe)
     unpacked = None
     if network.is_gguf(str(recipe.model.name)):
         unpacked, tokenizer = _unpacked(recipe)

@@ -16,7 +16,7 @@ from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, flat, labels_of, wit
 from hfkit.data.lines import format_of
 from hfkit.data.loading import load_data
 from hfkit.data.readers import LABEL_NAMES
-from hfkit.data.sources import is_local, local_files, stay_local, type_name
+from hfkit.data.sources import is_local, local_files, offline_for, type_name
 from hfkit.errors import DataError, UsageError, did_you_mean
 from hfkit.inspection.findings import Facts, Findings, of_rows, split_findings
 from hfkit.settings import Data, Model, Recipe, Tokenizer
@@ -48,7 +48,12 @@ def inspect(data: Data, *, task: str | None = None, model: str | None = None, to
         usual = TASKS[task or DEFAULT_TASKS["pretrain"]].defaults({})
         data = dataclasses.replace(data, documents=usual.get("data.documents"))
     recipe = Recipe(data=data, model=Model(name=model, from_scratch=True), tokenizer=Tokenizer(name=tokenizer))
-    stay_local(recipe)
+    with offline_for(recipe):
+        return _facts(recipe, task)
+
+
+def _facts(recipe: Recipe, task: str | None) -> Facts:
+    data = recipe.data
     splits = as_splits(load_data(recipe))
     findings: Findings = []
     roles = _roles(splits, recipe, task, findings)

@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler
 
-from hfkit.data.sources import stay_local
+from hfkit.data.sources import offline_for
 from hfkit.models.loading import new_or_pretrained
 from hfkit.runs.manifest import checkpoint_bytes, default_directory
 from hfkit.runs.run import Run
@@ -70,7 +70,11 @@ def plan(recipe: Recipe, processes: Sequence[int] = (), parallel: str = "ddp") -
     processes = list(processes) or [num_devices(recipe)]
     for number in processes:
         batch_size(recipe, number)  # a batch that can't be divided is refused before data is read
-    stay_local(recipe)
+    with offline_for(recipe):
+        return _plan(task, recipe, processes, parallel)
+
+
+def _plan(task: Task, recipe: Recipe, processes: Sequence[int], parallel: str) -> Facts:
     directory = Path(recipe.train.output_dir or default_directory(recipe, task.command, continued=False))
     ready = prepare_to_plan(task, recipe, directory)
     on_paper = ready.model.device.type == "meta"

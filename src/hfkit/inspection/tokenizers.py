@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfkit.data.loading import text_batches
-from hfkit.data.sources import stay_local_with
+from hfkit.data.sources import offline_if_local
 from hfkit.errors import DataError
 from hfkit.models.config import quiet_libraries
 from hfkit.models.new_tokenizer import BATCH_CHARACTERS, texts_of
@@ -57,10 +57,10 @@ def inspect(names: Sequence[str], sources: Sequence[str], text_column: str | Non
     In .txt files a paragraph is a document. Only one batch of documents is in memory. Raises DataError for a text that
     gives no tokens, ModelError for a tokenizer that can't be read.
     """
-    stay_local_with(names, sources)
     quiet_libraries()
-    tokenizers = [open_tokenizer(name) for name in names]
-    dataset, column = texts_of(sources, "blank-line", text_column)
+    with offline_if_local(names, sources):
+        tokenizers = [open_tokenizer(name) for name in names]
+        dataset, column = texts_of(sources, "blank-line", text_column)
     return [_inspect(name, tokenizer, dataset, column) for name, tokenizer in zip(names, tokenizers, strict=True)]
 
 

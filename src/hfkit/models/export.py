@@ -106,10 +106,9 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise ModelError(f"{file}: no such file", "give a GGUF file")
     if find_spec("gguf") is None:
         raise UsageError("GGUF files need the package gguf", "pip install gguf")
-    network.no_network()
     quiet_libraries()
     source = {"gguf_file": file.name, "local_files_only": True}
-    with readable(str(file)):
+    with network.offline(), readable(str(file)):
         model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
     # The library refuses to save what it still takes for quantized.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfkit.data.sources import stay_local_with
+from hfkit.data.sources import offline_if_local
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.models.tokenizer import open_tokenizer
 from hfkit.system.console import say, warn
@@ -234,8 +234,6 @@ def train_on(
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise UsageError(f"{output_dir}: not empty", "--output-dir NEW")
     require_writable(output_dir)
-    stay_local_with([], sources)
-
     from transformers import CONFIG_MAPPING
 
     from hfkit.models.config import quiet_libraries
@@ -243,7 +241,8 @@ def train_on(
     quiet_libraries()
     if model_type not in CONFIG_MAPPING:
         raise UsageError(f"--model-type '{model_type}' is unknown", did_you_mean(model_type, CONFIG_MAPPING))
-    dataset, column = texts_of(sources, "file", text_column)
+    with offline_if_local([], sources):
+        dataset, column = texts_of(sources, "file", text_column)
     tokenizer = train_tokenizer(dataset[column], model_type, vocab_size, algorithm)
     try:
         with new_directory(output_dir) as staged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,27 +14,60 @@ if TYPE_CHECKING:
     import httpx2
 
 
-def no_network() -> None:
-    """Cuts the Hugging Face libraries off the network for the rest of the process, imported already or not."""
+# What the Hugging Face libraries read once, when they are imported; transformers asks huggingface_hub every time.
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
+OFFLINE_CONSTANTS = {
+    "huggingface_hub.constants": ("HF_HUB_OFFLINE",),
+    "datasets.config": ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
+    "evaluate.config": ("HF_EVALUATE_OFFLINE",),
+}
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Inside, the Hugging Face libraries use no network, whether they are imported already or not.
+
+    Afterwards they do as before. Telemetry stays off.
+    """
     no_telemetry()
-    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
-        os.environ[variable] = "1"
-    # Each library reads its variable once, at import; transformers asks huggingface_hub every time.
-    _set_if_imported("huggingface_hub.constants", "HF_HUB_OFFLINE")
-    _set_if_imported("datasets.config", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    _set_if_imported("evaluate.config", "HF_EVALUATE_OFFLINE")
+    variables = {name: os.environ.get(name) for name in OFFLINE_VARIABLES}
+    kept = {
+        (module, name): getattr(sys.modules[module], name)
+        for module, names in OFFLINE_CONSTANTS.items()
+        if module in sys.modules
+        for name in names
+    }
+    asked = any(_is_true(variables[name]) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+    os.environ |= dict.fromkeys(OFFLINE_VARIABLES, "1")
+    _set_constants(dict.fromkeys(kept, True))
+    try:
+        yield
+    finally:
+        for name, value in variables.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        # a library that was imported inside has read the variables of this place
+        imported = {(module, name): asked for module, names in OFFLINE_CONSTANTS.items() for name in names}
+        _set_constants(imported | kept)
+
+
+def _is_true(value: str | None) -> bool:
+    """Whether a variable is set, as huggingface_hub reads it."""
+    return value is not None and value.upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _set_constants(values: Mapping[tuple[str, str], bool]) -> None:
+    for (module, name), value in values.items():
+        if module in sys.modules:
+            setattr(sys.modules[module], name, value)
 
 
 def no_telemetry() -> None:
-    """Stops huggingface_hub from reporting use, and from telling the Hub which tools are installed."""
+    """Stops huggingface_hub from reporting use, and from telling the Hub which tools are installed; for good."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    _set_if_imported("huggingface_hub.constants", "HF_HUB_DISABLE_TELEMETRY")
-
-
-def _set_if_imported(module: str, *constants: str) -> None:
-    for constant in constants:
-        if module in sys.modules:
-            setattr(sys.modules[module], constant, True)
+    _set_constants({("huggingface_hub.constants", "HF_HUB_DISABLE_TELEMETRY"): True})
 
 
 def is_gguf(name: str) -> bool:

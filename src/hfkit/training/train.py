@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hfkit.data.sources import offline_for
 from hfkit.evaluation.inference import predict_rows
 from hfkit.evaluation.scoring import score_split
 from hfkit.models import sharded
@@ -51,7 +52,8 @@ def train(
     Raises an HfkitError, before anything is written, if settings, data or model are at fault.
     """
     task = TASKS[recipe.task or ""]
-    with Run.open(recipe, task.command, resume=resume, overwrite=overwrite, extend=extend) as run:
+    local = offline_for(recipe) if recipe.train.push is None else nullcontext()  # the upload needs the network
+    with local, Run.open(recipe, task.command, resume=resume, overwrite=overwrite, extend=extend) as run:
         if run.is_complete():
             return run.results()
         batch_size(run.recipe, num_devices(run.recipe))  # a batch that can't be divided is refused before data is read
@@ -87,7 +89,8 @@ def prepare_once(recipe: Recipe, *, resume: str | None, overwrite: bool) -> Path
     run.unlock()  # the first rank takes the lock
     if not run.finished:
         say("preparing data and tokenizer, once for all processes")
-        prepare(task, run.recipe, run, shared=True)
+        with offline_for(recipe) if recipe.train.push is None else nullcontext():
+            prepare(task, run.recipe, run, shared=True)
     return run.directory
 
 

@@ -1,0 +1,47 @@
+"""What the Hugging Face libraries and torch keep for a whole process: a call of the Python API leaves it as it was."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOGGERS = ("transformers", "torch.distributed")  # that hfkit silences
+
+
+@contextmanager
+def kept_state() -> Iterator[None]:
+    """Restores logging levels, progress bars and random states. To be entered when the libraries are imported."""
+    import datasets
+    import numpy as np
+    import torch
+    import transformers
+    from huggingface_hub import utils as hub_utils
+
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    bars = (
+        (not datasets.are_progress_bars_disabled(), datasets.enable_progress_bars, datasets.disable_progress_bars),
+        (
+            transformers.logging.is_progress_bar_enabled(),
+            transformers.logging.enable_progress_bar,
+            transformers.logging.disable_progress_bar,
+        ),
+        (
+            # last, since transformers sets those of the Hub, too
+            not hub_utils.are_progress_bars_disabled(),  # type: ignore[attr-defined]
+            hub_utils.enable_progress_bars,  # type: ignore[attr-defined]
+            hub_utils.disable_progress_bars,  # type: ignore[attr-defined]
+        ),
+    )
+    drawn = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for shown, enable, disable in bars:
+            (enable if shown else disable)()
