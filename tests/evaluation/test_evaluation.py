@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfkit.cli.main import main
 from hfkit.errors import DataError, UsageError
-from hfkit.evaluation import compare
+from hfkit.evaluation import row_metrics
 from hfkit.evaluation.tables import rows_of_files
 from hfkit.metrics.perplexity import perplexity
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
@@ -233,7 +233,7 @@ def test_files_are_scored_as_the_reference_programs_score_them(tmp_path, capsys,
 
 
 def chrf(predictions, *references, **columns):
-    return compare.score(rows_of_files(predictions, references, **columns), ["chrf"], interval=False)["chrf"]
+    return row_metrics.score(rows_of_files(predictions, references, **columns), ["chrf"], interval=False)["chrf"]
 
 
 def test_tables_are_scored_by_the_named_or_the_usual_column(tmp_path):
