@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["HfkitError", "__version__", "evaluate", "generate", "load_recipe", "predict", "train"]
+__all__ = ["HfkitError", "__version__", "compare", "evaluate", "generate", "load_recipe", "predict", "train"]
 
 if TYPE_CHECKING:
-    from hfkit.api import evaluate, generate, load_recipe, predict, train
+    from hfkit.api import compare, evaluate, generate, load_recipe, predict, train
     from hfkit.errors import HfkitError
 
 

@@ -32,7 +32,9 @@ def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_public_names_are_these() -> None:
-    assert hfkit.__all__ == ["HfkitError", "__version__", "evaluate", "generate", "load_recipe", "predict", "train"]
+    assert hfkit.__all__ == [
+        "HfkitError", "__version__", "compare", "evaluate", "generate", "load_recipe", "predict", "train"
+    ]  # fmt: skip
     assert dir(hfkit) == hfkit.__all__
     assert all(getattr(hfkit, name) is not None for name in hfkit.__all__)
     assert hfkit.__version__ == "0.1.0"
@@ -104,9 +106,44 @@ def test_train_then_evaluate_then_predict(folder: Path, capsys: pytest.CaptureFi
     assert right / len(ROWS) == results["eval_accuracy"]
     assert [answer["text"] for answer in answers] == [text for text, _ in ROWS]
 
+    with pytest.raises(hfkit.HfkitError, match=r"^1 texts and 2 second texts"):
+        hfkit.predict("run", ["a"], ["b", "c"])
+    (folder / "texts.txt").write_text("hello world\nthe lazy dog\n")
+    assert hfkit.predict("run", input="texts.txt") == answers[:2]
+    assert hfkit.predict("run", input="texts.txt", output="answers.jsonl") == []
+    assert [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()] == answers[:2]
+
+    evaluated = json.loads((folder / "run" / "eval_results.json").read_text())
+    assert evaluated["task"] == "text-classification"
+
     with pytest.raises(hfkit.HfkitError, match=r"^run: not empty \(fix: "):
         hfkit.train(recipe)
     assert hfkit.train(recipe, resume="auto") == results  # finished: nothing to do
+    assert capsys.readouterr().out == ""
+
+
+def test_files_are_scored_and_compared_without_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "gold.csv").write_text("label,kind\na,x\nb,x\na,y\n")
+    (folder / "one.csv").write_text("prediction\na\nb\nb\n")
+    (folder / "two.csv").write_text("prediction\nb\nb\na\n")
+    files = {"predictions": "one.csv", "references": "gold.csv"}
+    scores = hfkit.evaluate(**files, metrics=["accuracy"], by="kind", output="kept")
+    assert (list(scores), scores["accuracy"].value, scores["accuracy"].n) == (["accuracy"], 2 / 3, 3)
+    assert scores.groups is not None
+    values = {group: found["accuracy"].value for group, found in scores.groups.scores.items()}
+    assert (values, scores.groups.gap["accuracy"]["value"]) == ({"x": 1.0, "y": 0.0}, 1.0)
+    kept = json.loads((folder / "kept" / "eval_results.json").read_text())
+    assert kept["metrics"]["test"]["accuracy"]["value"] == 2 / 3
+
+    found = hfkit.compare(["one.csv", "two.csv"], references=["gold.csv"], metrics=["accuracy"])
+    (difference,) = found.differences
+    assert (difference.system, difference.first, difference.value) == ("two.csv", 2 / 3, 2 / 3)
+    assert [row["row"] for row in found.rows] == [1, 3]
+
+    with pytest.raises(hfkit.HfkitError, match=r"^--column has no effect without --predictions"):
+        hfkit.evaluate("run", column="label")
+    with pytest.raises(hfkit.HfkitError, match=r"^--label-column does not apply to --predictions/--references"):
+        hfkit.evaluate(**files, **{"data.columns.label": "label"})
     assert capsys.readouterr().out == ""
 
 

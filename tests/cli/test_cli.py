@@ -180,10 +180,12 @@ def test_every_setting_with_a_flag_can_be_typed(command: str, capsys: pytest.Cap
         ("evaluate", "there is nothing to evaluate (fix: hfkit evaluate RUN, or --predictions F --references G)"),
         ("evaluate --predictions a",
          "predictions and references go together (fix: --predictions FILE --references FILE)"),
-        ("evaluate ./bert --predictions a --references b", "a model or data has no part in comparing two files"
-         " (fix: leave out all but --predictions, --references, --metrics and --seed)"),
-        ("evaluate --predictions a --references b --data x", "a model or data has no part in comparing two files"
-         " (fix: leave out all but --predictions, --references, --metrics and --seed)"),
+        ("evaluate ./bert --predictions a --references b",
+         "--model does not apply to --predictions/--references (fix: leave it out)"),
+        ("evaluate --predictions a --references b --data x --label-column y",
+         "--data does not apply to --predictions/--references (fix: leave it out)\n"
+         "error: --label-column does not apply to --predictions/--references"
+         " (fix: use --prediction-column, --reference-column)"),
         ("finetune", "no model is named (fix: --model bert-base-uncased, or a directory)"),
         ("finetune nosuch", "nosuch: no such recipe (fix: hfkit recipes list)"),
         ("finetune finetune-docstring",

@@ -13,7 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hfkit.cli.main import main
 from hfkit.errors import DataError, UsageError
-from hfkit.evaluation.compare import by_group, compare, mcnemar, most_different, score
+from hfkit.evaluation.compare import compare, mcnemar, most_different
+from hfkit.evaluation.groups import by_group
+from hfkit.evaluation.row_metrics import score
 from hfkit.metrics.perplexity import document_row
 from hfkit.metrics.table import compute
 from tiny_models import make_bert, make_gpt2, spread
@@ -241,8 +243,8 @@ def test_groups_have_the_metrics_of_their_rows_and_a_gap():
     found = by_group(rows, groups, ["accuracy", "f1_macro"])
     for group in ("fiction", "news", "law"):
         part = [row for row, of in zip(rows, groups, strict=True) if of == group]
-        assert found["groups"][group] == score(part, ["accuracy", "f1_macro"])
-    gap = found["gap"]["accuracy"]
+        assert found.scores[group] == score(part, ["accuracy", "f1_macro"])
+    gap = found.gap["accuracy"]
     assert (gap["largest"], gap["smallest"]) == ("fiction", "news")
     first, second = right[:100].mean(), right[100:160].mean()
     assert gap["value"] == pytest.approx(first - second)
@@ -253,10 +255,10 @@ def test_groups_have_the_metrics_of_their_rows_and_a_gap():
 def test_metric_without_a_value_in_a_group_is_left_out_there(capsys):
     rows = classifier([True] * 8, np.linspace(0.6, 0.9, 8), ["x", "y", "x", "y", "x", "y", "x", "x"])
     found = by_group(rows, ["one"] * 6 + ["other"] * 2, ["roc_auc", "accuracy"])
-    assert list(found["groups"]["one"]) == ["roc_auc", "accuracy"]
-    assert list(found["groups"]["other"]) == ["accuracy"]
+    assert list(found.scores["one"]) == ["roc_auc", "accuracy"]
+    assert list(found.scores["other"]) == ["accuracy"]
     assert "other: no roc_auc: no reference is 'y'" in capsys.readouterr().err
-    assert found["gap"]["roc_auc"]["low"] is None
+    assert found.gap["roc_auc"]["low"] is None
 
 
 # Through the commands
@@ -309,6 +311,12 @@ def test_models_are_compared_on_data_and_from_what_they_kept(folder, tmp_path, c
     assert f"{folders[1]} - {folders[0]}" in shown
     assert "McNemar, exact" in shown
     assert "rows where" in shown
+    results = tmp_path / "b" / "eval_results.json"
+    assert json.loads(results.read_text())["task"] == "text-classification"
+    results.write_text(results.read_text().replace("text-classification", "mlm"))
+    assert main(["compare", *folders]) == 0
+    told = f"{folders[0]} as text-classification, {folders[1]} as mlm"
+    assert f"different tasks can measure different things by one name: {told}" in capsys.readouterr().err
     assert main(["evaluate", a, "--data", str(folder / "short.csv"), "-o", str(tmp_path / "a")]) == 0
     capsys.readouterr()
     assert main(["compare", *folders]) == 3
@@ -352,7 +360,7 @@ def test_model_is_measured_by_group(folder, capsys):
         (["a"], 2, "1 system to compare"),
         (["a", "a"], 2, "1 system to compare"),
         (["a", "b"], 3, "kept no predictions"),
-        (["a", "b", "--dtype", "float16"], 2, "a model or data has no part in comparing two files"),
+        (["a", "b", "--dtype", "float16"], 2, "--dtype does not apply to kept predictions (fix: leave it out)"),
         (["a", "b", "--references", "none.txt"], 3, "none.txt"),
         (["data.csv", "short.csv"], 3, "data.csv: line 1 is no row of an evaluation"),
         (["bert", "a", "--data", "data.csv", "--task", "mlm"], 2, "its task keeps no predictions"),

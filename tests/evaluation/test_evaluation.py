@@ -13,15 +13,19 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfkit.cli.main import main
 from hfkit.errors import DataError, UsageError
-from hfkit.evaluation import compare
+from hfkit.evaluation import row_metrics
 from hfkit.evaluation.tables import rows_of_files
-from hfkit.metrics.perplexity import perplexity
+from hfkit.metrics.perplexity import measure
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 from tiny_models import make_word_text as text
 
 TOKENIZER = make_word_tokenizer()
 WITH_BOS = make_word_tokenizer()
 WITH_BOS.bos_token = "w49"
+
+
+def perplexity(model, tokenizer, documents, *, interval=True, **options):
+    return measure(model, tokenizer, documents, **options).scores(interval=interval, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +237,7 @@ def test_files_are_scored_as_the_reference_programs_score_them(tmp_path, capsys,
 
 
 def chrf(predictions, *references, **columns):
-    return compare.score(rows_of_files(predictions, references, **columns), ["chrf"], interval=False)["chrf"]
+    return row_metrics.score(rows_of_files(predictions, references, **columns), ["chrf"], interval=False)["chrf"]
 
 
 def test_tables_are_scored_by_the_named_or_the_usual_column(tmp_path):

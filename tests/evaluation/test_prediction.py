@@ -325,7 +325,7 @@ def test_pairs_come_from_the_columns_of_training_and_from_the_command_line(tmp_p
     ("options", "message"),
     [
         (["--text", "a", "--input", "b.txt"], "--text and --input exclude each other"),
-        (["--text", "a", "--text-pair", "b", "--text-pair", "c"], "1 --text and 2 --text-pair"),
+        (["--text", "a", "--text-pair", "b", "--text-pair", "c"], "1 texts and 2 second texts"),
         (["--text", "a", "--output", "o.jsonl"], "--output goes with --input"),
         (["--input", "b.txt", "--resume"], "--resume has no effect without --output"),
         (["--input", "b.txt", "--output", "o", "--resume", "--overwrite"], "exclude each other"),

@@ -1,7 +1,9 @@
 """Tasks: the loss does not depend on how a step is divided, masks and labels are as defined, scores are right."""
 
+import ast
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from hfkit.evaluation.inference import EvaluationRows, predict_rows
 from hfkit.tasks import TASKS
 from one_step import GRADIENT
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
+
+pytestmark = pytest.mark.portable
 
 CLM, MLM, CLASSIFICATION = TASKS["clm"], TASKS["mlm"], TASKS["text-classification"]
 WORDS = "hello world this is a tiny model the quick brown fox jumps over lazy dog".split()  # noqa: SIM905
@@ -337,3 +341,18 @@ def test_classification_scores_agree_with_scikit_learn(bert, bert_tokenizer):
     assert scores["log_loss"].value == pytest.approx(log_loss(labels, shares), rel=1e-5)
     usual = CLASSIFICATION.scores(logits, labels, rows, recipe("text-classification").evaluation)
     assert list(usual) == ["accuracy", "f1_macro", "log_loss"]
+
+
+def test_nothing_outside_tasks_names_a_task():
+    """Neither by its name nor by its module: a new task is one new file and one line in TASKS."""
+    source = Path(hfkit.__file__).parent
+    modules = {type(task).__module__ for task in TASKS.values()}
+    found = []
+    for file in source.rglob("*.py"):
+        if file.is_relative_to(source / "tasks"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Constant) and node.value in TASKS
+            if named or (isinstance(node, ast.ImportFrom) and node.module in modules):
+                found.append(f"{file.relative_to(source)}:{node.lineno}")
+    assert found == []

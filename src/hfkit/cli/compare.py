@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json as json_
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfkit.cli.evaluate import Column, PredictionColumn, ReferenceColumn, References, require_files_alone
+from hfkit.cli.evaluate import Column, PredictionColumn, ReferenceColumn, References
 from hfkit.cli.options import Json, Set, with_settings
-from hfkit.errors import DataError, UsageError
 from hfkit.system import console
 
 if TYPE_CHECKING:
     from hfkit.evaluation.compare import Difference
-    from hfkit.metrics.sample import Row
 
 SHOWN = 100  # characters of a text
 
@@ -50,64 +47,28 @@ def compare(
 
     hfkit compare a.txt b.txt --references ref.txt --metrics bleu,chrf
     """
+    from hfkit.evaluation.files import Files
+    from hfkit.evaluation.systems import compare_systems
     from hfkit.recipe.resolve import resolve
 
-    if len(systems) < 2 or len(set(systems)) < len(systems):
-        raise UsageError(f"{len(set(systems))} system to compare", "hfkit compare A B")
-    recipe = resolve("evaluate", flags=settings, sets=set_ or ())
-
-    from hfkit.evaluation.compare import compare as differences_of
-    from hfkit.evaluation.compare import most_different
-    from hfkit.evaluation.evaluate import evaluate_rows
-    from hfkit.evaluation.tables import rows_of_files
-
-    rows: dict[str, Sequence[Row]] = {}
-    if references or not recipe.data.test:
-        require_files_alone(recipe)
-    if references:
-        columns = {"prediction_column": prediction_column or column, "reference_column": reference_column or column}
-        rows = {name: rows_of_files(Path(name), references, **columns) for name in systems}
-    elif recipe.data.test:
-        for name in systems:
-            console.say(f"{name}:")
-            rows[name] = evaluate_rows(resolve("evaluate", run=name, flags=settings, sets=set_ or ())).rows
-            if not rows[name]:
-                raise UsageError(f"{name}: its task keeps no predictions of single rows", "--pseudo-perplexity")
-    else:
-        rows = _kept(systems)
-    wanted = recipe.evaluation
-    found = differences_of(rows, wanted.metrics, interval=wanted.interval, seed=wanted.seed)
-    unlike = most_different(rows)
+    files = Files(None, references or (), column, prediction_column, reference_column)
+    found = compare_systems(systems, lambda name: resolve("evaluate", run=name, flags=settings, sets=set_ or ()), files)
     if json:
-        console.result_json({"differences": [dataclasses.asdict(one) for one in found], "rows": unlike})
+        differences = [dataclasses.asdict(one) for one in found.differences]
+        console.result_json({"differences": differences, "rows": found.rows})
         return
-    console.result(_table(systems[0], found))
-    if unlike:
+    console.result(_table(systems[0], found.differences))
+    if found.rows:
         console.result(f"rows where {systems[1]} differs most from {systems[0]} (gain: how much better it does)")
-    for row in unlike:
-        asked = " | ".join(
-            _short(row[name]) for name in ("text", "text_pair", "reference", "references") if name in row
-        )
-        console.result(f"  row {row['row']}, gain {row['gain']:+.4g}: {asked}")
-        for name, answer in row["answers"].items():
-            console.result(f"    {name}: {_short(answer)}")
+    for row in found.rows:
+        _print_row(row)
 
 
-def _kept(systems: Sequence[str]) -> dict[str, Sequence[Row]]:
-    """The rows that evaluations left: of the test data where all systems have them, else of the validation data."""
-    from hfkit.evaluation.rows import PREDICTIONS, read_rows
-
-    if all(Path(name).is_file() for name in systems):
-        return {name: read_rows(Path(name)) for name in systems}
-    for split in ("test", "validation"):
-        files = {name: Path(name) / f"{split}_{PREDICTIONS}" for name in systems}
-        if all(file.is_file() for file in files.values()):
-            console.say(f"data: what all of them kept of their {split} data")
-            return {name: read_rows(file) for name, file in files.items()}
-    raise DataError(
-        f"{' and '.join(systems)} kept no predictions of one split of the data",
-        "--data FILE to measure them now, or --references FILE for files of predictions",
-    )
+def _print_row(row: dict[str, Any]) -> None:
+    asked = [_short(row[name]) for name in ("text", "text_pair", "reference", "references") if name in row]
+    console.result(f"  row {row['row']}, gain {row['gain']:+.4g}: {' | '.join(asked)}")
+    for name, answer in row["answers"].items():
+        console.result(f"    {name}: {_short(answer)}")
 
 
 def _table(first: str, differences: Sequence[Difference]) -> str:

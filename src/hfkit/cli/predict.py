@@ -14,30 +14,36 @@ from hfkit.system.launcher import Launch
 from hfkit.system.launcher import run as run_processes
 from hfkit.system.processes import num_processes
 
+Text = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text; can be given several times.")]
+
+TextPair = Annotated[
+    list[str] | None, typer.Option("--text-pair", metavar="TEXT", help="The second text of a pair, one per --text.")
+]
+
+Input = Annotated[
+    str | None,
+    typer.Option("--input", metavar="FILE", help="A file of texts: .txt (one a line), .csv, .jsonl, ...; - is stdin."),
+]
+
+Output = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE", help="Write JSON lines to this file, not to stdout.")
+]
+
+Resume = Annotated[str | None, typer.Option("--resume", metavar="", help="Go on with an --output that was stopped.")]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Write an --output anew.")]
+
 
 @with_settings("predict")
 def predict(
     settings: dict[str, Any],
     model_: ModelArgument = None,
-    text: Annotated[
-        list[str] | None, typer.Option("--text", metavar="TEXT", help="A text; can be given several times.")
-    ] = None,
-    text_pair: Annotated[
-        list[str] | None, typer.Option("--text-pair", metavar="TEXT", help="The second text of a pair, one per --text.")
-    ] = None,
-    input_: Annotated[
-        str | None,
-        typer.Option(
-            "--input", metavar="FILE", help="A file of texts: .txt (one a line), .csv, .jsonl, ...; - is stdin."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write JSON lines to this file, not to stdout.")
-    ] = None,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="", help="Go on with an --output that was stopped.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Write an --output anew.")] = False,
+    text: Text = None,
+    text_pair: TextPair = None,
+    input_: Input = None,
+    output: Output = None,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
     set_: Set = None,
     json: JsonLines = False,
     launch: Launch | None = None,
@@ -62,8 +68,6 @@ def predict(
         raise UsageError("there is no text to classify", "--text 'some text' or --input FILE")
     if text and input_ is not None:
         raise UsageError("--text and --input exclude each other", "leave one of them out")
-    if text_pair and len(text_pair) != len(text or []):
-        raise UsageError(f"{len(text or [])} --text and {len(text_pair)} --text-pair", "give one pair for each text")
     require_file_options(input_, output, resume, overwrite, several=launch is not None or num_processes() > 1)
     if launch is not None:
         raise typer.Exit(run_processes(launch))
@@ -74,8 +78,7 @@ def predict(
     write = console.result_json if json else lambda answer: console.result(shown(answer))
     if input_ is not None:
         predict_file(recipe, input_, write, output, resume=resume is not None, overwrite=overwrite)
-        return
-    for answer in predict_texts(recipe, text or [], text_pair or None):
+    for answer in predict_texts(recipe, text, text_pair) if text else ():
         write(answer)
 
 

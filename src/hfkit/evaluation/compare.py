@@ -1,25 +1,20 @@
-"""Two or more systems on the same rows: their difference, its interval and its p-value; and one system by group."""
+"""Two or more systems on the same rows: their difference, its interval and its p-value."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE
-from hfkit.errors import DataError, UsageError
-from hfkit.metrics.inputs import Inputs, pair
-from hfkit.metrics.sample import Array, Row, Sample, Score, bootstrap, defined, percentiles, scored
-from hfkit.metrics.table import DEFAULT_METRICS, LIKELIHOODS, METRICS, require_known
+from hfkit.errors import DataError
+from hfkit.evaluation.row_metrics import samples_of
+from hfkit.metrics.sample import Array, Row, Sample, bootstrap, defined, percentiles
 from hfkit.metrics.text import squad_f1
-from hfkit.system.console import say, warn
 
 MOST = 5  # rows shown of those where two systems differ most
-
-TEXTS = ("bleu", "rouge")  # where no metric is named
 
 
 @dataclass(frozen=True)
@@ -37,14 +32,6 @@ class Difference:
     test: str
 
 
-def score(
-    rows: Sequence[Row], names: Sequence[str] = (), *, interval: bool = True, seed: int = 0, resamples: int = 1000
-) -> dict[str, Score]:
-    """The metrics `names` of one system's rows, as `hfkit.results` has them."""
-    samples = {name: only for name, (only,) in samples_of([rows], names).items()}
-    return scored(samples, len(rows), seed=seed, resamples=resamples if interval else 0)
-
-
 def compare(
     systems: Mapping[str, Sequence[Row]],
     names: Sequence[str] = (),
@@ -53,51 +40,52 @@ def compare(
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[Difference]:
-    """Every system against the first one, metric by metric; rows as `hfkit.results` has them, in the same order.
+    """Every system against the first one, metric by metric; rows as evaluations keep them, in the same order.
 
     The rows are drawn with replacement, the same ones for all systems (paired bootstrap: Efron 1979, Koehn 2004), and
     the interval holds the middle 95% of the differences d* of the resamples. The p-value is two-sided, for "the
     systems are alike": of the resamples, the share whose d* is as far from the mean of all d* as the difference d is
     from 0, (1 + #{|d* - mean| >= |d|}) / (1 + resamples); sacreBLEU's paired bootstrap takes |d*| first, which gives
-    about half of it. Of accuracy (and what else is a share of the rows) it is McNemar's exact test: given the rows
-    where one system alone is right, how likely a split at least as uneven as theirs is, if each falls to either side
-    with probability 1/2. No p-value is corrected for the number of comparisons.
+    about half of it. For accuracy and other shares of the rows it is McNemar's exact test: the probability of a split
+    at least as uneven among the rows where one system alone is right, if each falls to either side with probability
+    1/2. No p-value is corrected for the number of comparisons.
 
     Raises DataError where the systems were not measured on the same rows.
     """
     require_same(systems)
-    samples = samples_of(list(systems.values()), names)
-    first, *others = systems
+    samples, (first, *others) = samples_of(list(systems.values()), names), systems
     n = len(systems[first])
-    values = {name: dict(zip(systems, _values(name, parts, n), strict=True)) for name, parts in samples.items()}
     drawn = {
-        (name, system): part
+        (name, place): part
         for name, parts in samples.items()
-        for system, part in zip(systems, parts, strict=True)
+        for place, part in enumerate(parts)
         if interval and n > 1 and part.interval
     }
-    drawn_values = bootstrap(drawn, seed, resamples)
-    hits = {(name, system): part.hits for (name, system), part in drawn.items()}
-    found = []
-    for other in others:
+    values = bootstrap(drawn, seed, resamples)
+    test = f"paired bootstrap, {resamples} resamples, seed {seed}"
+    found: list[Difference] = []
+    for place, other in enumerate(others, start=1):
         for name, parts in samples.items():
-            sample = parts[0]
-            for column, key in enumerate(sample.keys or (name,)):
-                one, two = values[name][first][column], values[name][other][column]
-                low = high = p = None
-                test = "none"
-                if (name, other) in drawn_values:
-                    both = drawn_values[name, other][:, column] - drawn_values[name, first][:, column]
-                    ((low, high),) = percentiles(both[:, np.newaxis])
-                    p, test = bootstrap_p(both, two - one), f"paired bootstrap, {resamples} resamples, seed {seed}"
-                    if sample.hits is not None:
-                        p, test = mcnemar(sample.hits, hits[name, other]), "McNemar, exact"
-                found.append(Difference(key, other, one, two, two - one, low, high, p, test))
+            draws = [values[name, one] for one in (0, place)] if (name, place) in drawn else []
+            found += _differences(name, other, (parts[0], parts[place]), draws, n, test)
     return found
 
 
-def _values(name: str, samples: Sequence[Sample], n: int) -> list[list[float]]:
-    return [defined(name, sample, n) for sample in samples]
+def _differences(
+    name: str, system: str, pair: tuple[Sample, Sample], draws: Sequence[Array], n: int, test: str
+) -> Iterator[Difference]:
+    """The differences of the second sample from the first, by key; `draws`: the values of both, none: no interval."""
+    sides = [defined(name, one, n) for one in pair]
+    for column, (key, one, two) in enumerate(zip(pair[0].keys or (name,), *sides, strict=True)):
+        if not draws:
+            yield Difference(key, system, one, two, two - one, None, None, None, "none")
+            continue
+        both = draws[1][:, column] - draws[0][:, column]
+        ((low, high),) = percentiles(both[:, np.newaxis])
+        p, how = bootstrap_p(both, two - one), test
+        if pair[0].hits is not None:
+            p, how = mcnemar(pair[0].hits, pair[1].hits), "McNemar, exact"
+        yield Difference(key, system, one, two, two - one, low, high, p, how)
 
 
 def bootstrap_p(differences: Array, observed: float) -> float:
@@ -108,61 +96,18 @@ def bootstrap_p(differences: Array, observed: float) -> float:
 
 
 def mcnemar(first: Any, second: Any) -> float:
-    """The two-sided exact p-value of two systems' hits and misses: binomial over the rows where one alone is right."""
+    """The two-sided exact p-value of two systems' hits: binomial over the rows where one alone is right."""
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     n, smaller = int((first != second).sum()), int(min((first & ~second).sum(), (~first & second).sum()))
     logs = np.cumsum(np.log([1.0, *((n - k + 1) / k for k in range(1, smaller + 1))]))  # of n choose 0, 1, ...
     return float(min(1.0, 2 * np.exp(logs - n * np.log(2)).sum()))
 
 
-def by_group(
-    rows: Sequence[Row],
-    groups: Sequence[str],
-    names: Sequence[str] = (),
-    *,
-    interval: bool = True,
-    seed: int = 0,
-    resamples: int = 1000,
-) -> dict[str, Any]:
-    """{"groups": {group: {metric: Score}}, "gap": {metric: {value, low, high, largest, smallest}}}.
-
-    The gap is the value of the group with the largest minus that of the group with the smallest; its interval draws
-    the rows of each group apart and keeps these two groups. Of many small groups chance alone makes two differ: the
-    interval knows nothing of having chosen them. A metric that is undefined in a group is left out there.
-    """
-    labels = _classes([rows])
-    scores: dict[str, dict[str, Score]] = {}
-    drawn: dict[str, dict[str, Array]] = {}
-    for number, group in enumerate(dict.fromkeys(groups)):
-        part = [row for row, of in zip(rows, groups, strict=True) if of == group]
-        scores[group], drawn[group] = {}, {}
-        for name in names or default_metrics(rows):
-            try:
-                sample = samples_of([part], [name], labels)[name][0]
-                found = scored({name: sample}, len(part), seed=seed, resamples=resamples if interval else 0)
-            except DataError as error:
-                say(f"{group}: no {name}: {error.problems[0][0]}")
-                continue
-            scores[group] |= found
-            if interval and sample.interval and len(part) > 1:
-                values = bootstrap({name: sample}, seed + 1 + number, resamples)[name]
-                drawn[group] |= {key: values[:, column] for column, key in enumerate(sample.keys or (name,))}
-    gaps = {}
-    for key in dict.fromkeys(key for found in scores.values() for key in found):
-        order = sorted((group for group in scores if key in scores[group]), key=lambda group: scores[group][key].value)
-        smallest, largest = order[0], order[-1]
-        gap: dict[str, Any] = {"value": scores[largest][key].value - scores[smallest][key].value}
-        gap |= {"low": None, "high": None, "largest": largest, "smallest": smallest}
-        if smallest != largest and key in drawn[largest] and key in drawn[smallest]:
-            both = drawn[largest][key] - drawn[smallest][key]
-            ((gap["low"], gap["high"]),) = percentiles(both[:, np.newaxis])
-        gaps[key] = gap
-    return {"groups": scores, "gap": gaps}
-
-
 def most_different(systems: Mapping[str, Sequence[Row]], most: int = MOST) -> list[dict[str, Any]]:
-    """Rows where the second system does most unlike the first, by the smaller of `most` and what differs at all:
-    `gain` is by how much it does better (the probability of the label, nats per byte, token F1, or the error)."""
+    """At most `most` rows where the second system differs most from the first.
+
+    `gain`: how much better it does, as a probability of the label, nats per byte, token F1 or error.
+    """
     first, second = list(systems)[:2]
     gains = np.array([_goodness(row) for row in systems[second]]) - [_goodness(row) for row in systems[first]]
     chosen = [int(row) for row in np.argsort(-np.abs(gains), kind="stable")[:most] if gains[row] != 0]
@@ -200,7 +145,7 @@ def _goodness(row: Row) -> float:
 
 
 def require_same(systems: Mapping[str, Sequence[Row]]) -> None:
-    """DataError where two systems were measured on different rows."""
+    """Raises DataError if two systems were measured on different rows."""
     first, *others = systems
     whole = digest_of(systems[first])
     for other in others:
@@ -213,7 +158,7 @@ def require_same(systems: Mapping[str, Sequence[Row]]) -> None:
 
 
 def digest_of(rows: Sequence[Row]) -> str:
-    """The hash of what was asked, whatever was answered: texts and references in their order."""
+    """A hash of the questions, not the answers: texts and references in their order."""
     import xxhash
 
     total = xxhash.xxh3_128()
@@ -221,78 +166,3 @@ def digest_of(rows: Sequence[Row]) -> str:
         asked = {name: row[name] for name in ("text", "text_pair", "digest", "reference", "references") if name in row}
         total.update(json.dumps(asked, sort_keys=True).encode())
     return str(total.hexdigest())
-
-
-def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
-    row = rows[0]
-    if "nll" in row:
-        return tuple(name for name, one in LIKELIHOODS.items() if one.needs in row and one.needs != "words")
-    if "probabilities" in row:
-        return DEFAULT_METRICS[MULTIPLE if isinstance(row["reference"], list) else SINGLE]
-    if isinstance(row["prediction"], list) and "reference" in row:
-        return DEFAULT_METRICS[SINGLE]
-    if isinstance(row["prediction"], int):
-        fix = "--metrics accuracy,f1_macro or --metrics pearson,rmse"
-        raise UsageError("whole numbers may be classes or amounts", fix)
-    return DEFAULT_METRICS[REGRESSION] if isinstance(row["prediction"], float) else TEXTS
-
-
-def samples_of(
-    systems: Sequence[Sequence[Row]], names: Sequence[str] = (), labels: Sequence[str] | None = None
-) -> dict[str, list[Sample]]:
-    """By metric: the sample of each system; all share their draws. `labels`: all there are, where rows lack some."""
-    names = names or default_metrics(systems[0])
-    if "nll" in systems[0][0]:
-        return _likelihoods(systems, names)
-    require_known(names)
-    labels = labels or _classes(systems)
-    inputs = {kind: [_inputs(rows, labels, kind) for rows in systems] for kind in ("answers", "decisions")}
-    for some in inputs.values():
-        pair(some)
-    several = isinstance(systems[0][0].get("reference"), list)
-    found = {}
-    for name in names:
-        kind = "decisions" if several and METRICS[name].needs != "probabilities" else "answers"
-        found[name] = [METRICS[name].function(one) for one in inputs[kind]]
-    return found
-
-
-def _classes(systems: Sequence[Sequence[Row]]) -> list[str] | None:
-    """The labels, where all systems give probabilities of the same ones."""
-    first, *others = (list(rows[0].get("probabilities", ())) for rows in systems)
-    return first if first and all(set(other) == set(first) for other in others) else None
-
-
-def _inputs(rows: Sequence[Row], labels: Sequence[str] | None, kind: str) -> Inputs:
-    """The rows as metrics take them; "decisions" of several labels a row are those given, "answers" probabilities."""
-    if labels is None:
-        side = next((name for name in ("reference", "references") if name in rows[0]), None)
-        references = None if side is None else [row[side] for row in rows]
-        made = [row["prediction"] for row in rows]
-        if references is not None and isinstance(made[0], str) and isinstance(references[0], int):
-            references = [str(label) for label in references]  # as classifiers name their labels
-        return Inputs(made, references)
-    table = np.array([[row["probabilities"][label] for label in labels] for row in rows], float)
-    if not isinstance(rows[0]["reference"], list):
-        return Inputs(table, [str(row["reference"]) for row in rows], labels)
-    actual, given = (
-        np.array([[float(label in row[side]) for label in labels] for row in rows])
-        for side in ("reference", "prediction")
-    )
-    return Inputs(given if kind == "decisions" else table, actual)
-
-
-def _likelihoods(systems: Sequence[Sequence[Row]], names: Sequence[str]) -> dict[str, list[Sample]]:
-    known = ", ".join(LIKELIHOODS)
-    if unknown := [
-        (f"unknown metric '{name}' of likelihoods: {known}", "") for name in names if name not in LIKELIHOODS
-    ]:
-        raise UsageError.of(unknown)
-    tokens = {sum(row["tokens"] for row in rows) for rows in systems}
-    if len(tokens) > 1 and (per_token := [name for name in names if LIKELIHOODS[name].needs == "tokens"]):
-        warn(
-            f"{' and '.join(per_token)} can't be compared: the tokenizers divide the text differently", "bits_per_byte"
-        )
-    inputs = [Inputs(rows, None) for rows in systems]
-    pair(inputs)
-    return {name: [LIKELIHOODS[name].function(one) for one in inputs] for name in names}

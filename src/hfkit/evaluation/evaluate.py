@@ -1,116 +1,96 @@
-"""Numbers with a definition and an interval: of a run or model on data, or of predictions against references."""
+"""Scores of a run or a model on data, each with a definition and an interval."""
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-from dataclasses import dataclass
-from operator import attrgetter
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, UsageError
-from hfkit.evaluation.rows import PREDICTIONS, keep_scores, make_directory, read_rows
-from hfkit.evaluation.scoring import score_split
-from hfkit.metrics.sample import Row, Score
+from hfkit.evaluation.files import changed, option
+from hfkit.evaluation.groups import Groups, by_group
+from hfkit.evaluation.rows import PREDICTIONS, Evaluated, keep, make_directory
+from hfkit.evaluation.scoring import measure_split, write_files
+from hfkit.evaluation.tables import groups_of
+from hfkit.evaluation.task import task_of
+from hfkit.metrics.sample import Score
+from hfkit.models.config import load_config
+from hfkit.models.loading import open_model
+from hfkit.models.tokenizer import load_tokenizer
 from hfkit.recipe.effect import acts_for, tasks_with
-from hfkit.settings import SETTINGS, acts
+from hfkit.settings import Recipe, acts
 from hfkit.system.console import is_main_process, say
 from hfkit.system.processes import together
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-    from hfkit.settings import Recipe
+from hfkit.tasks import TASKS
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """Scores, the split they are of, and what the model said of each row; no rows where the task keeps none."""
-
-    scores: dict[str, Score]
-    split: str
-    rows: list[Row]
-
-
-def evaluate(recipe: Recipe) -> dict[str, Score]:
+def evaluate(recipe: Recipe, *, by: str | None = None, output: Path | None = None) -> Evaluated:
     """The metrics of recipe.model.name, a run or a model, on recipe.data.test, else on the run's own held-out data.
 
-    Raises UsageError where no data is named, DataError or ModelError where data or model can't be read or don't fit.
+    `by`: a column of the data whose groups are scored, too. `output`: a directory for the scores, and for files about
+    the examples. Raises UsageError where no data is named, DataError or ModelError where data or model can't be read
+    or don't fit.
     """
-    with offline_for(recipe), together():
-        return _evaluate(recipe, None).scores
-
-
-def evaluate_rows(recipe: Recipe, output: Path | None = None) -> Evaluated:
-    """As `evaluate`, with the rows; files about them and the scores are left in `output`, where that is given."""
     output = output if is_main_process() else None
-    with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch, offline_for(recipe), together():
+    with offline_for(recipe), together():
         if output is not None:
             make_directory(output)
-        found = _evaluate(recipe, output or Path(scratch))
+        config = load_config(recipe.model)
+        recipe = with_task(recipe, recipe.task or task_of(config, recipe.model.name))
+        task = TASKS[recipe.task or ""]
+        splits = task.load(recipe)
+        split = next((name for name in ("test", "validation") if name in splits), None)
+        if split is None:
+            raise UsageError("there is no data to evaluate on", "--data FILE")
+        dataset = splits[split]
+        if not recipe.data.test:
+            say(f"data: the run's own {split} data, {len(dataset):,} rows")
+        for key, value in task.model_config({split: dataset}, config).items():
+            setattr(config, key, value)
+        tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
+        model = open_model(task.auto_model, recipe.model, config, tokenizer)
+        measured = measure_split(task, model, tokenizer, dataset, recipe)
+        rows = list(measured.rows)
+        if output is not None:
+            Path(f"{output / split}_{PREDICTIONS}").unlink(missing_ok=True)  # of an earlier evaluation
+            write_files(output / split, rows)
+        found = Evaluated(asked_for(measured.scores, recipe), rows)
+        if by is not None:
+            found = replace(found, groups=groups_by(found, recipe, by))
     if output is not None:
-        keep_scores(output, found.split, found.scores)
+        keep(output, split, found, recipe.task)
     return found
 
 
-def _evaluate(recipe: Recipe, directory: Path | None) -> Evaluated:
-    from hfkit.models.config import load_config
-    from hfkit.models.loading import open_model
-    from hfkit.models.tokenizer import load_tokenizer
-    from hfkit.tasks import TASKS
-
-    config = load_config(recipe.model)
-    recipe = dataclasses.replace(recipe, task=recipe.task or _task_of(config, recipe.model.name))
-    task = TASKS[recipe.task or ""]
-    _require_effect(recipe)
-    if problems := task.unknown_metrics(recipe.evaluation.metrics):
+def with_task(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of this task, with the task's own unit of documents; UsageError for settings without effect in it."""
+    task = TASKS[name]
+    problems = []
+    for key in changed(recipe):
+        if acts("evaluate", key) and not acts_for(name, key):
+            tasks = " and ".join(tasks_with(key))
+            problems.append((f"{option(key)} has no effect for {name}, it is for {tasks}", "leave it out"))
+    if problems := problems or task.unknown_metrics(recipe.evaluation.metrics):
         raise UsageError.of(problems)
     documents = recipe.data.documents or task.defaults({}).get("data.documents")
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, documents=documents))
-    splits = task.load(recipe)
-    split = next((name for name in ("test", "validation") if name in splits), None)
-    if split is None:
-        raise UsageError("there is no data to evaluate on", "--data FILE")
-    if not recipe.data.test:
-        say(f"data: the run's own {split} data, {len(splits[split]):,} rows")
-    for key, value in task.model_config({split: splits[split]}, config).items():
-        setattr(config, key, value)
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
-    model = open_model(task.auto_model, recipe.model, config, tokenizer)
-    beside = None if directory is None else directory / split
-    kept = Path(f"{beside}_{PREDICTIONS}")
-    kept.unlink(missing_ok=True)  # of an earlier evaluation
-    scores = score_split(task, model, tokenizer, splits[split], recipe, beside)
-    rows = read_rows(kept) if beside is not None and kept.exists() else []
-    if recipe.evaluation.compat is not None:  # whose names are those of the other program
-        return Evaluated(scores, split, rows)
-    if missing := [name for name in recipe.evaluation.metrics if name not in scores]:
+    return replace(recipe, task=name, data=replace(recipe.data, documents=documents))
+
+
+def asked_for(scores: dict[str, Score], recipe: Recipe) -> dict[str, Score]:
+    """Those of evaluation.metrics, or all; DataError for a metric that the data does not have."""
+    names = recipe.evaluation.metrics
+    if recipe.evaluation.compat is not None:  # the names are those of the other program
+        return scores
+    if missing := [name for name in names if name not in scores]:
         raise DataError(f"this data has no {', '.join(missing)}", f"--metrics {','.join(scores)}")
-    if "perplexity" not in recipe.evaluation.metrics:  # one name for all its units, as rouge is for four numbers
-        scores = {name: scores[name] for name in recipe.evaluation.metrics or scores}
-    return Evaluated(scores, split, rows)
+    if "perplexity" in names:  # one name for all its units, as rouge is for four numbers
+        return scores
+    return {name: scores[name] for name in names or scores}
 
 
-def _require_effect(recipe: Recipe) -> None:
-    """UsageError naming every setting that means nothing to the model's task."""
-    problems = []
-    for key, one in SETTINGS.items():
-        if acts("evaluate", key) and not acts_for(recipe.task, key) and attrgetter(key)(recipe) != one.default:
-            flag, tasks = one.metadata["flags"][0].partition("/")[0], " and ".join(tasks_with(key))
-            problems.append((f"{flag} has no effect for {recipe.task}, it is for {tasks}", "leave it out"))
-    if problems:
-        raise UsageError.of(problems)
-
-
-def _task_of(config: PreTrainedConfig, name: str | None) -> str:
-    """The task of a model that is no run of ours: the one whose head it was saved with."""
-    from hfkit.models.config import was_saved_with
-    from hfkit.tasks import TASKS
-
-    fitting = [task for task in TASKS if was_saved_with(TASKS[task].auto_model, config)] if config.architectures else []
-    if len(fitting) != 1:
-        names = ", ".join(config.architectures or []) or "its config"
-        raise UsageError(f"{name}: can't tell its task from {names}", f"--task {' or '.join(fitting or TASKS)}")
-    return fitting[0]
+def groups_by(found: Evaluated, recipe: Recipe, by: str) -> Groups:
+    """The scores of each group of examples with the same value in the column `by` of recipe.data.test."""
+    if not found.rows:
+        raise UsageError("--by: this task keeps no predictions of single rows", "leave it out")
+    groups, wanted = groups_of(recipe, by, len(found.rows)), recipe.evaluation
+    return by_group(found.rows, groups, wanted.metrics, interval=wanted.interval, seed=wanted.seed)

@@ -11,16 +11,25 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import Dataset
+
+from hfkit.data.columns import text_column
+from hfkit.data.lines import format_of, read_stdin
+from hfkit.data.loading import load_source
+from hfkit.data.readers import TEXT_NAMES, layout_of
 from hfkit.data.sources import offline_for
-from hfkit.errors import DataError, ModelError, StorageError, UsageError, did_you_mean
-from hfkit.system.console import is_main_process, say, warn
+from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
+from hfkit.evaluation.inference import predict_rows
+from hfkit.evaluation.task import predicting_task
+from hfkit.models.config import load_config
+from hfkit.models.loading import open_model
+from hfkit.models.tokenizer import load_tokenizer
+from hfkit.settings import Csv, Recipe
+from hfkit.system.console import is_main_process, say, short, warn
 from hfkit.system.files import to_disk
 from hfkit.system.processes import on_main, together
-
-if TYPE_CHECKING:
-    from hfkit.settings import Recipe
 
 CHUNK = 512  # rows that are ordered by length together, then written together
 
@@ -40,7 +49,9 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
     """
     if not texts:
         raise DataError("there is no text to classify", "--text 'some text' or --input FILE")
-    rows = zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True)
+    if pairs and len(pairs) != len(texts):
+        raise UsageError(f"{len(texts)} texts and {len(pairs)} second texts", "give one --text-pair for each --text")
+    rows = zip(texts, pairs or itertools.repeat(None, len(texts)), strict=True)
     with together():
         return list(answers(recipe, rows, chunk=len(texts)))
 
@@ -100,17 +111,9 @@ def _predict_file(
 
 def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> Iterator[Answer]:
     """The answer to each text, in order; the model is loaded once, `chunk` (CHUNK) texts are in memory at a time."""
-    import datasets
-
-    from hfkit.evaluation.inference import predict_rows
-    from hfkit.models.config import load_config
-    from hfkit.models.loading import open_model
-    from hfkit.models.tokenizer import load_tokenizer
-    from hfkit.tasks import TASKS
-
     with offline_for(recipe):
         config = load_config(recipe.model)
-        task = TASKS[_task_of(config, str(recipe.model.name))]
+        task = predicting_task(config, recipe.model.name)
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
         model = open_model(task.auto_model, recipe.model, config, tokenizer)
     texts, total, cut = iter(texts), 0, 0
@@ -118,7 +121,7 @@ def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> 
         columns: dict[str, list[Any]] = {"text": [text for text, _ in some]}
         if some[0][1] is not None:
             columns["text_pair"] = [pair for _, pair in some]
-        rows = task.encode(datasets.Dataset.from_dict(columns), tokenizer, model, recipe)
+        rows = task.encode(Dataset.from_dict(columns), tokenizer, model, recipe)
         reduced, _ = predict_rows(task, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size)
         for place, answer in enumerate(task.answers(reduced, rows, recipe.evaluation)):
             total, cut = total + 1, cut + answer.get("truncated", False)
@@ -132,11 +135,6 @@ def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
     if file == "-":
         yield from _read_stdin(recipe)
         return
-    from hfkit.data.columns import text_column
-    from hfkit.data.loading import load_source
-    from hfkit.data.readers import TEXT_NAMES, layout_of
-    from hfkit.system.console import short
-
     own = dataclasses.replace(recipe.data, train=[file], validation=[], test=[])  # for messages
     recipe = dataclasses.replace(recipe, data=own)
     layout = dataclasses.replace(layout_of(dataclasses.replace(recipe, data=_for_any_file(own))), documents="row")
@@ -158,9 +156,6 @@ def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
 
 def _for_any_file(data: Any) -> Any:
     """The data settings without those that a file of another kind than the run's has no use for."""
-    from hfkit.data.lines import format_of
-    from hfkit.settings import Csv
-
     if format_of(Path(data.train[0]))[0] in (".csv", ".tsv"):
         return data
     return dataclasses.replace(data, header=None, csv=Csv())
@@ -168,8 +163,6 @@ def _for_any_file(data: Any) -> Any:
 
 def _read_stdin(recipe: Recipe) -> Iterator[Text]:
     """A text a line, or a JSON object a line with columns as in training."""
-    from hfkit.data.lines import read_stdin
-
     text, pair = recipe.data.columns.text or "text", recipe.data.columns.text_pair
     for number, row in read_stdin():
         if isinstance(row, str):
@@ -185,20 +178,6 @@ def _read_stdin(recipe: Recipe) -> Iterator[Text]:
         if not all(isinstance(one, str) for one in texts):
             raise DataError(f"stdin: line {number}: {texts} is not text", 'write {"text": "..."}')
         yield texts[0], texts[1] if len(texts) > 1 else None
-
-
-def _task_of(config: Any, name: str) -> str:
-    """The task whose answers the model was saved to give."""
-    from hfkit.models.config import was_saved_with
-    from hfkit.tasks import TASKS
-    from hfkit.tasks.base import Task
-
-    able = [task for task in TASKS if type(TASKS[task]).answers is not Task.answers]
-    found = [task for task in able if was_saved_with(TASKS[task].auto_model, config)]
-    if not found:
-        kind = ", ".join(config.architectures or [config.model_type])
-        raise ModelError(f"{name} is no classifier, it is a {kind}", "train one: hfkit finetune")
-    return found[0]
 
 
 def _kept(output: Path, resume: bool, overwrite: bool) -> int:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfkit.data.lines import read_lines
 from hfkit.errors import DataError, StorageError
+from hfkit.evaluation.groups import Groups
 from hfkit.metrics.sample import Row, Score
-from hfkit.runs.results import DETAILS, read_scores
+from hfkit.runs.results import read_scores, write_scores
 from hfkit.system.files import write_atomically
 
 PREDICTIONS = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Scores, a row for each example (none if the task keeps none), and the scores by group, if they were asked for."""
+
+    scores: dict[str, Score]
+    rows: list[Row]
+    groups: Groups | None = None
 
 
 def write_rows(prefix: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -24,7 +35,7 @@ def write_rows(prefix: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file that `write_rows` wrote; DataError naming the line that is none."""
+    """The rows of a file that `write_rows` wrote; DataError for a line that is not a row."""
     rows: list[Row] = []
     for number, line in read_lines(path):
         try:
@@ -39,21 +50,15 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def keep_rows(directory: Path, rows: Sequence[Row], scores: Mapping[str, Score]) -> None:
-    """Leaves what was measured from files in `directory`, as an evaluation of a model does."""
-    make_directory(directory)
-    write_rows(directory / "test", rows)
-    keep_scores(directory, "test", scores)
+def keep(directory: Path, split: str, found: Evaluated, task: str | None = None) -> None:
+    """Adds the scores of `split` to eval_results.json in `directory`, a file as in a run."""
+    scores = {name: dataclasses.asdict(score) for name, score in found.scores.items()}
+    write_scores(directory, {**read_scores(directory), split: scores}, task)
 
 
 def make_directory(directory: Path) -> None:
+    """Makes the directory for the results, and its parents; StorageError if that is not possible."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{directory}: {error.strerror}", "--output DIRECTORY") from error
-
-
-def keep_scores(directory: Path, split: str, scores: Mapping[str, Score]) -> None:
-    """Puts the scores of `split` into eval_results.json, as a run has it, beside those of other splits."""
-    details = {**read_scores(directory), split: {name: dataclasses.asdict(score) for name, score in scores.items()}}
-    write_atomically(directory / DETAILS, json.dumps({"metrics": details}, indent=1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfkit.evaluation.error_files import write_confusion, write_worst_errors
 from hfkit.evaluation.inference import predict_rows
 from hfkit.evaluation.rows import write_rows
-from hfkit.metrics.sample import Measured
+from hfkit.metrics.sample import Measured, Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,9 +50,15 @@ def score_split(
 ) -> dict[str, Score]:
     """As `measure_split`, the scores alone. The names of files about the examples begin with `output_prefix`."""
     measured = measure_split(task, model, tokenizer, dataset, recipe, rows)
-    if output_prefix is not None and (kept := list(measured.rows)):
-        write_rows(output_prefix, kept)
-        if "prediction" in kept[0]:
-            write_confusion(output_prefix, kept)
-            write_worst_errors(output_prefix, kept)
+    if output_prefix is not None:
+        write_files(output_prefix, list(measured.rows))
     return measured.scores
+
+
+def write_files(prefix: Path, rows: Sequence[Row]) -> None:
+    """Writes PREFIX_predictions.jsonl and, for answers, a confusion table and the worst errors; no rows: no files."""
+    if rows:
+        write_rows(prefix, rows)
+    if rows and "prediction" in rows[0]:
+        write_confusion(prefix, rows)
+        write_worst_errors(prefix, rows)

@@ -53,7 +53,7 @@ def generate_file(
     model, input or setting is a UsageError then, unless `overwrite`. A finished `output` is kept with `resume`, written
     anew with `overwrite`. Several processes share the batches.
     """
-    from hfkit.evaluation.compare import TEXTS
+    from hfkit.evaluation.row_metrics import TEXTS
 
     metrics = recipe.evaluation.metrics or list(TEXTS if references is not None else ())
     _require_measurable(metrics, references)
@@ -305,7 +305,7 @@ def _require_answers_to(prompts: Prompts, output: Path) -> None:
 
 
 def _scores(output: Path, prompts: Prompts, metrics: Sequence[str]) -> dict[str, Score]:
-    from hfkit.evaluation.compare import score
+    from hfkit.evaluation.row_metrics import score
 
     rows = [{"prediction": row["text"]} for row in read_answers(output)]
     for row, reference in zip(rows, prompts.references or (), strict=False):

@@ -17,6 +17,18 @@ def read_scores(directory: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     return dict(read_json(Path(directory) / DETAILS).get("metrics", {}))
 
 
+def read_task(directory: str | Path) -> str | None:
+    """The task that the final metrics of a run are of; None in older runs, and where files were scored."""
+    task: str | None = read_json(Path(directory) / DETAILS).get("task")
+    return task
+
+
+def write_scores(directory: Path, scores: Mapping[str, Mapping[str, Any]], task: str | None) -> None:
+    """Writes the final metrics by split and name, in place of any that are there."""
+    named = {} if task is None else {"task": task}
+    write_atomically(directory / DETAILS, json.dumps({**named, "metrics": scores}, indent=1))
+
+
 def read_log(directory: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`."""
     path = directory / METRICS_LOG

@@ -36,7 +36,7 @@ from hfkit.runs.manifest import (
     identity,
     versions,
 )
-from hfkit.runs.results import DETAILS, METRICS_LOG, RESULTS, cut_log
+from hfkit.runs.results import DETAILS, METRICS_LOG, RESULTS, cut_log, write_scores
 from hfkit.runs.resume import newest_whole, require_same_run, require_same_settings
 from hfkit.system import checkpoints, files
 from hfkit.system.console import is_main_process, say
@@ -336,7 +336,7 @@ class Run:
             split: {name: dataclasses.asdict(score) for name, score in named.items()} for split, named in scores.items()
         }
         write_atomically(self.directory / RESULTS, json.dumps(results, indent=1))
-        write_atomically(self.directory / DETAILS, json.dumps({"metrics": details}, indent=1))
+        write_scores(self.directory, details, self.recipe.task)
         self.manifest |= facts
         self._write_manifest()
         self.set_status("finished", step=facts["steps"])
