@@ -15,6 +15,8 @@ from hfkit.metrics.perplexity import compatible, measure
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 from tiny_models import make_word_text as text
 
+pytestmark = pytest.mark.portable
+
 WITHOUT_BOS = make_word_tokenizer()
 WITH_BOS = make_word_tokenizer()
 WITH_BOS.bos_token = "w49"

@@ -77,6 +77,8 @@ class Material:
             "--learning-rate": 1e-3,
             "--output-dir": run,
         }
+        if "--validation" in more:
+            del settings["--validation-split"]
         if task == "mlm":
             settings["--block-size"] = 16
         given = set(more)

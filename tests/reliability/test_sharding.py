@@ -6,6 +6,7 @@ on CPU; everything else is what runs on GPUs: torch's fully_shard, accelerate's 
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -13,11 +14,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from harness import Material, at_step, committed, hfkit, status
+from safetensors.torch import load_file
 
 from hfkit.cli.main import main
 from hfkit.errors import UsageError
 from hfkit.models.sharded import SHARDS, require_sharded
+
+pytestmark = pytest.mark.portable
 
 NO_DROPOUT = ("--dropout", "0")
 
@@ -118,14 +123,22 @@ def test_weights_that_torch_has_sharded_are_exported_whole(material: Material, t
     torch.testing.assert_close(logits, torch.load(checkpoint / "logits.pt", weights_only=True), rtol=0, atol=1e-6)
 
 
-def test_sharded_run_ends_in_the_bits_of_a_run_with_whole_weights(
+def test_sharded_run_ends_where_a_run_with_whole_weights_does(
     sharded_run: Path, material: Material, tmp_path: Path
 ) -> None:
+    """Up to rounding: gradients and updates of a shard are computed in other shapes than those of whole weights.
+
+    The weights differ by 4e-7; where the gradients of one rank are lost they differ by 1e-2.
+    """
     whole = tmp_path / "whole"
     assert hfkit(material.command("clm", whole, *NO_DROPOUT), tmp_path / "said", ranks=2).codes == [0, 0]
     assert (sharded_run / "checkpoint-20" / SHARDS).is_dir()
-    assert (sharded_run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert (sharded_run / "all_results.json").read_text() == (whole / "all_results.json").read_text()
+    one, other = (load_file(folder / "model.safetensors") for folder in (sharded_run, whole))
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+    one, other = (json.loads((folder / "all_results.json").read_text()) for folder in (sharded_run, whole))
+    assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_killed_sharded_run_goes_on_to_the_same_bits(sharded_run: Path, material: Material, tmp_path: Path) -> None:
@@ -152,11 +165,15 @@ def test_export_of_the_last_checkpoint_is_the_model_of_the_run(sharded_run: Path
 
 
 def test_best_of_a_sharded_run_is_read_from_its_shards(material: Material, tmp_path: Path) -> None:
-    best = ("--best", "nll", "--learning-rate", "1", "--lr-scheduler-type", "constant")  # it gets worse and worse
+    """Characters that the training text never has grow less likely with every step: the first evaluation is best."""
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(["0123456789"] * 20), encoding="utf-8")
+    best = ("--best", "nll", "--learning-rate", "1e-2", "--validation", str(other))
     command = material.command("clm", tmp_path / "run", *NO_DROPOUT, *best)
     ended = hfkit(command, tmp_path / "said", ranks=2, program=sharded)
     assert ended.codes == [0, 0], ended.err
     (step,) = re.findall("the best model is that of step ([0-9]+), not the last", ended.err)
+    assert step == "5"
     assert main(["export", str(tmp_path / "run" / f"checkpoint-{step}"), "--output-dir", str(tmp_path / "out")]) == 0
     exported = tmp_path / "out" / "model.safetensors"
     assert exported.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
