@@ -79,6 +79,8 @@ class Material:
         }
         if task == "mlm":
             settings["--block-size"] = 16
+        if "--validation" in more:
+            del settings["--validation-split"]
         given = set(more)
         return [
             *kind,

@@ -6,9 +6,9 @@ on CPU; everything else is what runs on GPUs: torch's fully_shard, accelerate's 
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-import re
 import shutil
 from pathlib import Path
 
@@ -118,14 +118,23 @@ def test_weights_that_torch_has_sharded_are_exported_whole(material: Material, t
     torch.testing.assert_close(logits, torch.load(checkpoint / "logits.pt", weights_only=True), rtol=0, atol=1e-6)
 
 
-def test_sharded_run_ends_in_the_bits_of_a_run_with_whole_weights(
-    sharded_run: Path, material: Material, tmp_path: Path
-) -> None:
+def test_sharded_run_trains_as_a_run_with_whole_weights(sharded_run: Path, material: Material, tmp_path: Path) -> None:
+    """Not to the bit: the gradient norm, which gradients are clipped by, is added up in another order."""
+    import torch
+    from safetensors.torch import load_file
+
     whole = tmp_path / "whole"
     assert hfkit(material.command("clm", whole, *NO_DROPOUT), tmp_path / "said", ranks=2).codes == [0, 0]
     assert (sharded_run / "checkpoint-20" / SHARDS).is_dir()
-    assert (sharded_run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert (sharded_run / "all_results.json").read_text() == (whole / "all_results.json").read_text()
+    found, expected = (load_file(run / "model.safetensors") for run in (sharded_run, whole))
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        # 7e-7 apart; 2e-3 where each rank clips by the norm of its own shards, 1e-2 without the gradients of rank 1
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=2e-5)
+    results, whole_results = (
+        json.loads((run / "all_results.json").read_text(encoding="utf-8")) for run in (sharded_run, whole)
+    )
+    assert results == pytest.approx(whole_results, rel=1e-6)  # 7e-9; 4e-4 and more where broken as above
 
 
 def test_killed_sharded_run_goes_on_to_the_same_bits(sharded_run: Path, material: Material, tmp_path: Path) -> None:
@@ -152,14 +161,18 @@ def test_export_of_the_last_checkpoint_is_the_model_of_the_run(sharded_run: Path
 
 
 def test_best_of_a_sharded_run_is_read_from_its_shards(material: Material, tmp_path: Path) -> None:
-    best = ("--best", "nll", "--learning-rate", "1", "--lr-scheduler-type", "constant")  # it gets worse and worse
+    others = tmp_path / "others.txt"  # characters that training makes less and less likely
+    others.write_text("0123456789" * 40, encoding="utf-8")
+    best = ("--best", "nll", "--learning-rate", "0.01", "--validation", str(others))
     command = material.command("clm", tmp_path / "run", *NO_DROPOUT, *best)
     ended = hfkit(command, tmp_path / "said", ranks=2, program=sharded)
     assert ended.codes == [0, 0], ended.err
-    (step,) = re.findall("the best model is that of step ([0-9]+), not the last", ended.err)
-    assert main(["export", str(tmp_path / "run" / f"checkpoint-{step}"), "--output-dir", str(tmp_path / "out")]) == 0
-    exported = tmp_path / "out" / "model.safetensors"
-    assert exported.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert "the best model is that of step 5, not the last" in ended.err
+    kept = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for step in (5, 20):
+        out = tmp_path / f"out-{step}"
+        assert main(["export", str(tmp_path / "run" / f"checkpoint-{step}"), "--output-dir", str(out)]) == 0
+        assert ((out / "model.safetensors").read_bytes() == kept) == (step == 5)
 
 
 def test_gradient_that_is_no_number_stops_all_ranks_of_a_sharded_run(material: Material, tmp_path: Path) -> None:
