@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real soak lint check format clean
+.PHONY: help setup demo test test-portable test-real soak lint check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,18 @@ demo: setup  ## the main job on built-in text, from tokenizer to classifier, in 
 
 test: setup  ## the fast tests: offline, no real data
 	$(BIN)/python -m pytest -q -n 2 -m "not real and not soak"
+
+# Settings that choose other kernels or another number of threads; a comma stands for a blank.
+PORTABLE ?= ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
+	MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 OMP_NUM_THREADS=3
+PORTABLE_WORKERS ?= 1
+comma := ,
+test-portable: setup  ## the tests that compare runs, under other CPU kernels and numbers of threads
+	@failed=0; for setting in $(PORTABLE); do \
+		echo "== $$setting"; \
+		env $$(echo $$setting | tr '$(comma)' ' ') $(BIN)/python -m pytest -q -n $(PORTABLE_WORKERS) -m "portable and not real and not soak" \
+			|| failed=1; \
+	done; exit $$failed
 
 test-real: setup  ## tests with real data sets and models, where ../shared has them
 	$(BIN)/python -m pytest -q -m real

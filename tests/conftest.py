@@ -10,7 +10,8 @@ HOME = tempfile.mkdtemp(prefix="hfkit-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 for variable in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "RANK"):
     os.environ.pop(variable, None)
-os.environ |= {"HF_HOME": HOME, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # read once, at import; 2 test workers
+os.environ |= {"HF_HOME": HOME, "HF_HUB_OFFLINE": "1"}  # read once, at import
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are two test workers; `make test-portable` asks for others
 
 with contextlib.suppress(ModuleNotFoundError):
     from stand_in_hub import hub as hub

@@ -82,14 +82,8 @@ def evaluate(
     from hfkit.evaluation.files import Files
 
     recipe = resolve("evaluate", run=model, sets=_with_metrics(settings, metrics))
-    files = Files(
-        predictions=None if predictions is None else Path(predictions),
-        references=_paths(references),
-        column=column,
-        prediction_column=prediction_column,
-        reference_column=reference_column,
-        allow_download=allow_download,
-    )
+    made = None if predictions is None else Path(predictions)
+    files = Files(made, _paths(references), column, prediction_column, reference_column, allow_download)
     files.require_sense(recipe)
     found = evaluate_recipe(recipe, files, by=by, output=None if output is None else Path(output))
     scores = Scores(found.scores)
@@ -127,12 +121,7 @@ def compare(
     from hfkit.evaluation.files import Files
     from hfkit.evaluation.systems import compare_systems
 
-    files = Files(
-        references=_paths(references),
-        column=column,
-        prediction_column=prediction_column,
-        reference_column=reference_column,
-    )
+    files = Files(None, _paths(references), column, prediction_column, reference_column)
     sets = _with_metrics(settings, metrics)
     with kept_state():
         return compare_systems(list(map(str, systems)), lambda name: resolve("evaluate", run=name, sets=sets), files)

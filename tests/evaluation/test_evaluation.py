@@ -15,13 +15,17 @@ from hfkit.cli.main import main
 from hfkit.errors import DataError, UsageError
 from hfkit.evaluation import row_metrics
 from hfkit.evaluation.tables import rows_of_files
-from hfkit.metrics.perplexity import perplexity
+from hfkit.metrics.perplexity import measure
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 from tiny_models import make_word_text as text
 
 TOKENIZER = make_word_tokenizer()
 WITH_BOS = make_word_tokenizer()
 WITH_BOS.bos_token = "w49"
+
+
+def perplexity(model, tokenizer, documents, *, interval=True, **options):
+    return measure(model, tokenizer, documents, **options).scores(interval=interval, seed=0)
 
 
 @pytest.fixture(scope="module")

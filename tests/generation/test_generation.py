@@ -20,6 +20,8 @@ from hfkit.errors import UsageError
 from hfkit.generation.generator import load_generator
 from tiny_models import make_bart, make_bert, make_gpt2, make_t5, spread
 
+pytestmark = pytest.mark.portable
+
 PROMPTS = [
     "hello",
     "the quick brown fox jumps over the lazy dog",

@@ -11,13 +11,19 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hfkit.cli.main import main
 from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.metrics.perplexity import compatible, measure, perplexity
+from hfkit.metrics.perplexity import compatible, measure
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer, spread
 from tiny_models import make_word_text as text
+
+pytestmark = pytest.mark.portable
 
 WITHOUT_BOS = make_word_tokenizer()
 WITH_BOS = make_word_tokenizer()
 WITH_BOS.bos_token = "w49"
+
+
+def perplexity(model, tokenizer, documents, *, interval=True, **options):
+    return measure(model, tokenizer, documents, **options).scores(interval=interval, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from hfkit.models.tokenizer import load_tokenizer
 from hfkit.tasks import TASKS
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
+pytestmark = pytest.mark.portable
+
 CORPUS = ["The quick brown fox jumps over the lazy dog, again and again. " * 20, "你好，世界！ Two\n lines 😀 " * 20]
 
 

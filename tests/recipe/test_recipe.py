@@ -510,6 +510,7 @@ def problems_of(command: str, recipe: Any) -> list[tuple[str, str]]:
     return []
 
 
+@settings(deadline=None)
 @given(st.text() | st.binary())
 def test_whatever_a_recipe_holds_it_is_taken_or_refused(tmp_path_factory: Any, content: str | bytes) -> None:
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
@@ -518,6 +519,7 @@ def test_whatever_a_recipe_holds_it_is_taken_or_refused(tmp_path_factory: Any, c
     assert all(len(message.splitlines()) == 1 for message, _ in problems_of("pretrain", path))
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
                     lambda inner: st.lists(inner, max_size=3)
                     | st.dictionaries(st.sampled_from([*SECTIONS["pretrain"], "name", "config", "extra", "seed", "x"]),

@@ -77,10 +77,10 @@ class Material:
             "--learning-rate": 1e-3,
             "--output-dir": run,
         }
-        if task == "mlm":
-            settings["--block-size"] = 16
         if "--validation" in more:
             del settings["--validation-split"]
+        if task == "mlm":
+            settings["--block-size"] = 16
         given = set(more)
         return [
             *kind,

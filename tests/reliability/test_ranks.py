@@ -15,6 +15,8 @@ from test_save import FillsDisk
 
 from hfkit.errors import LostProcessError
 
+pytestmark = pytest.mark.portable
+
 Unbroken = Callable[..., str]
 
 

@@ -13,11 +13,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from harness import Material, at_step, committed, hfkit, status
+from safetensors.torch import load_file
 
 from hfkit.cli.main import main
 from hfkit.errors import UsageError
 from hfkit.models.sharded import SHARDS, require_sharded
+
+pytestmark = pytest.mark.portable
 
 NO_DROPOUT = ("--dropout", "0")
 
@@ -118,23 +122,20 @@ def test_weights_that_torch_has_sharded_are_exported_whole(material: Material, t
     torch.testing.assert_close(logits, torch.load(checkpoint / "logits.pt", weights_only=True), rtol=0, atol=1e-6)
 
 
-def test_sharded_run_trains_as_a_run_with_whole_weights(sharded_run: Path, material: Material, tmp_path: Path) -> None:
-    """Not to the bit: the gradient norm, which gradients are clipped by, is added up in another order."""
-    import torch
-    from safetensors.torch import load_file
-
+def test_sharded_run_ends_where_a_run_with_whole_weights_does(
+    sharded_run: Path, material: Material, tmp_path: Path
+) -> None:
+    """Up to rounding: the norm by which gradients are clipped is summed over shards, in another order."""
     whole = tmp_path / "whole"
     assert hfkit(material.command("clm", whole, *NO_DROPOUT), tmp_path / "said", ranks=2).codes == [0, 0]
     assert (sharded_run / "checkpoint-20" / SHARDS).is_dir()
-    found, expected = (load_file(run / "model.safetensors") for run in (sharded_run, whole))
-    assert found.keys() == expected.keys()
-    for name, weight in expected.items():
-        # 7e-7 apart; 2e-3 where each rank clips by the norm of its own shards, 1e-2 without the gradients of rank 1
-        torch.testing.assert_close(found[name], weight, rtol=0, atol=2e-5)
-    results, whole_results = (
-        json.loads((run / "all_results.json").read_text(encoding="utf-8")) for run in (sharded_run, whole)
-    )
-    assert results == pytest.approx(whole_results, rel=1e-6)  # 7e-9; 4e-4 and more where broken as above
+    one, other = (load_file(folder / "model.safetensors") for folder in (sharded_run, whole))
+    assert one.keys() == other.keys()
+    for name in one:
+        # 7e-7 apart; 2e-3 if each rank clips by the norm of its own shards, 1e-2 if the gradients of one rank are lost
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=2e-5)
+    one, other = (json.loads((folder / "all_results.json").read_text()) for folder in (sharded_run, whole))
+    assert one == pytest.approx(other, rel=1e-6)  # 7e-9 apart; 7e-5 or more in each of the two other cases
 
 
 def test_killed_sharded_run_goes_on_to_the_same_bits(sharded_run: Path, material: Material, tmp_path: Path) -> None:
@@ -161,9 +162,10 @@ def test_export_of_the_last_checkpoint_is_the_model_of_the_run(sharded_run: Path
 
 
 def test_best_of_a_sharded_run_is_read_from_its_shards(material: Material, tmp_path: Path) -> None:
-    others = tmp_path / "others.txt"  # characters that training makes less and less likely
-    others.write_text("0123456789" * 40, encoding="utf-8")
-    best = ("--best", "nll", "--learning-rate", "0.01", "--validation", str(others))
+    """Characters that the training text never has grow less likely with every step: the first evaluation is best."""
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(["0123456789"] * 20), encoding="utf-8")
+    best = ("--best", "nll", "--learning-rate", "1e-2", "--validation", str(other))
     command = material.command("clm", tmp_path / "run", *NO_DROPOUT, *best)
     ended = hfkit(command, tmp_path / "said", ranks=2, program=sharded)
     assert ended.codes == [0, 0], ended.err

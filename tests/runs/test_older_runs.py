@@ -21,6 +21,8 @@ import pytest
 import hfkit
 from hfkit.cli.main import main
 
+pytestmark = pytest.mark.portable
+
 PRETRAIN = (
     "pretrain --data text.txt --documents blank-line --model-type gpt2 --set tokenizer.algorithm=char --block-size 32 "
     "--set model.config.n_embd=8 --set model.config.n_layer=1 --set model.config.n_head=1 --max-steps 20 "

@@ -1,5 +1,6 @@
 """A call of the Python API leaves the process as it was: environment, libraries, signals, threads, random states."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from hfkit.cli.main import main
+from stand_in_hub import StandInHub
 from tiny_models import TEXT, make_gpt2
-
-pytest.importorskip("huggingface_hub")
 
 # What a call must leave alone; telemetry is turned off for good, as `hfkit.system.network` says.
 SNAPSHOT = """
-import contextlib, io, json, logging, os, random, signal, sys, threading, warnings
+import contextlib, csv, io, json, logging, os, random, signal, sys, threading, warnings
 import datasets, evaluate, huggingface_hub, numpy, torch, transformers
 import hfkit, hfkit.training.train  # some libraries draw random numbers when they are imported
 
@@ -25,30 +25,47 @@ def state():
         "signals": [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)],
         "threads": sorted(one.name for one in threading.enumerate() if one.name != "tqdm_monitor"),
         "torch": [torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype().__str__(),
-                  torch.are_deterministic_algorithms_enabled()],
+                  torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic,
+                  torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()],
         "random": [hash(random.getstate()), hash(numpy.random.get_state()[1].tobytes()),
                    hash(torch.get_rng_state().numpy().tobytes())],
-        "warnings": len(warnings.filters),
+        "warnings": list(map(str, warnings.filters)),
+        "csv": csv.field_size_limit(),
+        "hooks": [repr(sys.excepthook), repr(threading.excepthook), repr(sys.displayhook)],
+        "caching": datasets.is_caching_enabled(),
         "directory": os.getcwd(),
         "streams": [sys.stdin.encoding, sys.stdout.encoding],
-        "logging": [logging.getLogger(name).level for name in
-                    ("transformers", "datasets", "huggingface_hub", "torch.distributed")],
+        "logging": {name: [one.level, one.propagate, one.disabled, list(map(repr, one.handlers)), len(one.filters)]
+                    for name, one in [("", logging.root), *logging.root.manager.loggerDict.items()]
+                    if isinstance(one, logging.Logger)} | {"disabled": logging.root.manager.disable},
         "bars": [datasets.are_progress_bars_disabled(), transformers.logging.is_progress_bar_enabled(),
                  huggingface_hub.utils.are_progress_bars_disabled()],
     }
 
-before = state()
-with contextlib.redirect_stderr(io.StringIO()):
-    exec(sys.argv[1])
-after = state()
-print(json.dumps({name: [before[name], after[name]] for name in before if before[name] != after[name]}))
+changes = {}
+for name, call in json.loads(sys.argv[1]).items():
+    before = state()
+    with contextlib.redirect_stderr(io.StringIO()):
+        exec(call)
+    after = state()
+    after["logging"] = {name: after["logging"][name] for name in before["logging"]}  # an import adds its own
+    changes[name] = {name: [before[name], after[name]] for name in before if before[name] != after[name]}
+print(json.dumps(changes))
 """
 
 CALLS = {
     "load_recipe": "hfkit.load_recipe('finetune', **{'model.name': 'bert', 'data.train': ['a.csv']})",
     "evaluate": "hfkit.evaluate('run', **{'data.test': ['text.txt']})",
     "generate": "hfkit.generate('run', ['hello'], **{'generation.max_new_tokens': 3, 'generation.do_sample': True})",
+    "evaluate labels": "hfkit.evaluate('labels', **{'data.test': ['a.csv']})",
     "predict": "hfkit.predict('labels', ['hello'])",
+    "a call that fails": (
+        "with contextlib.suppress(hfkit.HfkitError): hfkit.evaluate('run', **{'data.test': ['missing.txt']})"
+    ),
+    "fine-tuning": (
+        "hfkit.train(hfkit.load_recipe('finetune', **{'model.name': 'gpt2', 'data.train': ['a.csv'],"
+        " 'train.max_steps': 2, 'train.output_dir': 'more'}), overwrite=True)"
+    ),
     "train": (
         "hfkit.train(hfkit.load_recipe('pretrain', **{'model.name': 'gpt2', 'data.train': ['text.txt'],"
         " 'data.block_size': 16, 'train.max_steps': 2, 'train.output_dir': 'again'}), overwrite=True)"
@@ -69,15 +86,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_a_call_leaves_the_process_as_it_was(call: str, folder: Path, hub) -> None:
-    env = hub.env(folder)
+@pytest.fixture(scope="module")
+def changes(folder: Path) -> dict[str, dict[str, list[object]]]:
+    """By call: what it changed in a process that has not set HF_HUB_OFFLINE, each as [before, after]."""
+    with StandInHub() as hub:
+        env = hub.env(folder)
     assert "HF_HUB_OFFLINE" not in env
-    done = subprocess.run(
-        [sys.executable, "-c", SNAPSHOT, CALLS[call]], env=env, cwd=folder, text=True, capture_output=True
-    )
+    script = [sys.executable, "-c", SNAPSHOT, json.dumps(CALLS)]
+    done = subprocess.run(script, env=env, cwd=folder, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "{}"
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_leaves_the_process_as_it_was(call: str, changes: dict[str, dict[str, list[object]]]) -> None:
+    assert changes[call] == {}
 
 
 def test_a_hub_model_is_asked_for_after_a_local_call(folder: Path, tmp_path: Path, hub) -> None:

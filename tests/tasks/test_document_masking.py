@@ -12,6 +12,8 @@ from hfkit.errors import ModelError
 from hfkit.tasks import TASKS
 from tiny_models import make_word_tokenizer, spread
 
+pytestmark = pytest.mark.portable
+
 CLM = TASKS["clm"]
 TOKENIZER = make_word_tokenizer()
 DOCUMENTS = ["w1 w2 w3", "w4", "w9 w8 w7 w6 w5 w4 w3", "w2 w2", "w11 w12 w13 w14 w15 w16 w17 w18 w19 w20"]

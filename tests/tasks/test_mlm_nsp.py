@@ -24,6 +24,8 @@ from hfkit.tasks.base import LossOptions
 from one_step import GRADIENT
 from tiny_models import make_bert, make_gpt2, spread
 
+pytestmark = pytest.mark.portable
+
 NSP = TASKS["mlm-nsp"]
 SPECIAL = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask", "unk")}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

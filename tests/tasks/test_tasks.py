@@ -22,6 +22,8 @@ from hfkit.tasks import TASKS
 from one_step import GRADIENT
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
+pytestmark = pytest.mark.portable
+
 CLM, MLM, CLASSIFICATION = TASKS["clm"], TASKS["mlm"], TASKS["text-classification"]
 WORDS = "hello world this is a tiny model the quick brown fox jumps over lazy dog".split()  # noqa: SIM905
 

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2
 
+pytestmark = pytest.mark.portable
+
 TEXTS = [
     "the quick brown fox jumps over the lazy dog",
     "hello world, this is a tiny model",

@@ -51,12 +51,7 @@ def compare(
     from hfkit.evaluation.systems import compare_systems
     from hfkit.recipe.resolve import resolve
 
-    files = Files(
-        references=references or (),
-        column=column,
-        prediction_column=prediction_column,
-        reference_column=reference_column,
-    )
+    files = Files(None, references or (), column, prediction_column, reference_column)
     found = compare_systems(systems, lambda name: resolve("evaluate", run=name, flags=settings, sets=set_ or ()), files)
     if json:
         differences = [dataclasses.asdict(one) for one in found.differences]

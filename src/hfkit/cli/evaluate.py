@@ -16,6 +16,7 @@ from hfkit.system.launcher import Launch
 from hfkit.system.launcher import run as run_processes
 
 if TYPE_CHECKING:
+    from hfkit.evaluation.rows import Evaluated
     from hfkit.metrics.sample import Score
 
 References = Annotated[
@@ -90,32 +91,24 @@ def evaluate(
     from hfkit.recipe.resolve import resolve
 
     recipe = resolve("evaluate", run=model_, flags=settings, sets=set_ or ())
-    files = Files(
-        predictions=predictions,
-        references=references or (),
-        column=column,
-        prediction_column=prediction_column,
-        reference_column=reference_column,
-        allow_download=allow_download,
-    )
+    files = Files(predictions, references or (), column, prediction_column, reference_column, allow_download)
     files.require_sense(recipe)
     if launch is not None:
         if files:
             raise UsageError("--num-processes has no effect on files: no model runs", "leave it out")
         raise typer.Exit(run_processes(launch))
-    found = evaluate_recipe(recipe, files, by=by, output=output)
-    result: dict[str, Any] = {"metrics": _plain(found.scores)}
-    if found.groups is not None:
-        scores = {group: _plain(one) for group, one in found.groups.scores.items()}
-        result["by"] = {"column": by, "groups": scores, "gap": found.groups.gap}
-    _print(result, json)
+    _print(evaluate_recipe(recipe, files, by=by, output=output), by, json)
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     return {name: dataclasses.asdict(one) for name, one in scores.items()}
 
 
-def _print(result: dict[str, Any], json: bool) -> None:
+def _print(found: Evaluated, by: str | None, json: bool) -> None:
+    result: dict[str, Any] = {"metrics": _plain(found.scores)}
+    if found.groups is not None:
+        scores = {group: _plain(one) for group, one in found.groups.scores.items()}
+        result["by"] = {"column": by, "groups": scores, "gap": found.groups.gap}
     if json:
         from hfkit.runs.manifest import versions
 

@@ -78,8 +78,7 @@ def predict(
     write = console.result_json if json else lambda answer: console.result(shown(answer))
     if input_ is not None:
         predict_file(recipe, input_, write, output, resume=resume is not None, overwrite=overwrite)
-        return
-    for answer in predict_texts(recipe, text or [], text_pair):
+    for answer in predict_texts(recipe, text, text_pair) if text else ():
         write(answer)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,51 +40,52 @@ def compare(
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[Difference]:
-    """Every system against the first one, metric by metric; rows as `hfkit.results` has them, in the same order.
+    """Every system against the first one, metric by metric; rows as evaluations keep them, in the same order.
 
     The rows are drawn with replacement, the same ones for all systems (paired bootstrap: Efron 1979, Koehn 2004), and
     the interval holds the middle 95% of the differences d* of the resamples. The p-value is two-sided, for "the
     systems are alike": of the resamples, the share whose d* is as far from the mean of all d* as the difference d is
     from 0, (1 + #{|d* - mean| >= |d|}) / (1 + resamples); sacreBLEU's paired bootstrap takes |d*| first, which gives
-    about half of it. Of accuracy (and what else is a share of the rows) it is McNemar's exact test: given the rows
-    where one system alone is right, how likely a split at least as uneven as theirs is, if each falls to either side
-    with probability 1/2. No p-value is corrected for the number of comparisons.
+    about half of it. For accuracy and other shares of the rows it is McNemar's exact test: the probability of a split
+    at least as uneven among the rows where one system alone is right, if each falls to either side with probability
+    1/2. No p-value is corrected for the number of comparisons.
 
     Raises DataError where the systems were not measured on the same rows.
     """
     require_same(systems)
-    samples = samples_of(list(systems.values()), names)
-    first, *others = systems
+    samples, (first, *others) = samples_of(list(systems.values()), names), systems
     n = len(systems[first])
-    values = {name: dict(zip(systems, _values(name, parts, n), strict=True)) for name, parts in samples.items()}
     drawn = {
-        (name, system): part
+        (name, place): part
         for name, parts in samples.items()
-        for system, part in zip(systems, parts, strict=True)
+        for place, part in enumerate(parts)
         if interval and n > 1 and part.interval
     }
-    drawn_values = bootstrap(drawn, seed, resamples)
-    hits = {(name, system): part.hits for (name, system), part in drawn.items()}
-    found = []
-    for other in others:
+    values = bootstrap(drawn, seed, resamples)
+    test = f"paired bootstrap, {resamples} resamples, seed {seed}"
+    found: list[Difference] = []
+    for place, other in enumerate(others, start=1):
         for name, parts in samples.items():
-            sample = parts[0]
-            for column, key in enumerate(sample.keys or (name,)):
-                one, two = values[name][first][column], values[name][other][column]
-                low = high = p = None
-                test = "none"
-                if (name, other) in drawn_values:
-                    both = drawn_values[name, other][:, column] - drawn_values[name, first][:, column]
-                    ((low, high),) = percentiles(both[:, np.newaxis])
-                    p, test = bootstrap_p(both, two - one), f"paired bootstrap, {resamples} resamples, seed {seed}"
-                    if sample.hits is not None:
-                        p, test = mcnemar(sample.hits, hits[name, other]), "McNemar, exact"
-                found.append(Difference(key, other, one, two, two - one, low, high, p, test))
+            draws = [values[name, one] for one in (0, place)] if (name, place) in drawn else []
+            found += _differences(name, other, (parts[0], parts[place]), draws, n, test)
     return found
 
 
-def _values(name: str, samples: Sequence[Sample], n: int) -> list[list[float]]:
-    return [defined(name, sample, n) for sample in samples]
+def _differences(
+    name: str, system: str, pair: tuple[Sample, Sample], draws: Sequence[Array], n: int, test: str
+) -> Iterator[Difference]:
+    """The differences of the second sample from the first, by key; `draws`: the values of both, none: no interval."""
+    sides = [defined(name, one, n) for one in pair]
+    for column, (key, one, two) in enumerate(zip(pair[0].keys or (name,), *sides, strict=True)):
+        if not draws:
+            yield Difference(key, system, one, two, two - one, None, None, None, "none")
+            continue
+        both = draws[1][:, column] - draws[0][:, column]
+        ((low, high),) = percentiles(both[:, np.newaxis])
+        p, how = bootstrap_p(both, two - one), test
+        if pair[0].hits is not None:
+            p, how = mcnemar(pair[0].hits, pair[1].hits), "McNemar, exact"
+        yield Difference(key, system, one, two, two - one, low, high, p, how)
 
 
 def bootstrap_p(differences: Array, observed: float) -> float:
@@ -95,7 +96,7 @@ def bootstrap_p(differences: Array, observed: float) -> float:
 
 
 def mcnemar(first: Any, second: Any) -> float:
-    """The two-sided exact p-value of two systems' hits and misses: binomial over the rows where one alone is right."""
+    """The two-sided exact p-value of two systems' hits: binomial over the rows where one alone is right."""
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     n, smaller = int((first != second).sum()), int(min((first & ~second).sum(), (~first & second).sum()))
     logs = np.cumsum(np.log([1.0, *((n - k + 1) / k for k in range(1, smaller + 1))]))  # of n choose 0, 1, ...
@@ -103,8 +104,10 @@ def mcnemar(first: Any, second: Any) -> float:
 
 
 def most_different(systems: Mapping[str, Sequence[Row]], most: int = MOST) -> list[dict[str, Any]]:
-    """Rows where the second system does most unlike the first, by the smaller of `most` and what differs at all:
-    `gain` is by how much it does better (the probability of the label, nats per byte, token F1, or the error)."""
+    """At most `most` rows where the second system differs most from the first.
+
+    `gain`: how much better it does, as a probability of the label, nats per byte, token F1 or error.
+    """
     first, second = list(systems)[:2]
     gains = np.array([_goodness(row) for row in systems[second]]) - [_goodness(row) for row in systems[first]]
     chosen = [int(row) for row in np.argsort(-np.abs(gains), kind="stable")[:most] if gains[row] != 0]
@@ -142,7 +145,7 @@ def _goodness(row: Row) -> float:
 
 
 def require_same(systems: Mapping[str, Sequence[Row]]) -> None:
-    """DataError where two systems were measured on different rows."""
+    """Raises DataError if two systems were measured on different rows."""
     first, *others = systems
     whole = digest_of(systems[first])
     for other in others:
@@ -155,7 +158,7 @@ def require_same(systems: Mapping[str, Sequence[Row]]) -> None:
 
 
 def digest_of(rows: Sequence[Row]) -> str:
-    """The hash of what was asked, whatever was answered: texts and references in their order."""
+    """A hash of the questions, not the answers: texts and references in their order."""
     import xxhash
 
     total = xxhash.xxh3_128()

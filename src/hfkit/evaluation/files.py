@@ -18,7 +18,7 @@ from hfkit.metrics.table import METRICS
 from hfkit.settings import SETTINGS, Evaluation, Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Files:
     """Files to score in place of a model; false if there are none.
 

@@ -31,9 +31,9 @@ def by_group(
 ) -> Groups:
     """The metrics of each group, and the gap between the groups.
 
-    The gap is the value of the group with the largest minus that of the group with the smallest; its interval draws
-    the rows of each group apart and keeps these two groups. Of many small groups chance alone makes two differ: the
-    interval knows nothing of having chosen them. A metric that is undefined in a group is left out there.
+    The gap is the largest value of a group minus the smallest. Its interval resamples the rows of these two groups; it
+    does not allow for their choice, and among many small groups two differ by chance. A metric that is undefined in a
+    group is left out there.
     """
     labels = classes_of([rows])
     scores: dict[str, dict[str, Score]] = {}

@@ -1,4 +1,4 @@
-"""One pass of a model over encoded rows: longest first, every row once, results in row order."""
+"""One pass of a model over encoded examples: longest first, results in their order."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ def predict_rows(
     batch_size: int,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`task.reduce` of every row, shape (rows, k), and its label: shape (rows,), -1 where there is none or one for each
-    token, or (rows, labels) where it is a row of numbers.
+    """`task.reduce` of every example, shape (rows, k), and the labels.
 
-    Batches hold rows of like length, so almost nothing is padded, and the numbers do not depend on `batch_size`
-    beyond rounding. Inside `distributed.together` the same batches are divided between the processes, and each of them
-    gets the results of all.
+    Labels: shape (rows,), or (rows, labels) if each is a row of numbers; -1 without labels, or with one for each token.
+    Batches hold examples of similar length, so there is little padding, and numbers do not depend on `batch_size`
+    beyond rounding. Inside `processes.together` the processes share the batches, and each gets all results.
     """
     ordered = EvaluationRows(rows, seed)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (rows, reduced, labels) of each batch
@@ -54,7 +53,7 @@ def predict_rows(
 
 
 class EvaluationRows(TorchDataset[dict[str, Any]]):
-    """Every row once, longest first; the random choices of row i depend on (seed, i) alone."""
+    """Every example once, longest first; the random choices of example i depend on (seed, i) alone."""
 
     def __init__(self, rows: Rows, seed: int) -> None:
         self.rows, self.seed = rows, seed
@@ -64,7 +63,7 @@ class EvaluationRows(TorchDataset[dict[str, Any]]):
         return len(self.order)
 
     def in_row_order(self, values: np.ndarray) -> np.ndarray:
-        """What was found at each place, brought into the order of the rows."""
+        """Values by place, brought into the order of the examples."""
         ordered = np.empty_like(values)
         ordered[self.order] = values
         return ordered

@@ -19,12 +19,13 @@ TEXTS = ("bleu", "rouge")  # metrics of texts if none is named
 def score(
     rows: Sequence[Row], names: Sequence[str] = (), *, interval: bool = True, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Score]:
-    """The metrics `names` of one system's rows, as `hfkit.results` has them."""
+    """The metrics `names` of one system's rows, as evaluations keep them; default: those that suit the rows."""
     samples = {name: only for name, (only,) in samples_of([rows], names).items()}
     return scored(samples, len(rows), seed=seed, resamples=resamples if interval else 0)
 
 
 def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The metrics that suit the rows; UsageError if the rows leave it open."""
     row = rows[0]
     if "nll" in row:
         return tuple(name for name, one in LIKELIHOODS.items() if one.needs in row and one.needs != "words")
@@ -41,7 +42,7 @@ def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
 def samples_of(
     systems: Sequence[Sequence[Row]], names: Sequence[str] = (), labels: Sequence[str] | None = None
 ) -> dict[str, list[Sample]]:
-    """By metric: the sample of each system; all share their draws. `labels`: all there are, where rows lack some."""
+    """The samples of all systems by metric; they share their draws. `labels`: all labels, if some rows lack one."""
     names = names or default_metrics(systems[0])
     if "nll" in systems[0][0]:
         return _likelihoods(systems, names)
@@ -59,13 +60,13 @@ def samples_of(
 
 
 def classes_of(systems: Sequence[Sequence[Row]]) -> list[str] | None:
-    """The labels, where all systems give probabilities of the same ones."""
+    """The labels, if all systems give probabilities for the same ones."""
     first, *others = (list(rows[0].get("probabilities", ())) for rows in systems)
     return first if first and all(set(other) == set(first) for other in others) else None
 
 
 def _inputs(rows: Sequence[Row], labels: Sequence[str] | None, kind: str) -> Inputs:
-    """The rows as metrics take them; "decisions" of several labels a row are those given, "answers" probabilities."""
+    """The rows as metrics take them; with several labels per row, `kind` "decisions" are 0 or 1, "answers" shares."""
     if labels is None:
         side = next((name for name in ("reference", "references") if name in rows[0]), None)
         references = None if side is None else [row[side] for row in rows]

@@ -35,7 +35,7 @@ def write_rows(prefix: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file that `write_rows` wrote; DataError naming the line that is none."""
+    """The rows of a file that `write_rows` wrote; DataError for a line that is not a row."""
     rows: list[Row] = []
     for number, line in read_lines(path):
         try:

@@ -15,18 +15,18 @@ from hfkit.system.console import say
 if TYPE_CHECKING:
     from hfkit.settings import Recipe
 
-# Columns of prediction files, the first that is there.
+# Column names of prediction files; the first one that is there is used.
 PREDICTION_NAMES = ("prediction", "predictions", "predicted", "generated", "output", "text")
 
 REFERENCE_NAMES = ("references", "reference", "target", "label", "labels", "value", "text")
 
-ANSWER_NAMES = ("label", "labels", "value")  # what `hfkit predict` says of a text, which it repeats
+ANSWER_NAMES = ("label", "labels", "value")  # the answers of `hfkit predict`, beside the text
 
-AMBIGUOUS = ("output", "text", *ANSWER_NAMES)  # of these, which one was taken is said
+AMBIGUOUS = ("output", "text", *ANSWER_NAMES)  # if one of these is used, that is printed
 
 
 def groups_of(recipe: Recipe, column: str, num_rows: int) -> list[str]:
-    """What stands in `column` of each row of recipe.data.test."""
+    """The values in `column` of recipe.data.test, as text, one for each of its `num_rows` examples."""
     from hfkit.data.loading import load_data
 
     if not recipe.data.test:
@@ -48,12 +48,12 @@ def rows_of_files(
     reference_column: str | None = None,
     by: str | None = None,
 ) -> list[Row]:
-    """A row for each prediction: "prediction", and "reference" or, where there are several, "references".
+    """A row for each prediction: "prediction", and "reference" or, if there are several, "references".
 
-    A .txt file holds one a line, an empty one too; other files hold one a row, in the column named or a usual one, in
-    which a list stands for several references. Without `references` they are taken from the file of the predictions,
-    where it has such a column. Rows that `hfkit predict` or `hfkit evaluate -o` wrote have "probabilities", too.
-    `by`: a column of either that goes into the rows as "group".
+    A .txt file has one text per line, which may be empty. Other files have one per row, in the named column or a usual
+    one; a list in it stands for several references. Without `references` they come from the file of the predictions, if
+    it has such a column. Rows that `hfkit predict` or `hfkit evaluate -o` wrote have "probabilities", too. `by`: a
+    column of either file that becomes "group". Raises DataError for files that do not match.
     """
     table = _Table(predictions)
     answer = table.answer() if prediction_column is None else None
@@ -80,19 +80,19 @@ def rows_of_files(
             row["references"] = [one for text in texts for one in (text if isinstance(text, list) else [text])]
     if prediction_column is None and others and "probabilities" in table.names:
         rows = _with_probabilities(rows, table.column("probabilities"), predictions)
-    if by is not None:
-        holder = next((one for one in (table, *others) if one.has(by)), None)
-        if holder is None:
-            raise DataError(
-                f"no column '{by}' in {' or '.join(str(one.path) for one in (table, *others))}", "--by COLUMN"
-            )
-        for row, group in zip(rows, holder.column(by), strict=True):
-            row["group"] = str(group)
-    return rows
+    return rows if by is None else _with_groups(rows, by, (table, *others))
+
+
+def _with_groups(rows: list[Row], by: str, tables: Sequence[_Table]) -> list[Row]:
+    """The rows with a "group", from the column `by` of the first table that has it."""
+    holder = next((one for one in tables if one.has(by)), None)
+    if holder is None:
+        raise DataError(f"no column '{by}' in {' or '.join(str(one.path) for one in tables)}", "--by COLUMN")
+    return [{**row, "group": str(group)} for row, group in zip(rows, holder.column(by), strict=True)]
 
 
 def _with_probabilities(rows: list[Row], shares: list[Any], path: Path) -> list[Row]:
-    """The rows of a classifier, where `shares` are its probabilities: several references are the labels of one text."""
+    """The rows with the probabilities of a classifier; several references are the labels of one text."""
     if not all(isinstance(one, dict) for one in shares):
         return rows
     names = [*shares[0]]
@@ -114,7 +114,7 @@ def _with_probabilities(rows: list[Row], shares: list[Any], path: Path) -> list[
 
 
 class _Table:
-    """A file of predictions or references by column; a .txt file has none but its lines."""
+    """A file of predictions or references, by column; a .txt file has lines only."""
 
     def __init__(self, path: Path) -> None:
         from hfkit.data.lines import format_of, read_lines
@@ -133,7 +133,7 @@ class _Table:
         return any(one in self.names for one in ([name] if name else usual))
 
     def answer(self) -> str | None:
-        """The column with the answers where `hfkit predict` wrote the file."""
+        """The column with the answers if `hfkit predict` wrote the file, else None."""
         is_theirs = self.names[:1] == ["text"] and self.has(None, ("probabilities", "value"))
         if not is_theirs or self.has(None, PREDICTION_NAMES[:-1]):
             return None

@@ -25,42 +25,18 @@ if TYPE_CHECKING:
 
 Window = tuple[int, int, int, int]  # document, start, stop, first token that is scored
 
-MAX_CONTEXT = 1024  # where neither the recipe nor the run says
+MAX_CONTEXT = 1024  # tokens, if neither the recipe nor the run names a context
 
-MAX_NATS = 700  # the exp of more is no float
+MAX_NATS = 700  # exp of more overflows a float
 
-MAX_WORD_NATS = 100  # a model that knows nothing spends some 40 on an English word
-
-
-def perplexity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[str],
-    *,
-    context: int | None = None,
-    stride: int | None = None,
-    bos: str = "auto",
-    batch_size: int = 16,
-    interval: bool = True,
-    seed: int = 0,
-) -> dict[str, Score]:
-    """Perplexity of `documents` under a causal model: every token scored once, in a window that moves by `stride`.
-
-    A window holds `context` tokens; all but the first score their last `stride` tokens, so each token is predicted
-    from at least context - stride tokens before it, where the document has them. Documents are apart. With `bos`
-    "yes", or "auto" and a tokenizer that has one, a BOS token stands before each document and is not scored; without
-    it the first token of a document can't be scored and is left out. No EOS is added. Intervals resample documents,
-    or windows where there is one document.
-    """
-    found = measure(model, tokenizer, documents, context=context, stride=stride, bos=bos, batch_size=batch_size)
-    return found.scores(interval=interval, seed=seed)
+MAX_WORD_NATS = 100  # an untrained model needs about 40 for an English word
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The nats that a model spends on documents, by window: `owners` says which document each window is of.
+    """The nats of documents under a model, by window: `owners` says which document each window belongs to.
 
-    `sources`: what each document was the answer to, where it was.
+    `nats`, `scored` (tokens): shape (windows,). `sources`: of targets, the text that each was the answer to.
     """
 
     documents: Sequence[str]
@@ -71,7 +47,7 @@ class Likelihood:
     sources: Sequence[str] | None = None
 
     def rows(self) -> list[Row]:
-        """Of each document: which one it is, nats, tokens scored, and exp(nats per token), None where there is none."""
+        """For each document its identity, nats, tokens scored, and perplexity (None if no token is scored)."""
         sums = [np.bincount(self.owners, of, minlength=len(self.documents)) for of in (self.nats, self.scored)]
         described = (
             map(document_row, self.documents) if self.sources is None else map(pair_row, self.sources, self.documents)
@@ -94,7 +70,7 @@ class Likelihood:
             return Score(change(nats.sum() / per.sum()), low, high, int(self.scored.sum()), f"{what}; {how}")
 
         def shares(unit: str) -> np.ndarray:
-            """Size of each unit of resampling; one document's size is shared out by tokens."""
+            """The size of each unit of resampling; the size of a single document is divided by tokens."""
             total = np.array([SIZES[unit](text) for text in self.documents], dtype=float)
             return total if by_document else tokens * total.sum() / tokens.sum()
 
@@ -107,7 +83,7 @@ class Likelihood:
             "bits_per_character": score(shares("characters"), bits, "bits per character of the text"),
             "nll": score(tokens, float, "nats per token, token-weighted"),
         }
-        # "Words" of a script without blanks are whole paragraphs: no number worth printing, nor one a float can hold.
+        # In a script without blanks a "word" is a whole paragraph, and its perplexity overflows.
         if (nats <= MAX_WORD_NATS * shares("words")).all():
             scores["word_perplexity"] = score(shares("words"), math.exp, "exp(nats per word between blanks)")
         return scores
@@ -123,7 +99,14 @@ def measure(
     bos: str = "auto",
     batch_size: int = 16,
 ) -> Likelihood:
-    """What `perplexity` is made of."""
+    """The nats of `documents` under a causal model: every token scored once, in a window that moves by `stride`.
+
+    A window holds `context` tokens; all but the first score their last `stride` tokens. So each token is predicted from
+    at least context - stride tokens before it, where the document has them. No window spans two documents. With `bos`
+    "yes", or "auto" and a tokenizer that has one, a BOS token stands before each document and is not scored; without
+    it the first token of a document can't be scored and is left out. No EOS is added. Raises UsageError for a stride or
+    a BOS that is not possible, and DataError if no token can be scored.
+    """
     context = context_of(model, context)
     stride = stride or max(1, context // 2)
     if stride >= context:
@@ -158,11 +141,11 @@ def measure_targets(
     max_length: int | None = None,
     batch_size: int = 16,
 ) -> Likelihood:
-    """What an encoder-decoder spends on each target, given its source; each token from all before it.
+    """The nats of each target under an encoder-decoder that has read its source; each token from all before it.
 
     The special tokens that the tokenizer puts around a target are seen, as in training, but not scored. Sources are cut
-    at `max_length` tokens, both at the model's positions where it has a number of them; what is cut is said aloud, and
-    the sizes of a target are those of the part that was scored.
+    at `max_length` tokens, both at the model's positions if their number is limited. What is cut is printed, and the
+    sizes of a target are those of the part that was scored.
     """
     from hfkit.models.config import max_tokens
 
@@ -279,7 +262,7 @@ def _as_run_clm(
 
 
 def context_of(model: PreTrainedModel, wanted: int | None) -> int:
-    """The tokens that a model sees at once; UsageError where it has fewer positions than wanted."""
+    """The tokens in a window: `wanted`, or a default. Raises UsageError if the model has fewer positions."""
     from hfkit.models.config import max_tokens
 
     limit = max_tokens(model)
@@ -305,7 +288,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options
 def _within(
     tokenizer: PreTrainedTokenizerBase, limit: int | None, **texts: list[str]
 ) -> tuple[Mapping[str, Any], np.ndarray]:
-    """The texts as the tokenizer has them, at most `limit` tokens each, and how many tokens each lost to that."""
+    """The tokenized texts, each truncated to `limit` tokens, and how many tokens each lost."""
     options = {"return_special_tokens_mask": True, "return_offsets_mapping": True, "verbose": False}
     whole = tokenizer(**texts, **options)
     lost = np.array([max(0, len(ids) - (limit or sys.maxsize)) for ids in whole["input_ids"]])
@@ -317,7 +300,7 @@ def _dtype(model: PreTrainedModel) -> str:
 
 
 def _windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, first scored) of each window over a sequence of `length` tokens, whose first is never scored."""
+    """(start, stop, first scored) of each window over `length` tokens; the first token is never scored."""
     scored = 1
     for start in range(0, length, stride):
         stop = min(start + context, length)
@@ -370,9 +353,9 @@ def _window_nats(
     return token_nats(model, passages, batch_size)
 
 
-SHOWN = 80  # characters of a document; its digest says which it is
+SHOWN = 80  # characters of a document in a row; its digest identifies it
 
-# What nats are divided by, beside tokens: of the text as it is, before any tokenizer.
+# The units besides tokens that nats are divided by: sizes of the text itself, independent of the tokenizer.
 SIZES: dict[str, Callable[[str], int]] = {
     "bytes": lambda text: len(text.encode()),
     "characters": len,
@@ -381,12 +364,12 @@ SIZES: dict[str, Callable[[str], int]] = {
 
 
 def document_row(text: str) -> Row:
-    """Of a document, which may be long: how it begins, which one it is, and its sizes."""
+    """A document's beginning, digest and sizes."""
     return {"text": short(text, SHOWN), "digest": _digest(text), **_sizes(text)}
 
 
 def pair_row(source: str, target: str) -> Row:
-    """Of a target and its source: how they begin, which ones they are, and the target's sizes."""
+    """The beginnings of a source and its target, their digest, and the sizes of the target."""
     shown = {"text": short(source, SHOWN), "reference": short(target, SHOWN)}
     return {**shown, "digest": _digest(json.dumps([source, target])), **_sizes(target)}
 

@@ -1,7 +1,8 @@
-"""What the Hugging Face libraries and torch keep for a whole process: a call of the Python API leaves it as it was."""
+"""What libraries keep for a whole process: a call of the Python API leaves it as it was."""
 
 from __future__ import annotations
 
+import csv
 import logging
 import random
 from collections.abc import Iterator
@@ -12,7 +13,10 @@ LOGGERS = ("transformers", "torch.distributed")  # that hfkit silences
 
 @contextmanager
 def kept_state() -> Iterator[None]:
-    """Restores logging levels, progress bars and random states. To be entered when the libraries are imported."""
+    """Restores logging levels, progress bars, random states and the csv module's limit.
+
+    Enter it when the libraries are imported: some draw random numbers then.
+    """
     import datasets
     import numpy as np
     import torch
@@ -27,18 +31,18 @@ def kept_state() -> Iterator[None]:
             transformers.logging.enable_progress_bar,
             transformers.logging.disable_progress_bar,
         ),
-        (
-            # last, since transformers sets those of the Hub, too
+        (  # last: transformers also sets those of the Hub
             not hub_utils.are_progress_bars_disabled(),  # type: ignore[attr-defined]
             hub_utils.enable_progress_bars,  # type: ignore[attr-defined]
             hub_utils.disable_progress_bars,  # type: ignore[attr-defined]
         ),
     )
-    drawn = random.getstate(), np.random.get_state()
+    drawn, field_size = (random.getstate(), np.random.get_state()), csv.field_size_limit()
     try:
         with torch.random.fork_rng():
             yield
     finally:
+        csv.field_size_limit(field_size)
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
         for name, level in levels.items():
