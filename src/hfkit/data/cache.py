@@ -6,14 +6,14 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from hfkit.data.readers import ROWS_PER_BATCH, Rows
 from hfkit.errors import DataError, StorageError, first_line
 from hfkit.system import console
-from hfkit.system.files import alone
+from hfkit.system.files import file_hash, locked, replacing, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,12 +32,11 @@ def cached(key: str, name: str, split: str, read: Callable[[], tuple[Any, Rows]]
             for damaged in (digest, *folder.glob("*.arrow")):  # what `map` made of these rows goes, too
                 damaged.unlink(missing_ok=True)
         if not digest.exists():
-            with alone(folder):
+            with locked(folder):
                 if not digest.exists():  # nor has another process made it in the meantime
                     folder.mkdir(parents=True, exist_ok=True)
                     _write(arrow, name, *read())
-                    with _replacing(digest) as file:
-                        file.write(digest_file(arrow).encode())
+                    write_atomically(digest, file_hash(arrow))
         table = MemoryMappedTable.from_file(str(arrow))
     except DataError:
         with contextlib.suppress(OSError):
@@ -58,7 +57,7 @@ def _write(target: Path, name: str, schema: Any, rows: Rows) -> None:
     if os.path.isfile(name) and os.path.getsize(name) > 100e6:
         console.say(f"reading {name} ({os.path.getsize(name) / 1e6:,.0f} MB), once")
     empty = True
-    with _replacing(target) as file, pa.ipc.new_stream(file, schema) as writer:
+    with replacing(target) as file, pa.ipc.new_stream(file, schema) as writer:
         while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
             try:
                 writer.write_batch(pa.RecordBatch.from_pylist([row for _, row in batch], schema=schema))
@@ -71,29 +70,12 @@ def _write(target: Path, name: str, schema: Any, rows: Rows) -> None:
             raise DataError(f"{name}: no rows", "give a file with at least one row")
 
 
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `target` when all went well, and leaves nothing otherwise."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def digest_file(path: Path) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
+    """xxh3_128 of the file's content; DataError if it can't be read."""
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return file_hash(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from None
-    return str(digest.hexdigest())
 
 
 def digest_json(value: Any) -> str:
