@@ -357,7 +357,7 @@ def test_metric_of_the_hub_only_where_a_download_is_allowed(tmp_path: Path) -> N
     refused = {
         ("--metrics", "same_length"): "unknown metric 'same_length'",
         ("--metrics", "bleu", "--allow-download"): "--allow-download has no effect: hfkit has these metrics itself",
-        ("--metrics", "same_lengths", "--allow-download"): "metric 'same_lengths' can't be had from the Hub: ",
+        ("--metrics", "same_lengths", "--allow-download"): "metric 'same_lengths' can't be loaded from the Hub: ",
     }
     for more, problem in refused.items():
         done = evaluated(*more)

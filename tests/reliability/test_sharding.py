@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import shutil
 from pathlib import Path
 
@@ -126,19 +125,17 @@ def test_weights_that_torch_has_sharded_are_exported_whole(material: Material, t
 def test_sharded_run_ends_where_a_run_with_whole_weights_does(
     sharded_run: Path, material: Material, tmp_path: Path
 ) -> None:
-    """Up to rounding: gradients and updates of a shard are computed in other shapes than those of whole weights.
-
-    The weights differ by 4e-7; where the gradients of one rank are lost they differ by 1e-2.
-    """
+    """Up to rounding: the norm by which gradients are clipped is summed over shards, in another order."""
     whole = tmp_path / "whole"
     assert hfkit(material.command("clm", whole, *NO_DROPOUT), tmp_path / "said", ranks=2).codes == [0, 0]
     assert (sharded_run / "checkpoint-20" / SHARDS).is_dir()
     one, other = (load_file(folder / "model.safetensors") for folder in (sharded_run, whole))
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+        # 7e-7 apart; 2e-3 if each rank clips by the norm of its own shards, 1e-2 if the gradients of one rank are lost
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=2e-5)
     one, other = (json.loads((folder / "all_results.json").read_text()) for folder in (sharded_run, whole))
-    assert one == pytest.approx(other, rel=1e-5)
+    assert one == pytest.approx(other, rel=1e-6)  # 7e-9 apart; 7e-5 or more in each of the two other cases
 
 
 def test_killed_sharded_run_goes_on_to_the_same_bits(sharded_run: Path, material: Material, tmp_path: Path) -> None:
@@ -172,11 +169,12 @@ def test_best_of_a_sharded_run_is_read_from_its_shards(material: Material, tmp_p
     command = material.command("clm", tmp_path / "run", *NO_DROPOUT, *best)
     ended = hfkit(command, tmp_path / "said", ranks=2, program=sharded)
     assert ended.codes == [0, 0], ended.err
-    (step,) = re.findall("the best model is that of step ([0-9]+), not the last", ended.err)
-    assert step == "5"
-    assert main(["export", str(tmp_path / "run" / f"checkpoint-{step}"), "--output-dir", str(tmp_path / "out")]) == 0
-    exported = tmp_path / "out" / "model.safetensors"
-    assert exported.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert "the best model is that of step 5, not the last" in ended.err
+    kept = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for step in (5, 20):
+        out = tmp_path / f"out-{step}"
+        assert main(["export", str(tmp_path / "run" / f"checkpoint-{step}"), "--output-dir", str(out)]) == 0
+        assert ((out / "model.safetensors").read_bytes() == kept) == (step == 5)
 
 
 def test_gradient_that_is_no_number_stops_all_ranks_of_a_sharded_run(material: Material, tmp_path: Path) -> None:

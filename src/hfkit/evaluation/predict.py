@@ -31,21 +31,21 @@ from hfkit.system.console import is_main_process, say, short, warn
 from hfkit.system.files import to_disk
 from hfkit.system.processes import on_main, together
 
-CHUNK = 512  # rows that are ordered by length together, then written together
+CHUNK = 512  # texts that are sorted by length, answered and written together
 
-SAME = 1e-3  # probabilities of one text by one model may differ by this, in whatever company
+SAME = 1e-3  # largest difference of a text's probabilities between batches
 
-Text = tuple[str, str | None]  # a text, and the second one of a pair
+Text = tuple[str, str | None]  # a text, and the second text of a pair
 
 Answer = dict[str, Any]
 
 
 def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
-    """One {"text", ("text_pair"), **answer} per text, in order, by recipe.model.name.
+    """One {"text", ("text_pair"), **answer} per text, in order, from the model recipe.model.name.
 
-    The answer of a classifier is "label", "score" and "probabilities" {label: p}; of one with several labels a text
-    "labels" and "probabilities"; of a regression "value". "truncated": true where the end of the text was cut off.
-    `pairs`: the second texts of a model for pairs. Raises ModelError where the model has no such head.
+    A classifier answers with "label", "score" and "probabilities" {label: p}; with several labels per text, "labels"
+    and "probabilities"; a regression, "value". "truncated" is true if the end of the text was cut off. `pairs`: the
+    second texts, for a model of pairs. Raises ModelError if the model is no classifier.
     """
     if not texts:
         raise DataError("there is no text to classify", "--text 'some text' or --input FILE")
@@ -59,11 +59,11 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
 def predict_file(
     recipe: Recipe, file: str, write: Callable[[Answer], None], output: Path | None, *, resume: bool, overwrite: bool
 ) -> None:
-    """Answers every row of `file` (`-`: stdin), in order: each to `write`, or into `output` as JSON lines.
+    """Answers every row of `file` (`-`: stdin), in order: passes each to `write`, or writes JSON lines to `output`.
 
-    `output` grows by chunks that are on the disk before the next one is begun. `resume` keeps what is there, after a
-    check that it is of the same texts and the same model, and goes on behind it. Several processes share each chunk,
-    and the first one writes.
+    Each chunk of `output` is on disk before the next one starts. `resume` keeps the lines that are there, checks that
+    they belong to the same texts and the same model, and continues after them. Several processes share each chunk, and
+    the first one writes.
     """
     with together():
         _predict_file(recipe, file, write, output, resume=resume, overwrite=overwrite)
@@ -91,10 +91,10 @@ def _predict_file(
     if last is not None:
         _require_same_model(recipe, last, output)
     given = answers(recipe, rows)
-    first = next(given)  # before the file is opened: what fails here overwrites nothing
+    first = next(given)  # before the file is opened, so that a failure overwrites nothing
     if not is_main_process():
         for _ in given:
-            pass  # its share is in what the first process writes
+            pass  # the first process writes the answers of all
         return
     try:
         with output.open("ab" if done else "wb") as out:
@@ -131,7 +131,7 @@ def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> 
 
 
 def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
-    """The texts in a file, with the second texts where the model was trained on pairs; columns as in training."""
+    """The texts in a file, with the second texts for a model of pairs; columns as in training."""
     if file == "-":
         yield from _read_stdin(recipe)
         return
@@ -155,14 +155,14 @@ def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
 
 
 def _for_any_file(data: Any) -> Any:
-    """The data settings without those that a file of another kind than the run's has no use for."""
+    """The data settings without those that only apply to a CSV file, if this is another kind."""
     if format_of(Path(data.train[0]))[0] in (".csv", ".tsv"):
         return data
     return dataclasses.replace(data, header=None, csv=Csv())
 
 
 def _read_stdin(recipe: Recipe) -> Iterator[Text]:
-    """A text a line, or a JSON object a line with columns as in training."""
+    """Texts from stdin: one per line, or one JSON object per line with columns as in training."""
     text, pair = recipe.data.columns.text or "text", recipe.data.columns.text_pair
     for number, row in read_stdin():
         if isinstance(row, str):
@@ -181,7 +181,7 @@ def _read_stdin(recipe: Recipe) -> Iterator[Text]:
 
 
 def _kept(output: Path, resume: bool, overwrite: bool) -> int:
-    """How many whole lines `output` holds that are to stay; a torn last line is cut off."""
+    """The number of complete lines of `output` to keep; cuts off an incomplete last line."""
     if not output.exists() or overwrite:
         if output.is_dir():
             raise StorageError(f"{output}: is a folder", "--output FILE.jsonl")
@@ -200,7 +200,7 @@ def _kept(output: Path, resume: bool, overwrite: bool) -> int:
 
 
 def _skip(rows: Iterator[Text], output: Path, done: int) -> Answer | None:
-    """Takes the rows that `output` has answers to, after a look at each; the last of these answers."""
+    """Skips the rows that `output` answers, and returns the last answer. Raises DataError if they do not match."""
     last: Answer | None = None
     with output.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -217,7 +217,7 @@ def _skip(rows: Iterator[Text], output: Path, done: int) -> Answer | None:
 
 
 def _require_same_model(recipe: Recipe, last: Answer, output: Path) -> None:
-    """DataError where this model answers another thing than what stands in the last line."""
+    """Raises DataError if this model's answer differs from the last line."""
     (again,) = answers(recipe, [(last["text"], last.get("text_pair"))])
     before, now = (_numbers(answer) for answer in (last, again))
     if before.keys() != now.keys() or any(abs(before[name] - now[name]) > SAME for name in now):

@@ -1,4 +1,4 @@
-"""hfkit's metrics as modules of Hugging Face `evaluate`; imported where one is asked for, since that takes seconds."""
+"""hfkit's metrics as modules of Hugging Face `evaluate`. Import it only if one is used: that takes seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBERS = ("pearson", "spearman", "mae", "rmse")
 
 
 def load(name: str, *, allow_download: bool = False) -> evaluate.EvaluationModule:
-    """The metric, or the Hub's of that name where it is none of ours and that is allowed."""
+    """The metric of this name, hfkit's own or, with `allow_download`, that of the Hub."""
     if name in METRICS:
         return HfkitMetric(config_name=name)
     if not allow_download:
@@ -31,27 +31,28 @@ def load(name: str, *, allow_download: bool = False) -> evaluate.EvaluationModul
     no_telemetry()
     try:
         return evaluate.load(name)
-    except Exception as error:  # the network's, or whatever its code raises where it is read
-        raise UsageError(f"metric '{name}' can't be had from the Hub: {first_line(error)}", suggestion(name)) from error
+    except Exception as error:  # of the network, or of the metric's code
+        raise UsageError(
+            f"metric '{name}' can't be loaded from the Hub: {first_line(error)}", suggestion(name)
+        ) from error
 
 
 def hub_scores(name: str, rows: Sequence[Row]) -> dict[str, Score]:
-    """What the Hub's metric says of the rows, by its own keys: numbers alone, without intervals, since nobody here
-    knows what they are means of."""
+    """The scores of the Hub's metric, by its own keys. They have no intervals: it is unknown what they average."""
     module = load(name, allow_download=True)
     columns = {"predictions": [row["prediction"] for row in rows]}
     if referred := next((key for key in ("references", "reference") if key in rows[0]), None):
         columns["references"] = [row[referred] for row in rows]
     try:
         found = module.compute(**columns) or {}
-    except Exception as error:  # any that others' code may raise
+    except Exception as error:  # the metric's code may raise any
         problem = f"metric '{name}' of the Hub fails on these rows: {first_line(error)}"
         raise DataError(problem, "leave it out") from error
     numbers = {key: float(value) for key, value in found.items() if isinstance(value, Real)}
     if not numbers or not all(map(math.isfinite, numbers.values())):
         raise DataError(f"metric '{name}' of the Hub gives no number: {short(str(found))}", "leave it out")
     definition = f"{name} of the Hub, code {module._hash[:12]}; no interval"
-    own = {key: name if key == name else f"{name}/{key}" for key in numbers}  # which no metric of hfkit is called
+    own = {key: name if key == name else f"{name}/{key}" for key in numbers}  # a name that no metric of hfkit has
     return {own[key]: Score(value, None, None, len(rows), definition) for key, value in numbers.items()}
 
 
@@ -81,7 +82,7 @@ class HfkitMetric(evaluate.Metric):  # type: ignore[misc]
 
 
 def _whole(values: list[Any]) -> list[Any]:
-    """Labels that are numbers as whole ones (`evaluate` would cut 0.9 to 0, had they come as such)."""
+    """Numeric labels as whole numbers. (Declared as integers, `evaluate` would truncate 0.9 to 0.)"""
     if not isinstance(values[0], float):
         return values
     if broken := [value for value in values if not value.is_integer()]:

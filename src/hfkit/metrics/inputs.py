@@ -37,7 +37,7 @@ class Inputs:
 
     @property
     def rows(self) -> Array:
-        """Every row counted once: the `counts` of all metrics with a line per row, so that they share draws."""
+        """One for each row: the `counts` of all metrics with a line per row. One object, so that they share draws."""
         return self.systems[0].ones
 
     @cached_property
@@ -70,7 +70,7 @@ class Inputs:
 
     @property
     def tagged(self) -> bool:
-        """Whether the references are a table of 0 and 1, one column a label."""
+        """Whether the references are a table of 0 and 1, one column per label."""
         return is_table(self.references) and np.asarray(self.references[0]).dtype.kind in "biuf"
 
     @cached_property
@@ -104,7 +104,7 @@ class Inputs:
 
     @cached_property
     def tag_probabilities(self) -> Array:
-        """Probabilities (rows, labels), each between 0 and 1 for itself."""
+        """Probabilities (rows, labels), each between 0 and 1 on its own."""
         if not self.tagged or not is_table(self.predictions):
             raise DataError("references are no table of 0 and 1, a column for each label", "give one")
         table = np.asarray(self.predictions, float)
@@ -156,13 +156,13 @@ class Inputs:
 
     @property
     def cells(self) -> tuple[Codes, Codes, Array]:
-        """Predicted class, reference class and rows of each confusion cell that holds any, of all systems together."""
+        """Predicted class, reference class and number of rows of each nonempty cell of the confusion of all systems."""
         first, counts = self.systems[0].joint_cells
         return self.predicted[first], self.actual[first], counts
 
     @cached_property
     def joint_cells(self) -> tuple[Codes, Array]:
-        """The first of the rows that have the same reference and the same answers of all systems, and their number."""
+        """For each combination of a reference and the answers of all systems: its first row, and its number of rows."""
         codes = self.actual
         for system in self.systems:
             codes = np.unique(codes * len(self.classes) + system.predicted, return_inverse=True)[1]
@@ -220,7 +220,7 @@ def is_table(values: Any) -> bool:
 
 
 def plain(values: Any) -> list[Any]:
-    """A list of Python's own str, int and float, which hash alike whatever they came in."""
+    """A list of Python's own str, int and float, whose hashes do not depend on the type they came in."""
     return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 

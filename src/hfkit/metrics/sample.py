@@ -27,7 +27,7 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5th percentile
 
 @dataclass(frozen=True)
 class Score:
-    """A number with its 95% interval (None where there is none), the rows behind it and what it means."""
+    """A number with its 95% interval (None: it has none), the number of rows behind it, and its definition."""
 
     value: float
     low: float | None
@@ -55,7 +55,7 @@ class Sample:
 
 
 def scored(samples: Mapping[str, Sample], n: int, *, seed: int = 0, resamples: int = 1000) -> dict[str, Score]:
-    """Value and interval of each sample over `n` rows, by key; no intervals where there are no `resamples`."""
+    """Value and interval of each sample over `n` rows, by key; no intervals if `resamples` is 0."""
     values = {name: defined(name, sample, n) for name, sample in samples.items()}
     uncertain = {name: sample for name, sample in samples.items() if resamples and sample.interval and n > 1}
     drawn = bootstrap({name: one for name, one in uncertain.items() if one.hits is None}, seed, resamples)
@@ -75,7 +75,7 @@ def scored(samples: Mapping[str, Sample], n: int, *, seed: int = 0, resamples: i
 
 
 def loss_of(scores: Mapping[str, Score]) -> float | None:
-    """The loss of an evaluation, the mean over all that is scored; None where no metric among `scores` tells it."""
+    """The loss of an evaluation, the mean over all that is scored; None if no metric among `scores` gives it."""
     if "nll" in scores:
         parts = [scores[name] for name in ("nll", "eos_nll") if name in scores]
         tokens = sum(part.n for part in parts)
@@ -97,7 +97,7 @@ def wilson(share: float, n: int, scale: float = 1) -> tuple[float, float]:
 def ratio_interval(
     numerators: npt.ArrayLike, denominators: npt.ArrayLike, *, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float] | None:
-    """The 95% interval of sum(numerators) / sum(denominators) over their units (documents, blocks); None for one."""
+    """The 95% interval of sum(numerators) / sum(denominators) over units such as documents; None for one unit."""
     rows = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)], axis=1)
     if len(rows) < 2:
         return None
@@ -106,7 +106,7 @@ def ratio_interval(
 
 
 def defined(name: str, sample: Sample, n: int) -> list[float]:
-    """The metric's value for each of its keys; DataError where it has none."""
+    """The metric's value for each of its keys; DataError if one is undefined."""
     with np.errstate(divide="ignore", invalid="ignore"):
         values: list[float] = sample.values(sample.counts[np.newaxis])[0].tolist()
     if not all(map(math.isfinite, values)):
@@ -127,7 +127,7 @@ def bootstrap(samples: Mapping[Key, Sample], seed: int, resamples: int) -> dict[
 
 
 def percentiles(values: Array) -> list[tuple[float, float]]:
-    """The middle 95% of each column; where a metric is undefined the resample is left out."""
+    """The middle 95% of each column, without the resamples in which the metric is undefined."""
     low, high = np.nanpercentile(values, (2.5, 97.5), axis=0).tolist()
     return list(zip(low, high, strict=True))
 

@@ -203,14 +203,14 @@ def compute(
 ) -> dict[str, Score]:
     """The metrics `names` of `predictions` against `references`, by key (rouge gives four), in the order asked.
 
-    Texts take one reference or a list of them a row; labels are str or int; probabilities are (rows, classes), in the
-    order of `labels`, without which references are column numbers. The interval of a plain share of the rows, such as
-    accuracy, is Wilson's (1927), which holds near 0% and 100%, too; of other metrics the percentile bootstrap over rows
-    (Efron 1979), too narrow where nearly all rows are alike. Resamples where a metric is undefined (ROC-AUC without
-    positives) are left out. One row has no interval: it says nothing of how rows vary. Draws depend on seed and rows
-    alone, never on the other metrics.
+    Texts have one reference per row or a list of them; labels are str or int; probabilities have the shape (rows,
+    classes), in the order of `labels`; without `labels` references are column numbers. The interval of a share of the
+    rows, such as accuracy, is Wilson's (1927), which also holds near 0% and 100%; that of other metrics is the
+    percentile bootstrap over rows (Efron 1979), which is too narrow if nearly all rows are alike. Resamples in which a
+    metric is undefined (ROC-AUC without positives) are left out. One row has no interval. Draws depend on the seed and
+    the rows only, not on the other metrics.
 
-    Raises UsageError for unknown names, DataError for rows that no number should be computed from.
+    Raises UsageError for unknown names, DataError for rows without a meaningful score.
     """
     require_known(names)
     data = Inputs(predictions, references, labels)
@@ -219,10 +219,11 @@ def compute(
 
 
 def require_known(names: Iterable[str]) -> None:
-    """UsageError for each name that is not in METRICS."""
+    """Raises UsageError if a name is not in METRICS."""
     if unknown := [(f"unknown metric '{name}'", suggestion(name)) for name in names if name not in METRICS]:
         raise UsageError.of(unknown)
 
 
 def suggestion(name: str) -> str:
+    """The fix for an unknown name: the most similar one, if any, and all that are known."""
     return f"{did_you_mean(name, METRICS)} known: {', '.join(METRICS)}".strip()

@@ -1,4 +1,4 @@
-"""What a held-out set decides about a trained classifier: how sure it may be, and from when on it says a label."""
+"""What validation data decides about a trained classifier: the temperature of its logits, the threshold of a label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THRESHOLDS = np.arange(1, 100) / 100
 
 
 def temperature(logits: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
-    """The number to divide logits by for the least log loss (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+    """The number to divide logits by that minimizes the log loss (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
     golden = (5**0.5 - 1) / 2
     low, high = 0.02, 20.0  # of 1 / temperature, in which the loss is convex
     for _ in range(STEPS):
@@ -41,7 +41,7 @@ def log_loss(logits: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
 
 
 def threshold(probabilities: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
-    """The one threshold for all labels with the best macro-F1 of these rows; of equally good ones that next to 0.5."""
+    """The threshold with the best macro-F1 on these rows, one for all labels; among equals the one nearest to 0.5."""
     from hfkit.metrics.table import compute
 
     found = {
