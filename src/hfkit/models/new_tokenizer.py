@@ -256,7 +256,7 @@ def texts_of(sources: Sequence[str], documents: str, column: str | None) -> tupl
     """All sources as one data set, and its column with the text."""
     from hfkit.data.columns import text_column
     from hfkit.data.loading import load_source
-    from hfkit.settings import Columns, Data, Recipe
+    from hfkit.settings import Columns, Data
 
     dataset = load_source(sources, documents)
-    return dataset, text_column(dataset, Recipe(data=Data(train=list(sources), columns=Columns(text=column))))
+    return dataset, text_column(dataset, Data(train=list(sources), columns=Columns(text=column)))
