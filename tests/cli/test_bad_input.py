@@ -245,8 +245,8 @@ def test_directory_that_another_process_works_in_is_left_alone(
 ) -> None:
     monkeypatch.chdir(folder)
     script = (
-        "from pathlib import Path; from hfkit.system.files import lock; "
-        "held = lock(Path('busy')); print('held'); input()"
+        "from pathlib import Path; from hfkit.system.files import lock_directory; "
+        "held = lock_directory(Path('busy')); print('held'); input()"
     )
     (folder / "busy").mkdir()
     with subprocess.Popen(

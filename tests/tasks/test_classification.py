@@ -169,7 +169,7 @@ def prepared(labels, feature=None, **data):
 
     features = None if feature is None else Features({"text": Value("string"), "label": feature})
     dataset = Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
-    made = with_labels({"train": dataset}, "label", settings.Recipe(data=settings.Data(**data)))["train"]
+    made = with_labels({"train": dataset}, "label", settings.Data(**data))["train"]
     return made.remove_columns("text")[:]
 
 
@@ -229,9 +229,9 @@ def test_several_labels_keep_the_order_of_their_source(bert):
         dataset = Dataset.from_dict(
             {"text": ["a", "b"], "label": labels}, Features({"text": Value("string"), "label": feature})
         )
-        assert order_of(with_labels({"train": dataset}, "label", settings.Recipe())["train"], of_model) == order
+        assert order_of(with_labels({"train": dataset}, "label", settings.Data())["train"], of_model) == order
     flags = Dataset.from_dict({"text": ["a", "b"], "z": [1, 0], "a": [0, 0], "m": [1, 1]})
-    assert order_of(with_labels({"train": flags}, "z,a,m", settings.Recipe())["train"], config) == ["z", "a", "m"]
+    assert order_of(with_labels({"train": flags}, "z,a,m", settings.Data())["train"], config) == ["z", "a", "m"]
 
 
 def test_ids_of_labels_are_those_of_the_saved_model(bert):

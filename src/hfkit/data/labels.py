@@ -14,7 +14,7 @@ from hfkit.system.console import say, warn
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hfkit.settings import Recipe
+    from hfkit.settings import Data
 
 SINGLE, MULTIPLE, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -35,24 +35,27 @@ def kind_of(dataset: Dataset) -> str | None:
     return next((kind for kind, column in COLUMNS.items() if column in dataset.column_names), None)
 
 
-def with_labels(splits: Mapping[str, Dataset], label: str, recipe: Recipe, config: Any = None) -> dict[str, Dataset]:
+def with_labels(splits: Mapping[str, Dataset], label: str, data: Data, config: Any = None) -> dict[str, Dataset]:
     """The splits with one column of labels, named after their kind: `label` as it was, `labels` (a list of names) or
     `value` (a float). The kind is named, or that of the model with this `config`, or guessed and said aloud.
     """
-    from hfkit.data.columns import label_columns
-
     guessed = splits["train"] if "train" in splits else next(iter(splits.values()))
     columns = label_columns(guessed, label)
     values = _values(guessed, columns)
-    known = recipe.data.problem_type or (problem_type_of(config) if config is not None else None)
-    kind = known or _guess(values, guessed, columns, recipe)
-    separator = _separator(values, recipe, config) if kind == MULTIPLE and isinstance(values[0], str) else None
+    known = data.problem_type or (problem_type_of(config) if config is not None else None)
+    kind = known or _guess(values, guessed, columns, data)
+    separator = _separator(values, data, config) if kind == MULTIPLE and isinstance(values[0], str) else None
     order = columns if len(columns) > 1 else _class_names(guessed, columns[0])
     prepared = {}
     for split, dataset in splits.items():
         own = values if dataset is guessed else _values(dataset, columns)
         prepared[split] = _with_column(dataset, columns, _as(kind, own, split, separator), kind, order)
     return prepared
+
+
+def label_columns(dataset: Dataset, label: str) -> list[str]:
+    """The columns that `label` names: itself, or several names separated by commas."""
+    return [label] if label in dataset.column_names else [name.strip() for name in label.split(",")]
 
 
 def _values(dataset: Dataset, columns: list[str]) -> list[Any]:
@@ -83,13 +86,13 @@ def _class_names(dataset: Dataset, column: str) -> list[str] | None:
     return names
 
 
-def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Recipe) -> str:
+def _guess(values: list[Any], dataset: Dataset, columns: list[str], data: Data) -> str:
     """The problem type that the values show, said aloud but for plain classes."""
     name = f"column {', '.join(columns)}"
     if isinstance(values[0], list):
         say(f"problem type: {MULTIPLE}, as {name} holds lists {CHANGE}")
         return MULTIPLE
-    if recipe.data.label_separator is not None:
+    if data.label_separator is not None:
         return MULTIPLE
     if _class_names(dataset, columns[0]) is not None:
         return SINGLE
@@ -112,10 +115,10 @@ def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Reci
     return SINGLE
 
 
-def _separator(values: list[str], recipe: Recipe, config: Any) -> str | None:
+def _separator(values: list[str], data: Data, config: Any) -> str | None:
     """What divides the labels of a row: as named, or guessed."""
-    if recipe.data.label_separator is not None:
-        return recipe.data.label_separator
+    if data.label_separator is not None:
+        return data.label_separator
     return _guessed_separator(values, set() if config is None else set(config.label2id))
 
 

@@ -1,8 +1,4 @@
-"""What a source can be (file, folder, pattern, saved data set, builtin:NAME, a name on the Hub), and its cache.
-
-The library's cache knows a file by path, size and time, so it can serve old data, and a damaged one stays broken. Here
-rows go to <HF_DATASETS_CACHE>/hfkit/<hash of the content>/data.arrow, whose own hash is checked at every use.
-"""
+"""What a source can be: a file, folder or pattern, a saved data set, builtin:NAME, or a name on the Hub."""
 
 from __future__ import annotations
 
@@ -17,12 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data import builtin
 from hfkit.data.cache import cached, digest_file, digest_json
 from hfkit.data.lines import format_of
-from hfkit.data.readers import SOURCES, VERSION, Layout, Rows, settled
+from hfkit.data.readers import FORMATS, VERSION, Layout, Rows, read_batches, read_rows, settled
 from hfkit.errors import DataError, StorageError, UsageError, first_line
-from hfkit.system import console, network
-from hfkit.system.console import short
+from hfkit.system import network
+from hfkit.system.console import say, short
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -69,13 +66,13 @@ def open_sources(sources: Sequence[str], layout: Layout, split: str) -> list[tup
             parts.append((source, _load_saved(source)))
         else:
             if os.path.isdir(source) and HUB_NAME.fullmatch(source):
-                console.say(f"using local directory ./{source}, not the Hub's {source} (fix: hf:{source} is the Hub's)")
+                say(f"using local directory ./{source}, not the Hub's {source} (fix: hf:{source} is the Hub's)")
             parts += [(str(file), _open_file(file, layout, split)) for file in files]
     return parts
 
 
 def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
-    """Row by row what `open_sources` would load of training data, without loading it, and where each row is."""
+    """The training rows of `sources` one by one, each with its place; nothing is loaded or cached."""
     import datasets
 
     for source in sources:
@@ -89,8 +86,8 @@ def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
             rows = join([(source, _load_saved(source))], "train")
         else:
             for file in files:
-                suffix, _ = _kind_of(file)
-                yield from ((f"{file}: {place}", row) for place, row in SOURCES[suffix](file, settled(file, layout))[1])
+                _require_readable(file)
+                yield from ((f"{file}: {place}", row) for place, row in read_rows(file, layout))
             continue
         yield from ((f"{source}: row {number}", row) for number, row in enumerate(rows, 1))
 
@@ -128,9 +125,9 @@ def local_files(source: str) -> list[Path]:
 
 
 def _files_in_folder(folder: Path, source: str) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file)[0] in SOURCES)
+    files = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file)[0] in FORMATS)
     if not files:
-        raise DataError(f"{source}: no data files in this folder", f"known kinds: {' '.join(SOURCES)}")
+        raise DataError(f"{source}: no data files in this folder", f"known kinds: {' '.join(FORMATS)}")
     roles = {split: file for file in files for split, names in SPLITS.items() for name in names
              if name in re.split(r"[^a-z]+", file.name.lower())}  # fmt: skip
     if len(roles) > 1:
@@ -145,7 +142,7 @@ def _can_be_on_hub(source: str) -> bool:
     """True for `name` and `owner/name`, unless it looks like a file: a known suffix, a dot, a folder that is here."""
     owner, slash, _ = source.partition("/")
     here = os.path.isdir(owner) if slash else "." in source
-    return HUB_NAME.fullmatch(source) is not None and format_of(Path(source))[0] not in SOURCES and not here
+    return HUB_NAME.fullmatch(source) is not None and format_of(Path(source))[0] not in FORMATS and not here
 
 
 def is_saved(source: str) -> bool:
@@ -174,8 +171,6 @@ def _load_saved(source: str) -> Dataset | DatasetDict:
 
 @functools.cache  # seconds: the standard library is parsed
 def load_builtin(source: str) -> dict[str, dict[str, list[str]]]:
-    from hfkit.data import builtin
-
     return dict(builtin.load(source.removeprefix("builtin:")))
 
 
@@ -185,11 +180,9 @@ def _open_builtin(source: str) -> DatasetDict:
 
     splits = {}
     for split, columns in load_builtin(source).items():
-        schema = pa.schema([(column, pa.string()) for column in columns])
-        rows = (("", dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True))
-        splits[split] = cached(
-            digest_json([VERSION, columns]), source, split, functools.partial(lambda *table: table, schema, rows)
-        )
+        table = pa.table(columns, pa.schema([(column, pa.string()) for column in columns]))
+        read = lambda table=table: (table.schema, table.to_batches())  # noqa: E731
+        splits[split] = cached(digest_json([VERSION, columns]), source, split, read)
     return DatasetDict(splits)
 
 
@@ -255,25 +248,24 @@ def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
     return concatenate_datasets([part for _, part in chosen], split=first.split) if len(chosen) > 1 else first
 
 
-def _kind_of(path: Path) -> tuple[str, str]:
-    """`format_of` a file that can be read."""
+def _require_readable(path: Path) -> None:
+    """DataError if `path` is no regular file or not of a known kind."""
     suffix, compression = format_of(path)
-    if suffix not in SOURCES:
-        raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(SOURCES)}")
-    if compression and suffix in (".parquet", ".arrow"):
+    if suffix not in FORMATS:
+        raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(FORMATS)}")
+    if compression and FORMATS[suffix].is_columnar:
         raise DataError(f"{path}: {suffix} files are not read compressed", "decompress it first")
     if not path.is_file():
         raise DataError(f"{path}: not a regular file", "write it to a file first")
-    return suffix, compression
 
 
 def _open_file(path: Path, layout: Layout, split: str) -> Dataset:
-    suffix, compression = _kind_of(path)
+    _require_readable(path)
     layout = settled(path, layout)
-    table = [layout.header, layout.separator, layout.quoting, layout.encoding]
-    acting = {".txt": [layout.documents, layout.encoding], ".csv": table, ".tsv": table}.get(suffix, [])
-    key = digest_json([VERSION, suffix, compression, acting, digest_file(path)])
-    return cached(key, str(path), split, lambda: SOURCES[suffix](path, layout))
+    suffix, compression = format_of(path)
+    settings = [getattr(layout, name) for name in FORMATS[suffix].settings]
+    key = digest_json([VERSION, suffix, compression, settings, digest_file(path)])
+    return cached(key, str(path), split, lambda: read_batches(path, layout))
 
 
 def only(names: list[str]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -12,9 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hfkit.errors import BusyError, StorageError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LOCK = "lock.json"
 
 _CHUNK = 1 << 22
 
@@ -37,14 +41,22 @@ def free(directory: Path) -> int:
 
 def write_atomically(path: Path, text: str) -> None:
     """`path` holds the whole of `text` or what it held before, also after a crash."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `path` once it is on the disk; if the block raises, `path` stays as it was."""
     new = temporary(path)
     try:
-        new.write_text(text, encoding="utf-8")
-        sync(new)
-    except OSError:
+        with new.open("wb") as file:
+            yield file
+            to_disk(file)
+        os.replace(new, path)
+    except BaseException:
         new.unlink(missing_ok=True)
         raise
-    os.replace(new, path)
     sync(path.parent)
 
 
@@ -104,9 +116,11 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Inside, no other process of this machine is in here for the same `path`: what the first one makes there, others
-    wait for and find. A lock on a file, so that it has no time limit as messages between ranks have."""
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process is inside for the same `path`, as long as it takes.
+
+    The lock is a file beside `path`: messages between ranks have a time limit, and a file lock has none.
+    """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,32 +128,34 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-LOCK = "lock.json"
+def lock_file(path: Path) -> BaseFileLock | None:
+    """A lock on the file `path`, which is made if it is missing; None if another process holds it.
 
-
-def lock(directory: Path, announce: bool = True) -> IO[str]:
-    """Holds `directory` for this process until it ends; BusyError names who has it.
-
-    lockf, not flock: a worker that outlives its parent must not keep the lock. (Nothing else of this process may open
-    the file: closing it would end the lock.)
+    It is held until `release()` or the end of this process. A forked worker does not inherit it (as of filelock 4.2),
+    so one that outlives its parent leaves the lock free.
     """
-    file = (directory / LOCK).open("a+", encoding="utf-8")
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
-        file.close()
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def lock_directory(directory: Path, announce: bool = True) -> BaseFileLock:
+    """The lock on a run's directory; BusyError names the process that holds it. `announce`: name this one in turn."""
+    lock = lock_file(directory / LOCK)
+    if lock is None:
         owner = read_json(directory / LOCK)
         raise BusyError(
             f"{directory}: in use by pid {owner.get('pid')} on host {owner.get('host')}",
             "wait for it, or --output-dir NEW",
-        ) from None
+        )
     if announce:
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        file.flush()
-    return file
+        (directory / LOCK).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+    return lock
 
 
 def read_json(path: Path) -> dict[str, Any]:
