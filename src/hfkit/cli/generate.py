@@ -103,8 +103,13 @@ def generate(
 
     recipe = resolve("generate", run=model_, flags=settings, sets=set_ or ())
     files = {"--references": references, "--metrics": recipe.evaluation.metrics}
-    of_files = (input_, output, resume, overwrite)
-    _require_sense(of_files, files, prompt, {"--echo": echo, "--choices": choices, "--logprobs": logprobs}, launch)
+    _require_sense(
+        (input_, output, resume, overwrite),
+        files,
+        prompt,
+        {"--echo": echo, "--choices": choices, "--logprobs": logprobs},
+        launch,
+    )
     if convert is not None:
         recipe = _with_plain_copy(recipe, convert)
     if launch is not None:
