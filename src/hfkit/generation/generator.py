@@ -138,6 +138,11 @@ class Generator:
     assistant: PreTrainedModel | None = None
 
     @property
+    def num_sequences(self) -> int:
+        """Texts that are computed at once for a prompt: those that are returned, or beams."""
+        return (self.settings.num_return_sequences or 1) * (self.settings.num_beams or 1)
+
+    @property
     def is_decoder(self) -> bool:
         return not self.model.config.is_encoder_decoder
 
