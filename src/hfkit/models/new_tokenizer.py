@@ -78,16 +78,21 @@ def train_tokenizer(
             raise
         fix = "a larger --vocab-size, or the algorithm bpe"
         raise UsageError(f"{vocab_size:,} entries can't hold every character of the text", fix) from None
-    if len(tokenizer) > vocab_size:
-        what = "the 256 bytes" if algorithm == "bpe" else "every character of the text"
-        message = f"{vocab_size:,} entries can't hold {what} and {num_special} special tokens"
-        raise UsageError(message, f"--vocab-size {len(tokenizer)} or more")
+    _require_within(vocab_size, tokenizer, algorithm, num_special)
     if algorithm == "unigram":
         _settle_unigram(tokenizer)
     if algorithm == "wordpiece":
         _settle_wordpiece(tokenizer, blank, corpus, vocab_size)
     say(f"tokenizer: new {ALGORITHMS[algorithm]} tokenizer, {len(tokenizer):,} entries, from the training text")
     return tokenizer
+
+
+def _require_within(vocab_size: int, tokenizer: PreTrainedTokenizerBase, algorithm: str, num_special: int) -> None:
+    """UsageError if the tokenizer has more than `vocab_size` entries."""
+    if len(tokenizer) > vocab_size:
+        what = "the 256 bytes" if algorithm == "bpe" else "every character of the text"
+        message = f"{vocab_size:,} entries can't hold {what} and {num_special} special tokens"
+        raise UsageError(message, f"--vocab-size {len(tokenizer)} or more")
 
 
 def shared_tokenizer(

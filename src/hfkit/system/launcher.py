@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 from hfkit.errors import HfkitError, LostProcessError, StorageError, UsageError, format_problem
-from hfkit.system import processes
+from hfkit.system import compat, processes
 from hfkit.system.console import say
 from hfkit.system.files import read_json, write_atomically
 from hfkit.system.signals import NUMBERS, in_main_thread
@@ -323,15 +323,11 @@ def main(parent: int, arguments: list[str]) -> int:
 
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
     rendezvous_handler_registry.register(_LOOPBACK, _loopback)
-    close = SubprocessContext._close
-    # torch waits 30 seconds for the other ranks after one has failed, and has no setting for it
-    hurried: Any = lambda self, death_sig, timeout=GRACE: close(self, death_sig, min(timeout, GRACE))  # noqa: E731
-    SubprocessContext._close = hurried  # type: ignore[method-assign]
+    compat.end_ranks_within(GRACE)
     try:
         launch_command(launch_command_parser().parse_args(arguments))
     except ChildFailedError as error:
