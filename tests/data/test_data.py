@@ -209,14 +209,14 @@ WRONG = [
     ("semicolon.csv", "text;label\na;1\n", "line 1: one column 'text;label', no comma but ';' between names (fix: --separator ';')"),
     ("tab.csv", "text\tlabel\na\t1\n", "line 1: one column 'text\tlabel', no comma but '\t' between names (fix: --separator tab)"),
     ("comma.tsv", "text,label\na,1\n", "line 1: one column 'text,label', no tab but ',' between names (fix: --separator ,)"),
-    ("twice.csv", "text,text\na,1\n", "line 1: column 'text' comes twice (fix: rename one of them, or --no-header if the first line is a row)"),
+    ("twice.csv", "text,text\na,1\n", "line 1: column 'text' appears twice (fix: rename one of them, or --no-header if the first line is a row)"),
     ("open.csv", 'text,label\na,1\n"open,2\nc,3\n', "line 3: a double quote opens here and never closes (fix: write a quote inside quotes twice, or --no-quoting if a quote is a character like any other)"),
     ("after.csv", 'text,label\n"a" said,1\n', "line 2: text after a closing double quote (fix: write a quote inside quotes twice)"),
     ("return.csv", "text,label\ra,1\r", "line 1: a carriage return inside a field (fix: end lines with a line feed)"),
     # binary
     ("a.parquet", b"PAR1 is not enough", "a damaged .parquet file: Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file. (fix: make or fetch it again)"),
     ("a.arrow", b"xxx", "a damaged .arrow file: File is too small: 3 (fix: make or fetch it again)"),
-    ("a.parquet.gz", b"x", ".parquet files are not read compressed (fix: decompress it first)"),
+    ("a.parquet.gz", b"x", ".parquet files can't be read compressed (fix: decompress it first)"),
     ("a.xlsx", b"x", "unknown kind of file '.xlsx' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .parquet .arrow)"),
 ]  # fmt: skip
 
@@ -300,7 +300,7 @@ def test_urls_are_refused_without_network(url: str) -> None:
     for call in (load_source, fingerprint):
         with pytest.raises(UsageError) as caught:
             call([url])
-        assert str(caught.value) == f"{url}: data is not read from a URL (fix: download it, then --data FILE)"
+        assert str(caught.value) == f"{url}: data can't be read from a URL (fix: download it, then --data FILE)"
 
 
 def test_is_local_means_without_the_hub() -> None:
@@ -441,7 +441,7 @@ def test_hub_data_sets(hub: Any, tmp_path: Path) -> None:
 
 def test_a_hub_that_cannot_be_reached(hub: Any, tmp_path: Path) -> None:
     (answer,) = on_hub(hub, tmp_path, "someone/far", HF_ENDPOINT="http://127.0.0.1:9")
-    assert answer.startswith("3 someone/far: no such file, and the Hub can't be asked for someone/far: ")
+    assert answer.startswith("3 someone/far: no such file, and someone/far can't be fetched from the Hub: ")
     assert answer.endswith("(fix: check the network and the proxy, or give a file)")
 
 
@@ -581,11 +581,11 @@ def test_hold_out_leaves_a_row_on_each_side() -> None:
 
 def test_hold_out_end_cuts_one_document_by_position(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.txt", "0123456789")
-    train, validation = hold_out_end(load_source(["a.txt"], "file"), 0.2, seed=7)
+    train, validation = hold_out_end(load_source(["a.txt"], "file"), 0.2)
     assert (train["text"][:], validation["text"][:]) == (["01234567"], ["89"])
     assert capsys.readouterr().err == "validation: the last 2 of 10 characters of the one document\n"
     with pytest.raises(DataError, match="one document of 1 characters can't be split"):
-        hold_out_end(datasets.Dataset.from_dict({"text": ["a"]}), 0.2, seed=7)
+        hold_out_end(datasets.Dataset.from_dict({"text": ["a"]}), 0.2)
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------

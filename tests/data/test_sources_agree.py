@@ -241,7 +241,7 @@ UNREADABLE = [
     ("none.txt", b"", "no rows, the file is empty"),
     ("blank.txt.gz", gzip.compress(b"\n \n"), "no rows, only blank lines"),
     ("a.xlsx", b"PK", "unknown kind of file '.xlsx'"),
-    ("a.parquet.gz", b"PK", ".parquet files are not read compressed"),
+    ("a.parquet.gz", b"PK", ".parquet files can't be read compressed"),
 ]  # fmt: skip
 
 

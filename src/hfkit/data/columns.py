@@ -1,4 +1,4 @@
-"""Which column is which: named, well known, or found by content."""
+"""Which column holds what: named in the settings, recognized by its name, or guessed from its content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIR_NAMES = (
     ("question", "passage"), ("text", "text_pair"),
 )  # fmt: skip
 
-GUESSED_ROWS = 1000  # that a guess by content looks at
+GUESSED_ROWS = 1000  # that a guess from the content looks at
 
 FLAGS = {
     "text": "--text-column",
@@ -35,7 +35,7 @@ FLAGS = {
 
 
 def text_column(dataset: Dataset | DatasetDict, data: Data) -> str:
-    """The column with the text, named or guessed (and said aloud); its rows are checked for missing values."""
+    """The column with the text, named or guessed; a guess is printed. DataError if a row has no value."""
     splits = as_splits(dataset)
     text = find_text(splits, data)
     if data.columns.text is None and len(shared_columns(splits)) > 1 and _is_first(splits, data):
@@ -62,7 +62,7 @@ def input_column(dataset: Dataset, data: Data, role: str = "text", usual: Sequen
 
 
 def find_text(splits: dict[str, Dataset], data: Data) -> str:
-    """The column with the text, named or guessed; DataError where none is clearly it."""
+    """The column with the text, named or guessed; DataError if no column is clearly it."""
     columns = shared_columns(splits)
     free = [column for column in columns if column.lower() not in (*ID_NAMES, *LABEL_NAMES)]
     text = _named(splits, data, "text") or _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
@@ -73,7 +73,7 @@ def find_text(splits: dict[str, Dataset], data: Data) -> str:
 
 
 def pair_columns(loaded: DatasetDict, data: Data) -> tuple[str, str]:
-    """(text, target): the target is named, the text named or guessed among the others; their rows are checked."""
+    """(text, target): the target is named, the text named or guessed. DataError if a row has no value."""
     splits = as_splits(loaded)
     target = _named(splits, data, "target")
     assert target is not None
@@ -83,9 +83,9 @@ def pair_columns(loaded: DatasetDict, data: Data) -> tuple[str, str]:
 
 
 def classification_columns(dataset: Dataset | DatasetDict, data: Data) -> tuple[str, str | None, str]:
-    """(text, second text of a pair or None, label), each named or guessed (and said aloud); their rows are checked.
+    """(text, second text of a pair or None, label), each named or guessed; a guess is printed.
 
-    Where each label has a column of its own, `label` is their names with commas (see `label_columns`).
+    `label` can name several columns of 0 and 1 (see `label_columns`). DataError if a row has no value.
     """
     splits = as_splits(dataset)
     text, pair, label = find_classification(splits, data)
@@ -101,7 +101,7 @@ def classification_columns(dataset: Dataset | DatasetDict, data: Data) -> tuple[
 
 
 def find_classification(splits: dict[str, Dataset], data: Data) -> tuple[str, str | None, str]:
-    """(text, second text of a pair or None, label), each named or guessed; DataError where one is not clear."""
+    """(text, second text of a pair or None, label), each named or guessed; DataError if one is not clear."""
     columns = shared_columns(splits)
     text, pair, label = (_named(splits, data, role) for role in ("text", "text_pair", "label"))
 
@@ -130,7 +130,7 @@ def find_classification(splits: dict[str, Dataset], data: Data) -> tuple[str, st
 
 
 def _by_content(splits: dict[str, Dataset], columns: list[str]) -> tuple[list[str], list[str]]:
-    """Of columns named by position: those with the long texts, and those whose values repeat, the fewest first."""
+    """Of columns without names: those with the longest texts, and those with repeated values, fewest first."""
     if not columns or not all(map(str.isdecimal, columns)):
         return [], []
     rows = next(iter(splits.values()))[:GUESSED_ROWS]
@@ -148,7 +148,7 @@ def as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
 
 
 def _is_first(splits: dict[str, Dataset], data: Data) -> bool:
-    """Where a task asks split by split, a guess is said once."""
+    """Whether to print a guess: a task that asks split by split prints it once."""
     return "train" in splits or not data.train
 
 
@@ -164,7 +164,7 @@ def _sources_of(data: Data, split: str) -> list[str]:
 
 
 def _named(splits: dict[str, Dataset], data: Data, role: str) -> str | None:
-    """The column that the data names for `role`, which every split must have."""
+    """The column that the settings name for `role`; DataError if a split does not have it."""
     column: str | None = getattr(data.columns, role)
     for split, dataset in splits.items():
         if column is not None and role == "label" and set(label_columns(dataset, column)) <= set(dataset.column_names):
@@ -209,7 +209,7 @@ def _unclear(splits: dict[str, Dataset], data: Data, role: str, columns: list[st
 
 
 def _check_rows(splits: dict[str, Dataset], data: Data, texts: list[str], label: str | None = None) -> None:
-    """Raises at the first row without a value, warns with a count of empty texts."""
+    """DataError at the first row without a value; a warning with the number of empty texts."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -234,7 +234,7 @@ def _check_rows(splits: dict[str, Dataset], data: Data, texts: list[str], label:
 
 
 def place_of(data: Data, split: str, row: int) -> str:
-    """File and line of a row of `load_data`'s result, found by reading again; the row's number where that can't be."""
+    """File and line of a row that `load_data` gave, found by reading again; for other sources the row's number."""
     sources, skip = getattr(data, split, []), row
     in_files = [not source.startswith("builtin:") and not is_saved(source) and is_local(source) for source in sources]
     if sources and all(in_files):

@@ -71,7 +71,7 @@ def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, s
 
 @contextlib.contextmanager
 def utf8_stdin() -> Iterator[None]:
-    """Inside, DataError where stdin is closed, or in another encoding."""
+    """Inside, DataError if stdin is closed or not UTF-8."""
     if sys.stdin is None:
         raise DataError("stdin: closed", "pipe text into it, or name a file")
     try:
@@ -81,13 +81,13 @@ def utf8_stdin() -> Iterator[None]:
 
 
 def read_stdin() -> Iterator[tuple[int, str | dict[str, Any]]]:
-    """Number and text of each line that isn't blank or, where the first of them begins with a brace, the JSON object
-    in it; DataError where there is none."""
+    """Number and text of each line of stdin that is not blank; if the first of them begins with a brace, each is a
+    JSON object instead. DataError if there is none."""
     with utf8_stdin():
         numbered = ((number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if line.strip())
         first = next(numbered, None)
         if first is None:
-            raise DataError("stdin: no rows", "write one text a line")
+            raise DataError("stdin: no rows", "write one text per line")
         are_objects = first[1].lstrip().startswith("{")
         for number, line in itertools.chain([first], numbered):
             yield number, _parse_line(number, line) if are_objects else line

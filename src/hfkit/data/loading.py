@@ -1,4 +1,4 @@
-"""Training, validation and test data as `datasets` objects, and which column plays which part."""
+"""Training, validation and test data, and input files, as `datasets` objects."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ STREAM_SAMPLE = 1000  # first rows of a stream, from which its text column is fo
 
 
 def load_data(data: Data) -> DatasetDict:
-    """The splits that `data` names; a data set's own validation split where none is named.
+    """The splits that `data` names, and the validation split of the training data set if none is named.
 
-    Holding out a share of the training rows is left to the task (`hold_out`): a corpus of one document has no rows to
-    spare. Raises DataError (what is in a file), UsageError (what was typed) or StorageError (the cache).
+    The task holds out validation rows (`hold_out`). Raises DataError for the content of a file, UsageError for a
+    setting, StorageError for the cache.
     """
     from datasets import DatasetDict
 
@@ -58,8 +58,8 @@ def load_source(
 ) -> Dataset:
     """All `sources` as one data set, in their order.
 
-    `documents` says what a row of a .txt file is: the "file", a paragraph ("blank-line") or a line ("row"). `split` is
-    taken from sources that have several (the Hub, builtin:NAME, a saved DatasetDict). `layout`: other than usual.
+    `documents`: what a row of a .txt file is, the "file", a paragraph ("blank-line") or a line ("row"). `split`: which
+    one to take of a source that has several (the Hub, builtin:NAME, a saved DatasetDict).
     """
     return join(open_sources(sources, replace(layout or Layout(), documents=documents), split), split)
 
@@ -95,9 +95,9 @@ def load_parts(data: Data) -> list[Dataset]:
 
 
 def stream_documents(data: Data) -> IterableDataset:
-    """The texts of data.train in one column `text`, read when they are asked for; nothing is loaded or cached.
+    """The texts of data.train in one column `text`, read when they are needed; nothing is loaded or cached.
 
-    The column is found and checked on the first rows as `text_column` does; a later row without text is an error, too.
+    `text_column` finds and checks the column on the first rows. DataError at a later row without text.
     """
     import pyarrow as pa
     from datasets import IterableDataset
@@ -124,7 +124,7 @@ def _stream_texts(sources: list[str], layout: Layout, column: str) -> Iterator[d
 
 
 def fingerprint(sources: Sequence[str]) -> str:
-    """xxh3_128 of the content of all `sources` in order (names don't count; for the Hub: the data set's commit)."""
+    """xxh3_128 of the content of all `sources` in their order, without their names; of a Hub data set its commit."""
     import xxhash
 
     total = xxhash.xxh3_128()
@@ -141,7 +141,7 @@ def fingerprint(sources: Sequence[str]) -> str:
     return str(total.hexdigest())
 
 
-ROWS_AT_ONCE = 1000  # read from the data set: one by one takes as long as encoding them
+ROWS_AT_ONCE = 1000  # read from the data set: reading them one by one takes as long as tokenizing them
 
 
 def text_batches(dataset: Dataset, most: int, column: str = "text") -> Iterator[list[str]]:

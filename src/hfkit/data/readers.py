@@ -133,7 +133,7 @@ def settled(path: Path, layout: Layout) -> Layout:
     ]  # fmt: skip
     if again:
         say(
-            f"{path}: no header line, as '{short(again[0])}' comes again below; columns are named 0, 1, ... "
+            f"{path}: no header line, because '{short(again[0])}' appears again below; columns are named 0, 1, ... "
             "(change with --header)"
         )
     return replace(layout, header=not again)
@@ -158,7 +158,7 @@ def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     header = [name or f"Unnamed: {number}" for number, name in enumerate(header)]
     if twice := [name for number, name in enumerate(header) if name in header[:number]]:
         fix = "rename one of them, or --no-header if the first line is a row"
-        raise DataError(f"{path}: {place}: column '{twice[0]}' comes twice", fix)
+        raise DataError(f"{path}: {place}: column '{twice[0]}' appears twice", fix)
 
     def rows() -> Rows:
         place = ""

@@ -51,7 +51,7 @@ def offline_if_local(models: Sequence[str | None], data: Sequence[str] = ()) -> 
 
 
 def open_sources(sources: Sequence[str], layout: Layout, split: str) -> list[tuple[str, Dataset | DatasetDict]]:
-    """Each file, saved data set, Hub or built-in data set behind `sources`, with its name for messages."""
+    """Each file, saved data set, built-in or Hub data set behind `sources`, with its name for messages."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -94,11 +94,11 @@ def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
 
 def refuse_url(source: str) -> None:
     if "://" in source or "::" in source:
-        raise UsageError(f"{source}: data is not read from a URL", "download it, then --data FILE")
+        raise UsageError(f"{source}: data can't be read from a URL", "download it, then --data FILE")
 
 
 def local_files(source: str) -> list[Path]:
-    """The files behind a path, folder or pattern, sorted; none for hf:NAME and what can only be a name on the Hub."""
+    """The files behind a path, folder or pattern, sorted; empty for a name on the Hub."""
     if source.startswith("hf:"):
         return []
     path = os.path.expanduser(source)
@@ -139,21 +139,21 @@ def _files_in_folder(folder: Path, source: str) -> list[Path]:
 
 
 def _can_be_on_hub(source: str) -> bool:
-    """True for `name` and `owner/name`, unless it looks like a file: a known suffix, a dot, a folder that is here."""
+    """Whether this is `name` or `owner/name` and not a file: without known suffix, dot or local folder."""
     owner, slash, _ = source.partition("/")
     here = os.path.isdir(owner) if slash else "." in source
     return HUB_NAME.fullmatch(source) is not None and format_of(Path(source))[0] not in FORMATS and not here
 
 
 def is_saved(source: str) -> bool:
-    """True for a folder that `save_to_disk` made."""
+    """Whether this is a folder from `save_to_disk`."""
     return any(
         os.path.isfile(os.path.join(os.path.expanduser(source), name)) for name in ("state.json", "dataset_dict.json")
     )
 
 
 def is_local(source: str) -> bool:
-    """True for what never needs the Hub."""
+    """Whether this source never needs the Hub."""
     refuse_url(source)
     return source.startswith("builtin:") or bool(local_files(source))
 
@@ -187,14 +187,14 @@ def _open_builtin(source: str) -> DatasetDict:
 
 
 def load_hub(source: str) -> DatasetDict:
-    """A data set of the Hub, `NAME` or `NAME:CONFIG`, also after `hf:`; data only, never code of its author."""
+    """A data set of the Hub: `NAME` or `NAME:CONFIG`, also after `hf:`. It is data only; no code of its author runs."""
     network.no_telemetry()
     import datasets
     import httpx2
     from huggingface_hub import constants
 
     name, _, config = source.removeprefix("hf:").partition(":")
-    missing = source if source.startswith("hf:") else f"{source}: no such file, and"
+    missing = f"{source}:" if source.startswith("hf:") else f"{source}: no such file, and"
     try:
         return datasets.load_dataset(name, config or None)
     except datasets.exceptions.DatasetNotFoundError:
@@ -209,7 +209,7 @@ def load_hub(source: str) -> DatasetDict:
             raise DataError(f"{missing} HF_HUB_OFFLINE is set, and {name} is not in the cache", fix) from error
         if isinstance(error, (OSError, httpx2.TransportError)):
             fix = "check the network and the proxy, or give a file"
-            raise DataError(f"{missing} the Hub can't be asked for {name}: {first_line(error)}", fix) from error
+            raise DataError(f"{missing} {name} can't be fetched from the Hub: {first_line(error)}", fix) from error
         if available := re.search(r"[Aa]vailable[^\[]*\[(.*?)\]", str(error)):
             configs = re.findall(r"'([\w.-]+)'", available[1])
             which = f"no configuration '{config}'" if config else "several configurations"
@@ -218,12 +218,12 @@ def load_hub(source: str) -> DatasetDict:
 
 
 def own_split(part: Dataset | DatasetDict, split: str) -> str | None:
-    """The name under which a data set with several splits has `split`."""
+    """The name of `split` in a data set with several splits; None if it has none, or is a single split."""
     return next((name for name in SPLITS[split] if name in part), None) if isinstance(part, dict) else None
 
 
 def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
-    """One data set of all parts, which must agree in their columns."""
+    """All parts as one data set; DataError if their columns differ."""
     from datasets import concatenate_datasets
 
     chosen: list[tuple[str, Dataset]] = []
@@ -254,7 +254,7 @@ def _require_readable(path: Path) -> None:
     if suffix not in FORMATS:
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(FORMATS)}")
     if compression and FORMATS[suffix].is_columnar:
-        raise DataError(f"{path}: {suffix} files are not read compressed", "decompress it first")
+        raise DataError(f"{path}: {suffix} files can't be read compressed", "decompress it first")
     if not path.is_file():
         raise DataError(f"{path}: not a regular file", "write it to a file first")
 

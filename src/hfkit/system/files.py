@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks, free space."""
+"""Files and folders that are written whole or not at all, file locks, free space."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hfkit.errors import BusyError, StorageError
+from hfkit.errors import BusyError, StorageError, causes
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 LOCK = "lock.json"
 
-_CHUNK = 1 << 22
+DISK_FULL = ("unexpected pos", "No space left", "os error 28")  # what torch, the system and Rust say
+
+_CHUNK = 1 << 22  # bytes that are hashed at once
 
 
 def require_space(directory: Path, needed: int, what: str, good: str = "") -> None:
-    """StorageError where the disk under `directory` has fewer than `needed` bytes free; `good`: what is safe."""
+    """StorageError if the disk of `directory` has fewer than `needed` bytes free. `good`: what is saved already."""
     available = free(directory)
     if available < needed:
         raise StorageError(
@@ -34,7 +36,7 @@ def require_space(directory: Path, needed: int, what: str, good: str = "") -> No
 
 
 def free(directory: Path) -> int:
-    """Free bytes on the disk that holds `directory`, or will."""
+    """Free bytes on the disk of `directory`, which may not exist yet."""
     existing = next(path for path in (directory, *directory.resolve().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
@@ -61,12 +63,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def temporary(path: Path) -> Path:
-    """Where the new content of `path` is written first: beside it, and of the same type."""
+    """Where the new content of `path` is written first: beside it, with the same suffix."""
     return path.with_name(f".{path.name}")
 
 
 def sync(path: Path) -> None:
-    """Asks the system to put a file or folder on the disk."""
+    """Has the system put a file or folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,12 +77,13 @@ def sync(path: Path) -> None:
 
 
 def to_disk(file: IO[bytes]) -> None:
-    """Puts on the disk what was written to an open file."""
+    """Has the system put on the disk what was written to an open file."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def file_hash(path: Path) -> str:
+    """xxh3_128 of the content, in hex."""
     import xxhash
 
     digest = xxhash.xxh3_128()
@@ -91,7 +94,7 @@ def file_hash(path: Path) -> str:
 
 
 def require_writable(directory: Path) -> None:
-    """StorageError where `directory` can't be made or written; it is left as it is."""
+    """StorageError if `directory` can't be made or written; nothing is changed."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise StorageError(f"{directory}: {existing} is a file", "--output-dir NEW")
@@ -104,9 +107,12 @@ def require_writable(directory: Path) -> None:
 
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
-    """Where to write what `directory`, new or empty, is to hold; it appears whole, or not at all where that fails."""
+    """A folder to write to; after the block it becomes `directory`, which is new or empty.
+
+    If the block raises, `directory` stays as it was.
+    """
     staged = directory.absolute().with_name(f".{directory.absolute().name}.new")
-    shutil.rmtree(staged, ignore_errors=True)  # what a process that was killed has left
+    shutil.rmtree(staged, ignore_errors=True)  # left by a process that was killed
     try:
         staged.mkdir(parents=True)
         yield staged
@@ -159,7 +165,7 @@ def lock_directory(directory: Path, announce: bool = True) -> BaseFileLock:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of ours; empty where there is none or it can't be read."""
+    """The JSON object in a file of hfkit; empty if there is none or it can't be read."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -168,14 +174,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether `error` or one of its causes means a full disk, which torch calls 'unexpected pos'."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(sign in str(error) for sign in ("unexpected pos", "No space left", "os error 28")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    """Whether `error` or one of its causes means a full disk."""
+    return any(
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
+        or any(sign in str(one) for sign in DISK_FULL)
+        for one in causes(error)
+    )
 
 
 def umask() -> int:

@@ -121,7 +121,7 @@ def load_documents(recipe: Recipe) -> dict[str, Dataset]:
         sources, train = np.asarray(train["source"]), train.remove_columns("source")
         parts = [train.select(np.flatnonzero(sources == source)) for source in range(len(sizes))]
     if "validation" not in splits and share > 0:
-        halves = [(hold_out_end if len(part) == 1 else hold_out)(part, share, seed) for part in parts]
+        halves = [hold_out_end(part, share) if len(part) == 1 else hold_out(part, share, seed) for part in parts]
         parts, held_out = [list(half) for half in zip(*halves, strict=True)]
         splits["validation"] = concatenate_datasets(held_out)
     splits["train"] = mix(parts, recipe.data.mixture, seed, recipe.data.train) if recipe.data.mixture else parts[0]
