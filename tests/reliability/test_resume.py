@@ -175,6 +175,7 @@ def test_resume_from_a_named_checkpoint(killed: Path, material: Material, unbrok
         assert state_hash(run) == unbroken("clm")
 
 
+@pytest.mark.portable
 def test_metrics_are_those_of_an_unbroken_run(killed: Path, finished: Path, resumed: Resumed) -> None:
     def steps(run: Path) -> list[tuple[int, object]]:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -208,6 +209,7 @@ def test_checkpoint_of_the_stock_trainer_is_a_model(killed: Path, material: Mate
 
 
 @pytest.mark.parametrize("task", ["clm", "mlm", "classification"])
+@pytest.mark.portable
 def test_workers_change_nothing(task: str, unbroken: Unbroken) -> None:
     assert unbroken(task) == unbroken(task, "--dataloader-num-workers", "2")
 
@@ -267,6 +269,7 @@ KILLS = {"in the first evaluation": 6, "after it": 8, "in the second evaluation"
 
 @pytest.mark.parametrize("when", KILLS)
 @pytest.mark.parametrize("which", BEST)
+@pytest.mark.portable
 def test_the_best_model_of_a_resumed_run(
     which: str, when: str, material: Material, resumed: Resumed, tmp_path: Path
 ) -> None:

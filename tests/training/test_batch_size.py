@@ -138,6 +138,7 @@ def test_it_is_told_before_data_is_read(folder, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.portable
 def test_a_step_is_the_same_however_it_is_divided(folder, tmp_path, capsys):
     weights = []
     for rows, passes in ((8, "1 pass"), (2, "4 passes")):
