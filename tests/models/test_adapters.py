@@ -39,10 +39,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def finetune(folder, run, *more, model="bert"):
+def finetune(folder, run, *more, model="bert", data=None):
     """The exit code of a run of ten steps, with dropout in the model."""
     steps = ["--max-steps", "10", "--save-steps", "5", "--eval-steps", "5", "--batch-size", "4", "--lr", "0.02"]
-    data = ["--data", str(folder / "rows.csv"), "--output-dir", str(run), "--no-interval"]
+    data = ["--data", str(data or folder / "rows.csv"), "--output-dir", str(run), "--no-interval"]
     return main(["finetune", "--model", str(folder / model), *data, *steps, *more])
 
 
@@ -151,12 +151,14 @@ def test_other_adapters_are_another_run(folder, run, tmp_path, capsys):
 
 @pytest.mark.portable
 def test_best_adapter_is_kept(folder, tmp_path):
-    run = tmp_path / "run"
-    best = ("--best", "log_loss", "--eval-steps", "1", "--lr", "0.5", "--lr-scheduler-type", "constant")
-    assert finetune(folder, run, "--lora", *best) == 0
-    step = json.loads((run / "run.json").read_text())["best"]["step"]
-    assert step < 10
-    assert equal(weights(run), weights(run / f"checkpoint-{step}"))
+    """Texts that all have the label that training sees least are understood worse with every step."""
+    run, data, other = tmp_path / "run", tmp_path / "data.csv", tmp_path / "other.csv"
+    data.write_text("text,label\n" + "hello world,yes\n" * 38 + "hello world,no\n" * 2, encoding="utf-8")
+    other.write_text("text,label\n" + "hello world,no\n" * 4, encoding="utf-8")
+    best = ("--best", "log_loss", "--eval-steps", "1", "--validation", str(other))
+    assert finetune(folder, run, "--lora", *best, data=data) == 0
+    assert json.loads((run / "run.json").read_text())["best"]["step"] == 1
+    assert equal(weights(run), weights(run / "checkpoint-1"))
     assert not equal(weights(run), weights(run / "checkpoint-10"))
 
 

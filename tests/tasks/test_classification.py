@@ -355,7 +355,8 @@ def test_loss_and_gradient_do_not_depend_on_accumulation(bert, kind, column, val
     before = load_file(bert / "model.safetensors")
     assert max((weights[1][name] - before[name]).abs().max() for name in before if name in weights[1]) > 1e-6
     for name, tensor in weights[1].items():
-        torch.testing.assert_close(tensor, weights[4][name], rtol=1e-4, atol=1e-6)
+        # 1e-7 apart; 4e-5, 5e-3 and 0.5 where a step is the mean of the means of its passes
+        torch.testing.assert_close(tensor, weights[4][name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.portable
