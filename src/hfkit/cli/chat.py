@@ -140,7 +140,7 @@ def _answer(session: ChatSession, message: str) -> None:
 
 
 def _obey(session: ChatSession, line: str) -> None:
-    """Does what a command says; UsageError where there is no such command or it lacks something."""
+    """Does what a command says; UsageError if there is no such command or it lacks something."""
     command, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     usage = {known.partition(" ")[0]: known for known in COMMANDS}

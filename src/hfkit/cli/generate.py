@@ -225,7 +225,7 @@ def _rank(generator: Generator, prompts: Sequence[str], choices: Sequence[str], 
 
 
 def _split(choices: str) -> list[str]:
-    """The choices in a line, as a CSV row has its cells; UsageError where they are no choice."""
+    """The choices in a line, as a CSV row has its cells; UsageError if they are no choice."""
     found = [choice for choice in next(csv.reader([choices], skipinitialspace=True), []) if choice.strip()]
     if len(found) < 2 or len(set(found)) < len(found):
         fix = """--choices yes,no, with quotes around a comma: --choices '"yes, sir",no'"""

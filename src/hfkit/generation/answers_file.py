@@ -1,4 +1,4 @@
-"""What is kept of a file of answers until all are there, so that whoever stops it can go on with it.
+"""The unfinished part of a file of answers, so that the same command continues it after a stop.
 
 OUT.partial.json holds the plan (the batches) and what it is of; OUT.partial-RANK.jsonl the answers that each process
 has made, a prompt a line. Batches stay those of the plan however often the work is stopped, so the output is byte for
@@ -53,7 +53,7 @@ class Partial:
     def begin(
         self, facts: dict[str, Any], plan: Callable[[], list[list[int]]], overwrite: bool
     ) -> tuple[list[list[int]], set[int]]:
-        """The batches, and which of them are done; BusyError where another process is at it, UsageError where what is
+        """The batches, and which of them are done; BusyError if another process is at it, UsageError if what is
         kept is of something else."""
         with self._storage_errors():
             self.lock = lock_file(self.manifest)

@@ -19,7 +19,7 @@ from hfkit.system.files import write_atomically
 if TYPE_CHECKING:
     from hfkit.settings import Recipe
 
-ANSWER_TOKENS = 512  # of an answer at most, where nobody says how many; and a quarter of the model's positions
+ANSWER_TOKENS = 512  # of an answer at most by default; and a quarter of the model's positions
 
 ROLES = ("system", "user", "assistant")
 
@@ -34,7 +34,7 @@ class ChatSession:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        """Loads the model recipe.model.name; ModelError where it has no chat template."""
+        """Loads the model recipe.model.name; ModelError if it has no chat template."""
         self.recipe = recipe
         self.generator = _with_room(load_generator(recipe, conversation=True))
         self.messages: Messages = []
@@ -59,7 +59,7 @@ class ChatSession:
         """The model's answer to the user's next message; `write` hears it as it is made.
 
         A KeyboardInterrupt passes through and leaves what was written so far as the answer; after any other error, or
-        before the first word, the conversation is as if `text` had not been said. Raises UsageError where the message
+        before the first word, the conversation is as if `text` had not been said. Raises UsageError if the message
         doesn't fit the model even without all earlier turns.
         """
         question = {"role": "user", "content": text}
@@ -107,7 +107,7 @@ class ChatSession:
         self.messages = [{"role": "system", "content": text}] * bool(text) + self.messages[len(self.system) :]
 
     def set(self, assignment: str) -> None:
-        """Takes one `name=value` of the generation settings for all further answers; UsageError where it is none."""
+        """Takes one `name=value` of the generation settings for all further answers; UsageError if it is none."""
         if "=" not in assignment:
             raise UsageError(f"{assignment}: not an assignment", "temperature=0.7")
         given = {
@@ -152,7 +152,7 @@ class ChatSession:
         return len(lines)
 
     def load(self, path: Path) -> None:
-        """Goes on with the last conversation in a file of conversations; DataError where there is none."""
+        """Goes on with the last conversation in a file of conversations; DataError if there is none."""
         lines = _lines(path)
         if not lines:
             raise DataError(f"{path}: no conversation", 'give a file with {"messages": [...]} lines')

@@ -89,7 +89,7 @@ def ranked(generator: Generator, prompt: str, choices: Sequence[str]) -> list[Ch
     choices of one prompt compare even where a token spans the seam. White space at the end of the prompt counts with
     the choice. Where no token spans the seam this is how lm-eval scores multiple choice (`add_bos_token` as the
     tokenizer has it). In a chat the choice is the beginning of the answer; an encoder-decoder makes it as its text,
-    special tokens around it seen but not scored. No EOS is asked for. Raises UsageError where it does not fit.
+    special tokens around it seen but not scored. No EOS is asked for. Raises UsageError if it does not fit.
     """
     before, wholes = _parted(generator, prompt, choices) if generator.is_decoder else _targets(generator, choices)
     asked = before if generator.is_decoder else generator.encode(prompt)

@@ -57,9 +57,9 @@ OWN = (
 def decoding_settings(
     base: GenerationConfig, wanted: Generation, tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
-    """The model's own settings with those that were given on top; one that can't act is said aloud.
+    """The model's own settings with those that were given on top; prints those without effect.
 
-    Raises UsageError where settings exclude each other, ModelError for a language that the tokenizer has no token of.
+    Raises UsageError if settings exclude each other, ModelError for a language that the tokenizer has no token of.
     """
     settings = copy.deepcopy(base)
     given = {name: value for name, value in dataclasses.asdict(wanted).items() if value not in (None, [], False)}

@@ -153,7 +153,7 @@ def _text(value: Any) -> str:
 
 
 def conversation(messages: list[Any]) -> list[dict[str, str]]:
-    """The messages without the keys that only other rows have; DataError where the model has nothing to answer."""
+    """The messages without the keys that only other rows have; DataError if the model has nothing to answer."""
     plain = [
         {key: value for key, value in message.items() if value is not None}
         for message in messages
@@ -258,7 +258,7 @@ def read_answers(output: Path) -> Iterator[Row]:
 
 
 def _require_answers_to(prompts: Prompts, output: Path) -> None:
-    """DataError where a finished output is of another input."""
+    """DataError if a finished output is of another input."""
     beside = enumerate(prompts)
     number, prompt = -1, Row()
     for line, row in enumerate(read_answers(output), start=1):

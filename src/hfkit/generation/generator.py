@@ -38,7 +38,7 @@ def generate(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
     """The continuation of each prompt, or the answer to each message or conversation, by the model recipe.model.name.
 
     With num_return_sequences=n there are n texts for each prompt, in its place. Raises ModelError for a model that
-    makes no text, UsageError where prompt and new tokens do not fit its positions.
+    makes no text, UsageError if prompt and new tokens do not fit its positions.
     """
     if not prompts:
         return []
@@ -48,7 +48,7 @@ def generate(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
 
 
 def load_generator(recipe: Recipe, *, conversation: bool = False) -> Generator:
-    """The model recipe.model.name, ready to answer; whether prompts are continued or answered is said aloud.
+    """The model recipe.model.name, ready to answer; prints whether prompts are continued or answered.
 
     `conversation`: it is a chat model that is wanted; ModelError, before weights are read, for one without template.
     """
@@ -168,7 +168,7 @@ class Generator:
         return ids
 
     def room(self, prompt: Sequence[int]) -> int:
-        """How many tokens may follow the prompt; UsageError where they would not fit the model's positions."""
+        """How many tokens may follow the prompt; UsageError if they would not fit the model's positions."""
         from hfkit.models.config import max_tokens
 
         limits = [max_tokens(model) for model in (self.model, self.assistant) if model is not None]
@@ -338,7 +338,7 @@ def _compile(model: PreTrainedModel) -> None:
 
 
 def _assistant(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The small model that guesses ahead; ModelError where its tokens are others, or its kind."""
+    """The small model that guesses ahead; ModelError if its tokens are others, or its kind."""
     from hfkit.models.config import load_config
     from hfkit.models.tokenizer import load_tokenizer
 

@@ -38,7 +38,7 @@ Base = tuple[str, str | None]  # a directory or Hub name, and the commit of the 
 
 
 def check(recipe: Recipe, config: PreTrainedConfig) -> None:
-    """UsageError where lora or train.freeze can't act on a model with this `config`."""
+    """UsageError if lora or train.freeze can't act on a model with this `config`."""
     if recipe.model.from_scratch and (recipe.lora.enabled or recipe.train.freeze):
         flag = "--lora" if recipe.lora.enabled else "--freeze"
         raise UsageError(f"{flag} keeps trained weights, and this model begins with fresh ones", "--model NAME")
@@ -191,7 +191,7 @@ def load(model: PreTrainedModel, directory: Path) -> set[str]:
 
 
 def read(model: PreTrainedModel, directory: Path) -> None:
-    """Gives the adapters of `model` the weights in `directory`; ModelError where they are not the same adapters."""
+    """Gives the adapters of `model` the weights in `directory`; ModelError if they are not the same adapters."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -237,7 +237,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def require_same(before: Tensor, after: Tensor, what: str, tolerance: float) -> None:
-    """ModelError where two answers to the sample batch differ by more than `tolerance`, absolute and relative."""
+    """ModelError if two answers to the sample batch differ by more than `tolerance`, absolute and relative."""
     import torch
 
     if not torch.allclose(before, after, rtol=tolerance, atol=tolerance):

@@ -165,7 +165,7 @@ def _has_head(model_type: str, auto_model: str) -> bool:
 
 
 def require_head(config: PreTrainedConfig, auto_model: str) -> None:
-    """UsageError where models of this architecture can't have the head of `auto_model`."""
+    """UsageError if models of this architecture can't have the head of `auto_model`."""
     model_type = config.model_type
     if auto_model in own_classes(config):
         return
@@ -180,7 +180,7 @@ def require_head(config: PreTrainedConfig, auto_model: str) -> None:
 
 
 def _check_keys(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
-    """Unknown keys are an error: the config class itself takes anything in silence."""
+    """Unknown keys are an error: the config class itself accepts any key."""
     known = {*vars(config), *config.attribute_map}
     problems = [
         (f"model.config.{key}: {config.model_type} has no such setting", did_you_mean(key, known))

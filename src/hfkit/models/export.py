@@ -33,7 +33,7 @@ def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> No
     """The model `name`, read back once written, in a new `directory`, or nothing at all.
 
     `merged`: with its adapter added to the weights; `dtype`: their number type (default: as it is). The weights of a
-    sharded checkpoint are put together. Raises UsageError where there is something in `directory` or nothing to merge.
+    sharded checkpoint are put together. Raises UsageError if there is something in `directory` or nothing to merge.
     """
     _require_new(directory)
     checkpoint = sharded.checkpoint_of(name)
@@ -101,7 +101,7 @@ def _source_of(file: Path) -> dict[str, str]:
 
 
 def read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model, its weights unpacked to float32, and tokenizer of a GGUF file; ModelError where it can't be read."""
+    """Model, its weights unpacked to float32, and tokenizer of a GGUF file; ModelError if it can't be read."""
     if not file.is_file():
         raise ModelError(f"{file}: no such file", "give a GGUF file")
     if find_spec("gguf") is None:

@@ -272,7 +272,7 @@ def _explain(error: Exception, name: str, revision: str | None, seconds: float) 
 
 
 def _broken_off(error: Exception, name: str, revision: str | None, seconds: float) -> HfkitError:
-    """What ended a download that had begun."""
+    """What broke off a download."""
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -49,7 +49,7 @@ def train_tokenizer(
     so they give every text of known characters back, but for T5's own unigram (any white space is one blank); wordpiece
     drops white space, and BERT's own also case and accents. For t5 the sentinels <extra_id_0> to <extra_id_99> have the
     ids 102 down to 3: descending, as T5's, but at the front.
-    Raises DataError where there is no text, UsageError where `vocab_size` is too small for it.
+    Raises DataError if there is no text, UsageError if `vocab_size` is too small for it.
     """
     import transformers
 
@@ -158,7 +158,7 @@ def _with_algorithm(blank: PreTrainedTokenizerBase, algorithm: str) -> PreTraine
 
 
 def _characters(texts: Iterable[str], vocab_size: int, num_special: int) -> list[str]:
-    """The different characters of all texts, the most frequent ones that fit; what falls out is said aloud."""
+    """The different characters of all texts, the most frequent ones that fit; prints those left out."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)

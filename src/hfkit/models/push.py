@@ -34,7 +34,7 @@ class NotUploadedError(StorageError):
 
 
 def require_access(recipe: Recipe) -> None:
-    """Says where the model will go and who will see it; UsageError where it can't go there."""
+    """Says where the model will go and who will see it; UsageError if it can't go there."""
     network.no_telemetry()
     import httpx2
     from huggingface_hub import HfApi, constants, get_token

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def require_saved(model: PreTrainedModel, directory: Path) -> None:
-    """ModelError where the adapter in `directory`, put beside its base anew, does not answer as `model` does."""
+    """ModelError if the adapter in `directory`, put beside its base anew, does not answer as `model` does."""
     again, _ = load_weights(type(model), str(directory), None, model.config, model.dtype, new_head=False)
     tolerance = 1e-5 if str(model.dtype) == "torch.float32" else 1e-2
     require_same(logits(model), logits(again.to(model.device)), f"{directory} does not read back", tolerance)
@@ -36,7 +36,7 @@ def export(
     """Saves model and tokenizer so that `directory` holds the old model whole or the new one whole.
 
     `base`: of a model with adapters, which alone are saved. Raises DivergedError for a tensor that is not finite,
-    StorageError for a full disk, ModelError where the saved model does not read back, or answers otherwise.
+    StorageError for a full disk, ModelError if the saved model does not read back, or answers otherwise.
     """
     broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:

@@ -46,7 +46,7 @@ def is_asked(args: TrainingArguments) -> bool:
 
 
 def require_possible(args: TrainingArguments, recipe: Recipe) -> None:
-    """UsageError where the processes would not train as accelerate was asked to, which it says nothing about."""
+    """UsageError if the processes would not train as accelerate was asked to, which it says nothing about."""
     problem = _problem(args, recipe)
     if problem is not None:
         processes.barrier()  # a rank that leaves while others still connect would be what they complain about
@@ -67,7 +67,7 @@ def _problem(args: TrainingArguments, recipe: Recipe) -> tuple[str, str] | None:
 
 
 def require_sharded(model: PreTrainedModel) -> None:
-    """UsageError where a weight of the model that is about to be trained is not sharded by FSDP2."""
+    """UsageError if a weight of the model that is about to be trained is not sharded by FSDP2."""
     from torch.distributed.tensor import DTensor
 
     weights = dict(model.named_parameters())
@@ -135,7 +135,7 @@ def load(model_class: Any, config: PreTrainedConfig, checkpoint: Path) -> PreTra
 
 
 def require_plain_contents(shards: Path) -> None:
-    """ModelError where the table of contents of shards would run code when torch reads it."""
+    """ModelError if the table of contents of shards would run code when torch reads it."""
     try:
         with (shards / ".metadata").open("rb") as file:
             _Contents(file).load()

@@ -49,7 +49,7 @@ def open_tokenizer(name: str, revision: str | None = None, weights: bool = False
 
 
 def _require_class(name: str) -> None:
-    """ModelError where a directory has the vocabulary of a known class of tokenizers, and nothing that names the class.
+    """ModelError if a directory has the vocabulary of a known class of tokenizers, and nothing that names the class.
 
     Also where the package that reads it is missing.
     """

@@ -256,7 +256,7 @@ class Run:
             self.unlock()
 
     def unlock(self) -> None:
-        """Leaves the directory to whoever wants it next."""
+        """Releases the directory."""
         if self._lock is not None:
             self._lock.release()
 
@@ -279,13 +279,13 @@ class Run:
         return self.manifest.get("identity", {}).get("train.max_steps") if timed else None
 
     def saved_tokenizer(self) -> Path | None:
-        """The tokenizer that a run to be resumed was begun with, None where it has no checkpoint that holds one."""
+        """The tokenizer of a resumed run, None if no checkpoint holds one."""
         found = checkpoints.all_checkpoints(self.directory) if self.resume else []
         whole = (path for path in found if (path / checkpoints.MARKER).exists() and (path / "tokenizer.json").exists())
         return next(whole, None)
 
     def prepare_save(self, step: int) -> None:
-        """Before a checkpoint is written: StorageError where it has no room or something else has its name."""
+        """Before a checkpoint is written: StorageError if it has no room or something else has its name."""
         checkpoint = self.checkpoint(step)
         if checkpoint.is_symlink() or (checkpoint.exists() and not checkpoint.is_dir()):
             raise StorageError(f"{checkpoint}: is not a folder of this run; {self.safe()}", f"rm {checkpoint}")

@@ -17,5 +17,5 @@ TASKS: dict[str, Task] = {
     "text-classification": TextClassification(),
 }
 
-# What a command does when nobody says.
+# What a command does by default.
 DEFAULT_TASKS = {"pretrain": "clm", "finetune": "text-classification"}

@@ -64,7 +64,7 @@ class Task(ABC):
 
     @abstractmethod
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the settings that nobody gave, by dotted key; `given` are those that somebody gave."""
+        """Defaults of the settings, by dotted key; `given` are the values that the user gave."""
 
     def next_step(self, run: str, is_adapter: bool) -> str:
         """The command to type after training; `run`: the run directory, `is_adapter`: it holds LoRA adapters only."""

@@ -50,7 +50,7 @@ class CausalLM(LanguageModel):
                 "give one document, or a tokenizer that has an eos_token",
             )
         blocks = pack(dataset, tokenizer, model, block_size=recipe.data.block_size, end=tokenizer.eos_token_id)
-        # All batches of a run must have the same keys: ranks share them out (and of a stream nobody knows the rest).
+        # All batches of a run must have the same keys: ranks divide them among themselves.
         several = recipe.data.streaming or len(blocks.store.starts) > 1
         blocks.apart = recipe.data.document_masking and several
         return PackedText(blocks)
@@ -177,7 +177,7 @@ class PackedText(Rows):
 
 
 def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:
-    """ModelError where a document's logits in a block of `batch` are not those that it has alone."""
+    """ModelError if a document's logits in a block of `batch` are not those that it has alone."""
     import torch
 
     seen = f"{model.config.model_type} lets the documents in one block see each other"

@@ -26,8 +26,8 @@ class LanguageModel(Task):
     """A pretraining task: documents in, the mean negative log-likelihood out."""
 
     command = "pretrain"
-    new_type: str  # the architecture of a new model where nobody names one
-    documents = "blank-line"  # what a document is in a .txt file where nobody says
+    new_type: str  # the architecture of a new model if none is named
+    documents = "blank-line"  # what a document is in a .txt file by default
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {**language_model_defaults(given, self.new_type), "data.documents": self.documents}
@@ -92,7 +92,7 @@ def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str
 
 
 def load_documents(recipe: Recipe) -> dict[str, Dataset]:
-    """The splits as documents in one column `text`; validation is held out from train where it is not given.
+    """The splits as documents in one column `text`; validation is held out from train if it is not given.
 
     Training documents are cleaned first, then a share of each source is held out, then what is left is mixed: so no
     document that a mixture repeats is in both.

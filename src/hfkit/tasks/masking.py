@@ -21,7 +21,7 @@ SPAN_RATE = 0.2
 class Masking:
     """How `recipe` hides tokens of `tokenizer`'s texts from `model`: what `hide` needs to know beside a row.
 
-    Raises ModelError or UsageError where the model can't learn it.
+    Raises ModelError or UsageError if the model can't learn it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> None:

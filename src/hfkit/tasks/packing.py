@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEFAULT_BLOCK = 256  # tokens, where nobody says and the model has as many positions
+DEFAULT_BLOCK = 256  # tokens, the default, if the model has as many positions
 
 BATCH_CHARACTERS = 1_000_000
 
@@ -31,7 +31,7 @@ class TokenStore(NamedTuple):
 
     tokens: np.ndarray  # uint16 or uint32, shape (tokens,)
     starts: np.ndarray  # int64, shape (documents,): where each document begins
-    words: np.ndarray | None  # bool, shape (tokens,): whether a token begins a word; None where nobody asked
+    words: np.ndarray | None  # bool, shape (tokens,): whether a token begins a word; None if not asked for
     num_bytes: int  # of the documents in UTF-8
 
 
@@ -96,7 +96,7 @@ def pack(
 ) -> Blocks:
     """The column `text` as blocks of `block_size` tokens; `end` closes each document.
 
-    Raises UsageError where the model has fewer positions, DataError where there is too little text.
+    Raises UsageError if the model has fewer positions, DataError if there is too little text.
     """
     from hfkit.errors import DataError, UsageError
 
@@ -117,7 +117,7 @@ def pack(
 
 
 def block_size_for(model: PreTrainedModel, wanted: int | None) -> int:
-    """`wanted` tokens, or the default where nobody says; UsageError where the model has fewer positions."""
+    """`wanted` tokens, or the default; UsageError if the model has fewer positions."""
     from hfkit.errors import UsageError
     from hfkit.models.config import max_tokens
 

@@ -314,7 +314,7 @@ def threshold_of(rows: EncodedTexts, evaluation: Evaluation) -> float:
 
 
 def say_long(num_texts: int, rows: EncodedTexts, recipe: Recipe) -> None:
-    """Says how many texts are longer than a row; DataError where so many are cut that somebody has to decide."""
+    """Says how many texts are longer than a row; DataError if so many are cut that somebody has to decide."""
     num_long = int(rows.is_long.sum())
     if num_long == 0:
         return

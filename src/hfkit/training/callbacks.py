@@ -270,7 +270,7 @@ def clipped_in_order(gradients: Sequence[Any]) -> bool:
 def all_finite(tensors: Iterable[Any]) -> bool:
     """Whether no tensor holds a NaN or an infinity."""
     floats = [tensor for tensor in tensors if torch.is_tensor(tensor) and tensor.is_floating_point()]
-    # A sum shows every one of them, at a tenth of the cost; where it is not finite it may have run over.
+    # A sum shows every one of them, at a tenth of the cost; where it is not finite it may have overflowed.
     sums = [tensor.sum(dtype=torch.float32).to(floats[0].device) for tensor in floats]
     return not sums or bool(torch.stack(sums).isfinite().all()) or all(bool(t.isfinite().all()) for t in floats)
 
