@@ -20,7 +20,7 @@ from hfkit.models.tokenizer import load_tokenizer
 from hfkit.recipe.effect import acts_for, tasks_with
 from hfkit.settings import Recipe, acts
 from hfkit.system.console import is_main_process, say
-from hfkit.system.processes import together
+from hfkit.system.processes import distributed_inference
 from hfkit.tasks import TASKS
 
 
@@ -32,7 +32,7 @@ def evaluate(recipe: Recipe, *, by: str | None = None, output: Path | None = Non
     or don't fit.
     """
     output = output if is_main_process() else None
-    with offline_for(recipe), together():
+    with offline_for(recipe), distributed_inference():
         if output is not None:
             make_directory(output)
         config = load_config(recipe.model)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from hfkit.system.processes import gathered, share
+from hfkit.system.processes import all_gather, shard
 from hfkit.tasks.base import Rows, Task
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def predict_rows(
 
     Labels: shape (rows,), or (rows, labels) if each is a row of numbers; -1 without labels, or with one for each token.
     Batches hold examples of similar length, so there is little padding, and numbers do not depend on `batch_size`
-    beyond rounding. Inside `processes.together` the processes share the batches, and each gets all results.
+    beyond rounding. Inside `distributed_inference` the processes share the batches, and each gets all results.
     """
     ordered = EvaluationRows(rows, seed)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (rows, reduced, labels) of each batch
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for start in share(range(0, len(rows), batch_size)):
+        for start in shard(range(0, len(rows), batch_size)):
             places = range(start, min(start + batch_size, len(rows)))
             batch = task.collate([ordered[place] for place in places], tokenizer)
             task.adapt(model, batch)
@@ -47,7 +47,7 @@ def predict_rows(
                 given = target.cpu().numpy()
             parts.append((ordered.order[start : start + batch_size], part, given))
     model.train(was_training)
-    order, reduced, labels = map(np.concatenate, zip(*gathered(parts), strict=True))
+    order, reduced, labels = map(np.concatenate, zip(*all_gather(parts), strict=True))
     by_row = np.argsort(order)
     return reduced[by_row], labels[by_row]
 

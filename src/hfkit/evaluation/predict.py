@@ -29,7 +29,7 @@ from hfkit.models.tokenizer import load_tokenizer
 from hfkit.settings import Columns, Csv, Recipe
 from hfkit.system.console import is_main_process, say, warn
 from hfkit.system.files import to_disk
-from hfkit.system.processes import on_main, together
+from hfkit.system.processes import distributed_inference, on_main_process
 
 CHUNK = 512  # texts that are sorted by length, answered and written together
 
@@ -52,7 +52,7 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
     if pairs and len(pairs) != len(texts):
         raise UsageError(f"{len(texts)} texts and {len(pairs)} second texts", "give one --text-pair for each --text")
     rows = zip(texts, pairs or itertools.repeat(None, len(texts)), strict=True)
-    with together():
+    with distributed_inference():
         return list(answers(recipe, rows, chunk=len(texts)))
 
 
@@ -65,7 +65,7 @@ def predict_file(
     they belong to the same texts and the same model, and continues after them. Several processes share each chunk, and
     the first one writes.
     """
-    with together():
+    with distributed_inference():
         _predict_file(recipe, file, write, output, resume=resume, overwrite=overwrite)
 
 
@@ -78,7 +78,7 @@ def _predict_file(
         return
     if output.exists() and file != "-" and os.path.exists(file) and output.samefile(file):
         raise UsageError(f"{output} is the input", "--output ANOTHER.jsonl")
-    done = on_main(lambda: _kept(output, resume, overwrite))
+    done = on_main_process(lambda: _kept(output, resume, overwrite))
     rows = read_texts(recipe, file)
     last = _skip(rows, output, done) if done else None
     if done:

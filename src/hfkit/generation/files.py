@@ -174,14 +174,16 @@ def _answer(recipe: Recipe, prompts: Prompts, output: Path, *, overwrite: bool) 
     """Writes `output`: the answers that are kept, and all others."""
     from hfkit.errors import is_out_of_memory
 
-    with processes.together(), closing(Partial(output)) as partial:
+    with processes.distributed_inference(), closing(Partial(output)) as partial:
         generator = load_generator(recipe)
         if recipe.evaluation.metrics or prompts.references is not None:
             _require_one_text(generator)
         ids = encoded(generator, prompts)
         facts = facts_of(recipe.model.name, generator, prompts.name, prompts.values, ids)
-        batches, done = processes.on_main(lambda: partial.begin(facts, lambda: generator.batches(ids), overwrite))
-        left = processes.share([batch for number, batch in enumerate(batches) if number not in done])
+        batches, done = processes.on_main_process(
+            lambda: partial.begin(facts, lambda: generator.batches(ids), overwrite)
+        )
+        left = processes.shard([batch for number, batch in enumerate(batches) if number not in done])
         progress = Progress(sum(map(len, left)), len(left))
         try:
             for batch in left:
@@ -196,7 +198,7 @@ def _answer(recipe: Recipe, prompts: Prompts, output: Path, *, overwrite: bool) 
         finally:
             progress.end()
         processes.barrier()
-        processes.on_main(lambda: partial.finish(prompts, len(prompts)))
+        processes.on_main_process(lambda: partial.finish(prompts, len(prompts)))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
-from hfkit.system.processes import gathered, share
+from hfkit.system.processes import all_gather, shard
 
 MAX_LOGITS = 1 << 27  # numbers in one batch of logits, 512 MiB in float32
 
@@ -71,13 +71,13 @@ def token_nats(model: PreTrainedModel, passages: Sequence[Passage], batch_size: 
     nats: npt.NDArray[np.float64] = np.zeros(len(passages))
     model.eval()
     with torch.inference_mode():
-        for places in share(batches(model, passages, batch_size)):
+        for places in shard(batches(model, passages, batch_size)):
             for place, logits in zip(places, batch_logits(model, [passages[place] for place in places]), strict=True):
                 _, ids, _, scored = passages[place]
                 targets = torch.as_tensor(ids if scored is None else np.where(scored, ids, IGNORED))
                 losses = cross_entropy(logits, targets.to(logits.device), reduction="none", ignore_index=IGNORED)
                 nats[place] = losses.double().sum().item()
-    nats = np.add.reduce(gathered([nats]))  # one process found each number, and it is 0 in the others
+    nats = np.add.reduce(all_gather([nats]))  # one process found each number, and it is 0 in the others
     require_finite(nats)
     return nats
 

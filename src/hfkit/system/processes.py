@@ -42,7 +42,7 @@ def has_parent() -> bool:
     return EXPECTED in os.environ
 
 
-def meet(seconds: float) -> None:
+def init_process_group(seconds: float) -> None:
     """Joins the process group of a run on CPU; a process that is silent for `seconds` counts as lost.
 
     The Trainer would join it, too, but passes the time-out on only with GPUs.
@@ -56,8 +56,8 @@ def meet(seconds: float) -> None:
 
 
 @contextmanager
-def together(safe: Callable[[], str] = str) -> Iterator[None]:
-    """Distributed inference: inside, the processes that a launcher started each take their `share`.
+def distributed_inference(safe: Callable[[], str] = str) -> Iterator[None]:
+    """Distributed inference: inside, the processes that a launcher started each take their `shard`.
 
     Raises LostProcessError if another process has ended; `safe` says what is saved then.
     """
@@ -80,8 +80,8 @@ def together(safe: Callable[[], str] = str) -> Iterator[None]:
         _divides = False
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
-    """Every n-th of `items` for each of n processes inside `together`; elsewhere all of them."""
+def shard(items: Sequence[Item]) -> Sequence[Item]:
+    """Every n-th of `items` for each of n processes inside `distributed_inference`; elsewhere all of them."""
     if not _divides:
         return items
     import torch.distributed as dist
@@ -89,7 +89,7 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
     return items[dist.get_rank() :: dist.get_world_size()]
 
 
-def gathered(found: list[Item]) -> list[Item]:
+def all_gather(found: list[Item]) -> list[Item]:
     """What all processes found in their shares, in the order of the ranks, on every rank."""
     if not _divides:
         return found
@@ -100,7 +100,7 @@ def gathered(found: list[Item]) -> list[Item]:
     return [item for one in lists for item in one]
 
 
-def on_main(function: Callable[[], Result]) -> Result:
+def on_main_process(function: Callable[[], Result]) -> Result:
     """The result of `function`, which only rank 0 calls; its HfkitError is raised on every rank."""
     if not _is_connected():
         return function()
@@ -138,7 +138,7 @@ def require_same(facts: Mapping[str, Any]) -> None:
         raise UsageError.of(problems)
 
 
-def largest(value: int, device: Any) -> int:
+def all_reduce_max(value: int, device: Any) -> int:
     """The largest `value` of all ranks, on every rank."""
     if not _is_connected():
         return value

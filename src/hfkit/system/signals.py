@@ -42,7 +42,7 @@ class StopSignal:
 
         A signal that comes during this call counts at the next one.
         """
-        number = processes.largest(self.caught, device)
+        number = processes.all_reduce_max(self.caught, device)
         if number:
             self.caught = number
         return bool(number)

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from hfkit.errors import UsageError
 from hfkit.models.device import gpu_has_bfloat16
 from hfkit.settings import Recipe, Train
-from hfkit.system.processes import meet
+from hfkit.system.processes import init_process_group
 from hfkit.training.batch import batch_size, num_devices
 
 OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # short names beside those of transformers.OptimizerNames
@@ -72,7 +72,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
 
 def join_processes(settings: Train) -> None:
     """Connects the processes of a run on CPU, where TrainingArguments would leave out the time-out."""
-    meet(float(settings.extra.get("ddp_timeout", 1800)))
+    init_process_group(float(settings.extra.get("ddp_timeout", 1800)))
 
 
 def probed_precision() -> str:

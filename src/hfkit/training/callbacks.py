@@ -139,14 +139,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             optimizer = [value for values in kwargs["optimizer"].state.values() for value in values.values()]
             if not all_finite([*kwargs["model"].state_dict().values(), *optimizer]):
                 raise self._diverged("a weight or optimizer state is not finite", step, args)
-            processes.on_main(lambda: self.run.prepare_save(step))
+            processes.on_main_process(lambda: self.run.prepare_save(step))
         if self._bar is not None:
             left = f"{duration(self._seconds_left(state))} left"
             self._bar.update(self._bar.task_ids[0], completed=step, total=state.max_steps, description=left)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         processes.barrier()
-        processes.on_main(lambda: self._commit(state.global_step))
+        processes.on_main_process(lambda: self._commit(state.global_step))
         if self.signals.on_any_rank(args.device):
             control.should_training_stop = True
         elif self._evaluates(state):
@@ -185,7 +185,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def _is_over(self) -> bool:
         """Whether patience or time has run out."""
         late = self.budget is not None and self._seconds() >= self.budget
-        if self.budget is not None and processes.largest(int(late), self.trainer.args.device):
+        if self.budget is not None and processes.all_reduce_max(int(late), self.trainer.args.device):
             return True
         return self.best is not None and self.best.over
 

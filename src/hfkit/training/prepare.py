@@ -23,7 +23,7 @@ from hfkit.models.tokenizer import load_tokenizer, open_tokenizer
 from hfkit.runs.run import Run
 from hfkit.settings import Data, Recipe
 from hfkit.system.console import say, silence, warn
-from hfkit.system.processes import has_parent, largest, num_processes
+from hfkit.system.processes import all_reduce_max, has_parent, num_processes
 from hfkit.tasks.base import Task
 from hfkit.training.arguments import training_arguments
 from hfkit.training.batch import batch_size, examples_that_fit, num_devices
@@ -129,7 +129,7 @@ def with_batch_that_fits(ready: Prepared, directory: Path) -> Prepared:
     stream = stream_of(1, ready)
     ready.task.adapt(ready.model, ready.collate(stream.sample(1)))
     found = examples_that_fit(ready, stream, batch_size(recipe, num_devices(recipe)), args)
-    found = -largest(-found, args.device)
+    found = -all_reduce_max(-found, args.device)
     return ready._replace(recipe=replace(recipe, train=replace(recipe.train, per_device_train_batch_size=found)))
 
 

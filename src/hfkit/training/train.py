@@ -18,7 +18,7 @@ from hfkit.runs.manifest import identity, versions
 from hfkit.runs.run import Run
 from hfkit.system.checkpoints import step_of
 from hfkit.system.console import counted, duration, is_main_process, say
-from hfkit.system.processes import on_main, require_same, together
+from hfkit.system.processes import distributed_inference, on_main_process, require_same
 from hfkit.tasks import TASKS
 from hfkit.training.arguments import join_processes, set_steps, training_arguments
 from hfkit.training.batch import batch_size, num_devices
@@ -111,7 +111,7 @@ def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
         lambda: pace(ready, trial, args).step(args.train_batch_size * args.gradient_accumulation_steps)
     )
     begun = None if run.extend else run.steps_of_time()
-    steps = begun or on_main(lambda: number_of_steps(recipe.train, ready.rows, trial.step_rows, step_seconds))
+    steps = begun or on_main_process(lambda: number_of_steps(recipe.train, ready.rows, trial.step_rows, step_seconds))
     set_steps(args, recipe.train, steps)
     # From here on ranks wait for each other: all of them hear a signal to one of them, at the end of a step.
     run.signals.immediate = args.world_size == 1
@@ -132,7 +132,7 @@ def start(
     }
     require_same({**identity(recipe, **facts), **versions()})
     num_trained = ready.model.num_parameters(only_trainable=recipe.lora.enabled)
-    checkpoint = on_main(lambda: run.start(identity(recipe, **facts), num_trained, allow_changed=allow_changed))
+    checkpoint = on_main_process(lambda: run.start(identity(recipe, **facts), num_trained, allow_changed=allow_changed))
     say(summary(ready, schedule, run.directory))
     say(batch_line(recipe, stream))
     say(f"expected time: {duration(schedule.step_seconds() * schedule.steps)} for training on this machine")
@@ -170,7 +170,7 @@ def score_before_training(ready: Prepared, run: Run, checkpoint: Path | None) ->
     """The scores of a language model that has not trained yet, kept in the manifest; none for other tasks."""
     if checkpoint is not None or ready.task.command != "pretrain" or ready.held_out is None:
         return {}
-    with together(run.safe):
+    with distributed_inference(run.safe):
         data = ready.splits["validation"]
         quick = replace(ready.recipe, evaluation=replace(ready.recipe.evaluation, interval=False))
         before = score_split(ready.task, ready.model, ready.tokenizer, data, quick, rows=ready.held_out)
@@ -198,7 +198,7 @@ def export_and_score(
     """Saves the model in the run directory and returns its scores by split, with a file of predictions for each."""
     task, recipe, is_sharded = ready.task, ready.recipe, sharded.is_asked(args)
     scores: dict[str, dict[str, Score]] = {}
-    with nullcontext() if is_sharded else together(run.safe):
+    with nullcontext() if is_sharded else distributed_inference(run.safe):
         if ready.held_out is not None:
             size, seed = recipe.evaluation.batch_size, recipe.evaluation.seed
             predict = partial(predict_rows, task, model, ready.tokenizer, ready.held_out, batch_size=size, seed=seed)
@@ -206,7 +206,7 @@ def export_and_score(
         if is_sharded:  # rank 0 is alone here
             run.export(model, ready.tokenizer)
         else:
-            on_main(lambda: run.export(model, ready.tokenizer))
+            on_main_process(lambda: run.export(model, ready.tokenizer))
         for split in ("validation", "test"):
             if split in ready.splits:
                 say(f"scoring the {split} data")
