@@ -40,11 +40,12 @@ soak: setup  ## kill and stop SOAK=20 runs at random moments: each must end as t
 	$(BIN)/python -m pytest -q -m soak tests/reliability
 	$(BIN)/python tests/reliability/soak.py $(SOAK)
 
-lint: setup  ## ruff, mypy, and deptry: dependencies are what is imported
+lint: setup  ## ruff and mypy; dependencies are what is imported, and imports point downwards
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/deptry src
+	$(BIN)/lint-imports
 
 check: lint test  ## lint and the fast tests
 

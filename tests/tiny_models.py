@@ -7,6 +7,15 @@ from pathlib import Path
 TEXT = ["hello world, this is a tiny model", "the quick brown fox jumps over the lazy dog", "你好，世界"] * 3
 
 
+def save(model, tokenizer, directory: Path) -> None:
+    """Model and tokenizer in `directory`, without the library's progress bar."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
 def make_gpt2(directory: Path) -> Path:
     """A causal language model of GPT-2's type with a byte-level BPE tokenizer."""
     import torch
@@ -21,8 +30,7 @@ def make_gpt2(directory: Path) -> Path:
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
     )
-    GPT2LMHeadModel(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save(GPT2LMHeadModel(config), tokenizer, directory)
     return directory
 
 
@@ -38,8 +46,7 @@ def make_bert(directory: Path) -> Path:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)
-    BertForMaskedLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save(BertForMaskedLM(config), tokenizer, directory)
     return directory
 
 
@@ -54,8 +61,7 @@ def make_t5(directory: Path) -> Path:
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=ids["pad_token_id"], **ids, **sizes)
-    spread(T5ForConditionalGeneration(config), seed=11).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save(spread(T5ForConditionalGeneration(config), seed=11), tokenizer, directory)
     return directory
 
 
@@ -72,8 +78,7 @@ def make_bart(directory: Path) -> Path:
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     ids |= {"decoder_start_token_id": ids["eos_token_id"], "forced_eos_token_id": None}
     config = BartConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **sizes, **ids)
-    spread(BartForConditionalGeneration(config)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save(spread(BartForConditionalGeneration(config)), tokenizer, directory)
     return directory
 
 
@@ -136,6 +141,5 @@ def make_speaker(directory: Path, tokenizer, script: list[int]) -> Path:
             parameter.data.zero_()
     model.transformer.wpe.weight.data += torch.eye(positions)
     model.lm_head.weight.data[script, range(positions)] = 10.0  # far from all others, for draws too
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save(model, tokenizer, directory)
     return directory

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class HfkitError(Exception):
@@ -94,10 +94,16 @@ Problem = tuple[str, str]  # message and fix
 OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "out of memory")
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and then what caused it, the root last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether `error` or one of its causes means that memory ran out."""
-    while error is not None:
-        if isinstance(error, OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(one, OutOfMemoryError | MemoryError) or any(sign in str(one) for sign in OUT_OF_MEMORY)
+        for one in causes(error)
+    )

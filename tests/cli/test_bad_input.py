@@ -105,7 +105,7 @@ CASES = {
     "blank text": ("pretrain --data blank.txt", 3, "blank.txt: no rows, only blank lines (fix: give a file with text)"),
     "unknown kind": (f"{TUNE} table.xlsx", 3, f"table.xlsx: unknown kind of file '.xlsx' (fix: {READ_AS})"),
     "url": (f"{TUNE} http://example.org/a.csv", 2,
-        "http://example.org/a.csv: data is not read from a URL (fix: download it, then --data FILE)"),
+        "http://example.org/a.csv: data can't be read from a URL (fix: download it, then --data FILE)"),
     # Columns.
     "missing text column": (f"{TUNE} other-columns.csv --text-column txt", 3,
         "other-columns.csv has no column 'txt', found: sentence, stars (fix: --text-column sentence)"),
@@ -148,8 +148,8 @@ CASES = {
     "unlabelled validation row": (f"{TUNE} good.csv --validation unlabelled.csv", 3,
         "unlabelled.csv: line 3: column 'label' is empty (fix: fill it in, or delete the row)"),
     "unseen label": (f"{TUNE} good.csv --validation unseen.csv", 3,
-        "validation data, row 2: label 'meh' is none of the training data's: bad, good"
-        " (fix: correct the label or add training rows that have it)"),
+        "validation data, row 2: label 'meh' is not a label of the training data: bad, good"
+        " (fix: correct the label, or add training rows with it)"),
     # Models.
     "no model": ("finetune --data good.csv", 2, "no model is named (fix: --model bert-base-uncased, or a directory)"),
     "missing directory": ("finetune --model ./brt --data good.csv", 5,
@@ -245,8 +245,8 @@ def test_directory_that_another_process_works_in_is_left_alone(
 ) -> None:
     monkeypatch.chdir(folder)
     script = (
-        "from pathlib import Path; from hfkit.system.files import lock; "
-        "held = lock(Path('busy')); print('held'); input()"
+        "from pathlib import Path; from hfkit.system.files import lock_directory; "
+        "held = lock_directory(Path('busy')); print('held'); input()"
     )
     (folder / "busy").mkdir()
     with subprocess.Popen(

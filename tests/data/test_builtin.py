@@ -118,7 +118,7 @@ def test_no_near_duplicates_across_splits(docs, docstrings):
 
 def test_same_data_in_another_process_with_another_hash_seed(docs, docstrings):
     code = (
-        "import hashlib, json; from hfkit import builtin\n"
+        "import hashlib, json; from hfkit.data import builtin\n"
         "for name in builtin.BUILTINS: print(hashlib.sha256(json.dumps(builtin.load(name)).encode()).hexdigest())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -24,7 +24,7 @@ from hfkit.data.loading import fingerprint, load_data, load_source
 from hfkit.data.sources import is_local
 from hfkit.data.splits import hold_out, hold_out_end
 from hfkit.errors import DataError, StorageError, UsageError
-from hfkit.settings import Columns, Data, Recipe
+from hfkit.settings import Columns, Data
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 TWO_ROWS = "text,label\na,0\nb,1\n"
@@ -57,9 +57,8 @@ def problem(*sources: str, documents: str = "row") -> str:
     return str(caught.value)
 
 
-def recipe(*train: str, validation: list[str] | None = None, test: list[str] | None = None, **columns: str) -> Recipe:
-    data = Data(train=list(train), validation=validation or [], test=test or [], columns=Columns(**columns))
-    return Recipe(data=data)
+def data_of(*train: str, validation: list[str] | None = None, test: list[str] | None = None, **columns: str) -> Data:
+    return Data(train=list(train), validation=validation or [], test=test or [], columns=Columns(**columns))
 
 
 # --- kinds of files ---------------------------------------------------------------------------------------------------
@@ -210,14 +209,14 @@ WRONG = [
     ("semicolon.csv", "text;label\na;1\n", "line 1: one column 'text;label', no comma but ';' between names (fix: --separator ';')"),
     ("tab.csv", "text\tlabel\na\t1\n", "line 1: one column 'text\tlabel', no comma but '\t' between names (fix: --separator tab)"),
     ("comma.tsv", "text,label\na,1\n", "line 1: one column 'text,label', no tab but ',' between names (fix: --separator ,)"),
-    ("twice.csv", "text,text\na,1\n", "line 1: column 'text' comes twice (fix: rename one of them, or --no-header if the first line is a row)"),
+    ("twice.csv", "text,text\na,1\n", "line 1: column 'text' appears twice (fix: rename one of them, or --no-header if the first line is a row)"),
     ("open.csv", 'text,label\na,1\n"open,2\nc,3\n', "line 3: a double quote opens here and never closes (fix: write a quote inside quotes twice, or --no-quoting if a quote is a character like any other)"),
     ("after.csv", 'text,label\n"a" said,1\n', "line 2: text after a closing double quote (fix: write a quote inside quotes twice)"),
     ("return.csv", "text,label\ra,1\r", "line 1: a carriage return inside a field (fix: end lines with a line feed)"),
     # binary
     ("a.parquet", b"PAR1 is not enough", "a damaged .parquet file: Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file. (fix: make or fetch it again)"),
     ("a.arrow", b"xxx", "a damaged .arrow file: File is too small: 3 (fix: make or fetch it again)"),
-    ("a.parquet.gz", b"x", ".parquet files are not read compressed (fix: decompress it first)"),
+    ("a.parquet.gz", b"x", ".parquet files can't be read compressed (fix: decompress it first)"),
     ("a.xlsx", b"x", "unknown kind of file '.xlsx' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .parquet .arrow)"),
 ]  # fmt: skip
 
@@ -301,7 +300,7 @@ def test_urls_are_refused_without_network(url: str) -> None:
     for call in (load_source, fingerprint):
         with pytest.raises(UsageError) as caught:
             call([url])
-        assert str(caught.value) == f"{url}: data is not read from a URL (fix: download it, then --data FILE)"
+        assert str(caught.value) == f"{url}: data can't be read from a URL (fix: download it, then --data FILE)"
 
 
 def test_is_local_means_without_the_hub() -> None:
@@ -357,10 +356,10 @@ def test_saved_data_sets() -> None:
     one.save_to_disk("one")
     datasets.DatasetDict(train=one, dev=one.map(lambda row: {"text": "v"})).save_to_disk("both")
     assert load("one") == {"text": ["a"], "label": [1]}
-    splits = load_data(recipe("both"))
+    splits = load_data(data_of("both"))
     assert {name: split["text"][:] for name, split in splits.items()} == {"train": ["a"], "validation": ["v"]}
     with pytest.raises(DataError, match="both has no test split, found: train, dev"):
-        load_data(recipe("both", test=["both"]))
+        load_data(data_of("both", test=["both"]))
     before = fingerprint(["one"])
     load_source(["one"]).map(lambda row: {"n": 1})
     assert fingerprint(["one"]) == before
@@ -372,11 +371,11 @@ def test_saved_data_sets() -> None:
 
 
 def test_builtin_data_comes_with_its_validation_split() -> None:
-    splits = load_data(recipe("builtin:python-docstrings"))
+    splits = load_data(data_of("builtin:python-docstrings"))
     assert list(splits) == ["train", "validation"]
     assert splits["train"].column_names == ["text", "label"]
     assert len(splits["train"]) > len(splits["validation"]) > 100
-    named = load_data(recipe("builtin:python-docstrings", test=["builtin:python-docstrings"]))
+    named = load_data(data_of("builtin:python-docstrings", test=["builtin:python-docstrings"]))
     assert list(named) == ["train", "test", "validation"]
     assert named["test"]["text"][0] not in splits["train"]["text"][:]
     assert fingerprint(["builtin:python-docstrings"]) == fingerprint(["builtin:python-docstrings"])
@@ -390,10 +389,10 @@ import sys, time
 time.sleep = lambda seconds: None
 from hfkit.data.loading import load_data, fingerprint
 from hfkit.errors import HfkitError
-from hfkit.settings import Data, Recipe
+from hfkit.settings import Data
 for source in sys.argv[1:]:
     try:
-        splits = load_data(Recipe(data=Data(train=[source])))
+        splits = load_data(Data(train=[source]))
         print({name: split["text"][:] for name, split in splits.items()}, len(fingerprint([source])))
     except HfkitError as error:
         print(error.exit_code, error)
@@ -442,7 +441,7 @@ def test_hub_data_sets(hub: Any, tmp_path: Path) -> None:
 
 def test_a_hub_that_cannot_be_reached(hub: Any, tmp_path: Path) -> None:
     (answer,) = on_hub(hub, tmp_path, "someone/far", HF_ENDPOINT="http://127.0.0.1:9")
-    assert answer.startswith("3 someone/far: no such file, and the Hub can't be asked for someone/far: ")
+    assert answer.startswith("3 someone/far: no such file, and someone/far can't be fetched from the Hub: ")
     assert answer.endswith("(fix: check the network and the proxy, or give a file)")
 
 
@@ -553,13 +552,13 @@ def test_four_processes_at_once_agree(cache: Path) -> None:
 def test_load_data_gives_the_named_splits_as_ordinary_data_sets() -> None:
     write("a.csv", TWO_ROWS)
     write("v.csv", "text,label\nv,0\n")
-    splits = load_data(recipe("a.csv", "a.csv", validation=["v.csv"], test=["v.csv"]))
+    splits = load_data(data_of("a.csv", "a.csv", validation=["v.csv"], test=["v.csv"]))
     assert type(splits) is datasets.DatasetDict
     assert {name: len(split) for name, split in splits.items()} == {"train": 4, "validation": 1, "test": 1}
     assert type(splits["train"]) is datasets.Dataset
-    assert list(load_data(recipe("a.csv"))) == ["train"]
+    assert list(load_data(data_of("a.csv"))) == ["train"]
     with pytest.raises(UsageError, match=r"no data given \(fix: --data FILE\)"):
-        load_data(recipe())
+        load_data(data_of())
 
 
 def test_hold_out_is_seeded_shuffled_and_complete() -> None:
@@ -582,11 +581,11 @@ def test_hold_out_leaves_a_row_on_each_side() -> None:
 
 def test_hold_out_end_cuts_one_document_by_position(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.txt", "0123456789")
-    train, validation = hold_out_end(load_source(["a.txt"], "file"), 0.2, seed=7)
+    train, validation = hold_out_end(load_source(["a.txt"], "file"), 0.2)
     assert (train["text"][:], validation["text"][:]) == (["01234567"], ["89"])
     assert capsys.readouterr().err == "validation: the last 2 of 10 characters of the one document\n"
     with pytest.raises(DataError, match="one document of 1 characters can't be split"):
-        hold_out_end(datasets.Dataset.from_dict({"text": ["a"]}), 0.2, seed=7)
+        hold_out_end(datasets.Dataset.from_dict({"text": ["a"]}), 0.2)
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
@@ -610,7 +609,7 @@ def test_columns_are_guessed_aloud(
     header: str, columns: tuple[str, str | None, str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write("a.csv", f"{header}\n" + ",".join("x" for _ in header.split(",")) + "\n")
-    made = recipe("a.csv")
+    made = data_of("a.csv")
     assert classification_columns(load_data(made), made) == columns
     pair = "--text-pair-column, " if columns[1] else ""
     assert capsys.readouterr().err == f"{said} (change with --text-column, {pair}--label-column)\n"
@@ -618,7 +617,7 @@ def test_columns_are_guessed_aloud(
 
 def test_a_guess_is_said_once_where_splits_are_asked_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.csv", TWO_ROWS)
-    made = recipe("a.csv", validation=["a.csv"])
+    made = data_of("a.csv", validation=["a.csv"])
     for dataset in load_data(made).values():
         assert classification_columns(dataset, made) == ("text", None, "label")
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -638,7 +637,7 @@ UNCLEAR = [
 @pytest.mark.parametrize(("header", "named", "message"), UNCLEAR)
 def test_unclear_and_missing_columns_are_listed(header: str, named: dict[str, str], message: str) -> None:
     write("a.csv", f"{header}\n" + ",".join("x" for _ in header.split(",")) + "\n")
-    made = recipe("a.csv", **named)
+    made = data_of("a.csv", **named)
     with pytest.raises(DataError) as caught:
         classification_columns(load_data(made), made)
     assert str(caught.value) == message
@@ -646,7 +645,7 @@ def test_unclear_and_missing_columns_are_listed(header: str, named: dict[str, st
 
 def test_named_columns_are_taken_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.csv", "foo,bar,baz\nx,y,z\n")
-    made = recipe("a.csv", text="foo", text_pair="bar", label="baz")
+    made = data_of("a.csv", text="foo", text_pair="bar", label="baz")
     assert classification_columns(load_data(made), made) == ("foo", "bar", "baz")
     assert capsys.readouterr().err == ""
 
@@ -654,7 +653,7 @@ def test_named_columns_are_taken_in_silence(capsys: pytest.CaptureFixture[str]) 
 def test_a_missing_column_of_the_validation_file_names_that_file() -> None:
     write("a.csv", TWO_ROWS)
     write("v.csv", "text,lable\nv,0\n")
-    made = recipe("a.csv", validation=["v.csv"], label="label")
+    made = data_of("a.csv", validation=["v.csv"], label="label")
     with pytest.raises(DataError) as caught:
         classification_columns(load_data(made), made)
     assert str(caught.value) == "v.csv has no column 'label', found: text, lable (fix: --label-column lable)"
@@ -664,13 +663,13 @@ def test_text_column(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.txt", "x")
     write("b.csv", "content,year\nx,1\n")
     write("c.jsonl", '{"n": 1, "words": "x"}\n')
-    assert text_column(load_data(recipe("a.txt")), recipe("a.txt")) == "text"
+    assert text_column(load_data(data_of("a.txt")), data_of("a.txt")) == "text"
     assert capsys.readouterr().err == ""
-    assert text_column(load_data(recipe("b.csv")), recipe("b.csv")) == "content"
-    assert text_column(load_source(["c.jsonl"]), recipe("c.jsonl")) == "words"
+    assert text_column(load_data(data_of("b.csv")), data_of("b.csv")) == "content"
+    assert text_column(load_source(["c.jsonl"]), data_of("c.jsonl")) == "words"
     said = "text column: content (change with --text-column)\ntext column: words (change with --text-column)\n"
     assert capsys.readouterr().err == said
-    made = recipe("c.jsonl", text="n")
+    made = data_of("c.jsonl", text="n")
     with pytest.raises(DataError) as caught:
         text_column(load_data(made), made)
     assert str(caught.value) == "c.jsonl: column 'n' holds int64, not text"
@@ -690,19 +689,19 @@ def test_rows_without_a_value_are_found_with_their_line(capsys: pytest.CaptureFi
         (["b.jsonl"], f"b.jsonl: line 3: column 'text' {EMPTY}"),
         (["d.jsonl"], f"d.jsonl: line 2: column 'label' {EMPTY}"),
     ):
-        made = recipe(*sources)
+        made = data_of(*sources)
         with pytest.raises(DataError) as caught:
             classification_columns(load_data(made), made)
         assert str(caught.value) == message
     datasets.Dataset.from_dict({"text": ["a", None]}).save_to_disk("saved")
     with pytest.raises(DataError) as caught:
-        text_column(load_data(recipe("saved")), recipe("saved"))
+        text_column(load_data(data_of("saved")), data_of("saved"))
     assert str(caught.value) == f"saved: train row 2: column 'text' {EMPTY}"
 
 
 def test_empty_texts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.csv", "text,label\na,1\n,0\n  ,1\n")
-    made = recipe("a.csv", text="text", label="label")
+    made = data_of("a.csv", text="text", label="label")
     assert classification_columns(load_data(made), made) == ("text", None, "label")
     assert capsys.readouterr().err == "warning: a.csv: 2 of 3 rows have an empty text (fix: delete them)\n"
 
@@ -725,7 +724,7 @@ class TestRealFiles:
         ],
     )
     def test_tables(self, name: str, rows: int, columns: tuple[str, str | None, str]) -> None:
-        made = recipe(str(REAL / name))
+        made = data_of(str(REAL / name))
         splits = load_data(made)
         assert len(splits["train"]) == rows
         assert classification_columns(splits, made) == columns

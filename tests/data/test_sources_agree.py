@@ -241,7 +241,7 @@ UNREADABLE = [
     ("none.txt", b"", "no rows, the file is empty"),
     ("blank.txt.gz", gzip.compress(b"\n \n"), "no rows, only blank lines"),
     ("a.xlsx", b"PK", "unknown kind of file '.xlsx'"),
-    ("a.parquet.gz", b"PK", ".parquet files are not read compressed"),
+    ("a.parquet.gz", b"PK", ".parquet files can't be read compressed"),
 ]  # fmt: skip
 
 
@@ -256,8 +256,8 @@ def test_what_cannot_be_read_is_one_line_with_a_fix(name: str, content: bytes, m
 
 
 def stream(*sources: str, **columns: str) -> list[str]:
-    recipe = Recipe(data=Data(train=list(sources), columns=Columns(**columns)))
-    return [row["text"] for row in stream_documents(recipe)]
+    data = Data(train=list(sources), columns=Columns(**columns))
+    return [row["text"] for row in stream_documents(data)]
 
 
 def test_a_stream_finds_its_text_as_loaded_data_does(capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,7 +302,7 @@ def test_an_empty_folder_and_a_pattern_without_files() -> None:
 def test_parts_are_the_entries_of_the_recipe() -> None:
     for name in ("a/0.txt", "a/1.txt", "b.jsonl"):
         write(name, "first\nsecond\n" if name.endswith("txt") else jsonl(["third"]))
-    parts = load_parts(Recipe(data=Data(train=["./a", "b.jsonl", "a/*.txt"], documents="file")))
+    parts = load_parts(Data(train=["./a", "b.jsonl", "a/*.txt"], documents="file"))
     two = ["first\nsecond\n"] * 2
     assert [list(part["text"]) for part in parts] == [two, ["third"], two]
 

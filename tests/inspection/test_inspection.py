@@ -216,7 +216,7 @@ def test_several_labels_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", "c.csv"]) == 0
     assert "\nlabel   train\n  min     0.5\n  mean    1.5\n  max       3\n" in capsys.readouterr().out
     problem = facts(capsys, "c.csv", "--problem-type", "regression", "--text-column", "score", "--label-column", "text")
-    assert findings(problem)[0].startswith("train data, row 1: label 'a' is no number (fix: ")
+    assert findings(problem)[0].startswith("train data, row 1: label 'a' is not a number (fix: ")
 
 
 def test_repeated_texts_with_numbers_are_no_corpus(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,12 +75,12 @@ LAYOUTS = [
      '"4","E","Words and more words"\n', {},
      {"text": ["Some longer text, quoted", "Yet another longer text", "x y z x y z x y z", "Words and more words"],
       "label": ["3", "4", "3", "4"]},
-     "b.csv: no header line, as '3' comes again below; columns are named 0, 1, ... (change with --header)\n"
+     "b.csv: no header line, because '3' appears again below; columns are named 0, 1, ... (change with --header)\n"
      "text column: 2, label column: 0, not used: 1 (change with --text-column, --label-column)"),
     ("c.tsv", "ham\tsay \"hi there\nspam\tWIN a prize now\nham\tok, see you then\nspam\tfree \"calls\n", {},
      {"text": ['say "hi there', "WIN a prize now", "ok, see you then", 'free "calls'],
       "label": ["ham", "spam", "ham", "spam"]},
-     "c.tsv: no header line, as 'ham' comes again below"),
+     "c.tsv: no header line, because 'ham' appears again below"),
     ("d.csv", 'text,category\r\n"two\nlines",card\r\nx,cash\r\n', {},
      {"text": ["two\nlines", "x"], "label": ["card", "cash"]}, None),
     ("e.tsv", "index\tquestion\tsentence\tlabel\n0\twho?\tme\tyes\n1\twhen?\tnow\tno\n", {},
@@ -92,13 +92,13 @@ LAYOUTS = [
       "text_pair": ["one plane is here", "a car drives", "nothing at all", "other things"],
       "value": [5.0, 2.25, 5.0, 2.25]},
      "text columns: 0 + 1, label column: 2 (change with --text-column, --text-pair-column, --label-column)\n"
-     "problem type: regression, as column 2 holds numbers such as 2.25 (change with --problem-type)"),
+     "problem type: regression, because column 2 holds numbers such as 2.25 (change with --problem-type)"),
     ("h.tsv", "first long comment\t27\ted5\nsecond long one\t4,27\ted6\nthird text here\t4\ted7\n"
      "and one more text\t27\ted8\none longer text\t4,27\ted9\na last comment\t4\ted1\n", {},
      {"text": ["first long comment", "second long one", "third text here", "and one more text", "one longer text",
                "a last comment"],
       "labels": [["27"], ["4", "27"], ["4"], ["27"], ["4", "27"], ["4"]]},
-     "problem type: multi_label_classification, as ',' divides labels in column 1 (change with --problem-type)"),
+     "problem type: multi_label_classification, because ',' separates labels in column 1 (change with --problem-type)"),
     # as CoLA is: what can't be told is named
     ("i.tsv", "gj04\t1\t\tThe sailors rode.\ngj04\t0\t*\tThe weights it.\n",
      {"data.columns.label": "1", "data.columns.text": "3"},
@@ -128,7 +128,7 @@ def test_a_guess_of_no_header_is_said_each_time_and_can_be_overruled(capsys):
     write("a.tsv", "ham\thello there\nspam\twin a prize\nham\tsee you then\n")
     for _ in range(2):  # the second time from the cache
         assert loaded("a.tsv").num_rows == 3
-        assert "a.tsv: no header line, as 'ham' comes again below" in capsys.readouterr().err
+        assert "a.tsv: no header line, because 'ham' appears again below" in capsys.readouterr().err
     named = {"data.header": True, "data.columns.text": "hello there", "data.columns.label": "ham"}
     assert loaded("a.tsv", **named)[:] == {"text": ["win a prize", "see you then"], "label": ["spam", "ham"]}
 
@@ -169,7 +169,7 @@ def prepared(labels, feature=None, **data):
 
     features = None if feature is None else Features({"text": Value("string"), "label": feature})
     dataset = Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
-    made = with_labels({"train": dataset}, "label", settings.Recipe(data=settings.Data(**data)))["train"]
+    made = with_labels({"train": dataset}, "label", settings.Data(**data))["train"]
     return made.remove_columns("text")[:]
 
 
@@ -229,9 +229,9 @@ def test_several_labels_keep_the_order_of_their_source(bert):
         dataset = Dataset.from_dict(
             {"text": ["a", "b"], "label": labels}, Features({"text": Value("string"), "label": feature})
         )
-        assert order_of(with_labels({"train": dataset}, "label", settings.Recipe())["train"], of_model) == order
+        assert order_of(with_labels({"train": dataset}, "label", settings.Data())["train"], of_model) == order
     flags = Dataset.from_dict({"text": ["a", "b"], "z": [1, 0], "a": [0, 0], "m": [1, 1]})
-    assert order_of(with_labels({"train": flags}, "z,a,m", settings.Recipe())["train"], config) == ["z", "a", "m"]
+    assert order_of(with_labels({"train": flags}, "z,a,m", settings.Data())["train"], config) == ["z", "a", "m"]
 
 
 def test_ids_of_labels_are_those_of_the_saved_model(bert):
@@ -264,7 +264,7 @@ def test_columns_of_0_and_1_are_labels():
     [
         ([0.5, float("nan")], {}, "train data, row 2: label nan is not a finite number"),
         ([0.0, 1.0, float("nan")], {}, "train data, row 3: label nan is not a finite number"),
-        (["0.5", "good"], {"problem_type": REGRESSION}, f"row 2: label 'good' is no number (fix: --problem-type {SINGLE})"),
+        (["0.5", "good"], {"problem_type": REGRESSION}, f"row 2: label 'good' is not a number (fix: --problem-type {SINGLE})"),
         ([n + 0.5 for n in range(30)], {"problem_type": SINGLE}, f"has 30 different numbers as classes in 30 rows (fix: --problem-type {REGRESSION})"),
         ([["a"], ["b"]], {"problem_type": SINGLE}, f"row 1: a list of labels, not one (fix: --problem-type {MULTIPLE})"),
     ],
@@ -299,7 +299,7 @@ def test_a_thousand_classes_of_one_row_are_a_warning(bert, capsys):
     err = capsys.readouterr().err
     assert "validation: 50 rows stay in the training data, which has no other of their label" in err
     assert "warning: no row can be held out: each would take the only one of its label" in err
-    assert "warning: 1,000 of 1,000 labels have one training row each" in err
+    assert "warning: 1,000 of 1,000 labels have only one training row each" in err
     assert AutoConfig.from_pretrained("run").num_labels == 1000
 
 

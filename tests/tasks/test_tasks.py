@@ -311,7 +311,7 @@ def test_one_label_only_is_refused(bert):
 
 def test_label_that_training_never_saw_is_named_with_its_row(bert):
     splits = {"train": labelled(["a", "b"]), "validation": labelled(["a", "b", "c"])}
-    with pytest.raises(DataError, match="validation data, row 3: label 'c' is none of the training data's: a, b"):
+    with pytest.raises(DataError, match="validation data, row 3: label 'c' is not a label of the training data: a, b"):
         CLASSIFICATION.model_config(splits, AutoConfig.from_pretrained(bert))
 
 

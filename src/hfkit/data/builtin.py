@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-import pydoc_data.topics
 import re
 import sysconfig
 import warnings
@@ -91,6 +90,8 @@ def python_docs() -> dict[str, Table]:
     document. train, validation and test hold about 90, 5 and 5 % of the documents; a document keeps its split in
     every version of Python.
     """
+    import pydoc_data.topics  # half a megabyte of strings
+
     topics = [Passage(f"topic {name}", "", text.strip()) for name, text in sorted(pydoc_data.topics.topics.items())]
     documents: dict[str, list[str]] = {}
     for passage in fold(topics + list(read_docstrings())):

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from hfkit.data.readers import ROWS_PER_BATCH, Rows
 from hfkit.errors import DataError, StorageError, first_line
-from hfkit.system import console
-from hfkit.system.files import alone
+from hfkit.system.console import say, warn
+from hfkit.system.files import file_hash, locked, replacing, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def cached(key: str, name: str, split: str, read: Callable[[], tuple[Any, Rows]]) -> Dataset:
-    """The rows of `read` from the cache, where they are built first if they are not there or damaged."""
+def cached(key: str, name: str, split: str, read: Callable[[], tuple[Any, Iterable[Any]]]) -> Dataset:
+    """The rows of `read` (arrow schema and record batches) from the cache; built first if missing or damaged."""
     import datasets
     from datasets.table import MemoryMappedTable
 
@@ -28,16 +26,15 @@ def cached(key: str, name: str, split: str, read: Callable[[], tuple[Any, Rows]]
     arrow, digest = folder / "data.arrow", folder / "data.xxh3"
     try:
         if digest.exists() and (not arrow.exists() or digest.read_text() != digest_file(arrow)):
-            console.warn(f"{arrow}: this cache of {name} is damaged and is built again")
-            for damaged in (digest, *folder.glob("*.arrow")):  # what `map` made of these rows goes, too
+            warn(f"{arrow}: this cache of {name} is damaged and is built again")
+            for damaged in (digest, *folder.glob("*.arrow")):  # also what `map` made of these rows
                 damaged.unlink(missing_ok=True)
         if not digest.exists():
-            with alone(folder):
-                if not digest.exists():  # nor has another process made it in the meantime
+            with locked(folder):
+                if not digest.exists():  # no other process has made it in the meantime
                     folder.mkdir(parents=True, exist_ok=True)
                     _write(arrow, name, *read())
-                    with _replacing(digest) as file:
-                        file.write(digest_file(arrow).encode())
+                    write_atomically(digest, file_hash(arrow))
         table = MemoryMappedTable.from_file(str(arrow))
     except DataError:
         with contextlib.suppress(OSError):
@@ -51,49 +48,27 @@ def cached(key: str, name: str, split: str, read: Callable[[], tuple[Any, Rows]]
     return datasets.Dataset(table, split=datasets.NamedSplit(split), fingerprint=key)
 
 
-def _write(target: Path, name: str, schema: Any, rows: Rows) -> None:
-    """Writes `rows` as one arrow stream, all or nothing, so that processes that do it at once can't hurt each other."""
+def _write(target: Path, name: str, schema: Any, batches: Iterable[Any]) -> None:
+    """Writes one arrow stream, whole or not at all."""
     import pyarrow as pa
 
     if os.path.isfile(name) and os.path.getsize(name) > 100e6:
-        console.say(f"reading {name} ({os.path.getsize(name) / 1e6:,.0f} MB), once")
-    empty = True
-    with _replacing(target) as file, pa.ipc.new_stream(file, schema) as writer:
-        while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
-            try:
-                writer.write_batch(pa.RecordBatch.from_pylist([row for _, row in batch], schema=schema))
-            except (pa.ArrowException, OverflowError) as error:
-                if isinstance(error, OSError):
-                    raise
-                raise DataError(f"{name}: {batch[0][0]} or later: {first_line(error)}") from None
-            empty = False
-        if empty:
+        say(f"reading {name} ({os.path.getsize(name) / 1e6:,.0f} MB), once")
+    num_rows = 0
+    with replacing(target) as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            num_rows += len(batch)
+        if not num_rows:
             raise DataError(f"{name}: no rows", "give a file with at least one row")
 
 
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `target` when all went well, and leaves nothing otherwise."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def digest_file(path: Path) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
+    """xxh3_128 of the file's content; DataError if it can't be read."""
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return file_hash(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from None
-    return str(digest.hexdigest())
 
 
 def digest_json(value: Any) -> str:

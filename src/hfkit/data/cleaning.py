@@ -1,4 +1,4 @@
-"""Documents made clean before training, step by step in the order of `recipe.Clean`, and how much each step removed."""
+"""Cleaning of documents before training: the steps of `settings.Clean` in their order, each with what it removed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,14 @@ if TYPE_CHECKING:
 
 VERSION = 1  # part of the result's fingerprint: raise it when a step gives other text
 
-# CR LF, CR, vertical tab, form feed and Unicode's own: leaving them out would join two words.
+# CR LF, CR, vertical tab, form feed and those of Unicode: removing them would join two words.
 LINE_END = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 
 CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")  # category Cc without tab and line ends
 
 
 def clean(documents: Dataset, settings: Clean) -> Dataset:
-    """The rows with their column `text` after every step that is on, and on stderr what each did.
-
-    Raises DataError where nothing is left.
-    """
+    """The rows after every step that is on; prints what each step did. DataError if no row is left."""
     steps = _steps(settings)
 
     def batch(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -42,7 +39,7 @@ def clean(documents: Dataset, settings: Clean) -> Dataset:
         batch,
         batched=True,
         features=documents.features,
-        load_from_cache_file=False,  # or nothing would be counted
+        load_from_cache_file=False,  # which would count nothing
         new_fingerprint=digest_json([VERSION, documents._fingerprint, dataclasses.asdict(settings)]),
     )
     _say(steps, len(cleaned))
@@ -50,9 +47,9 @@ def clean(documents: Dataset, settings: Clean) -> Dataset:
 
 
 def clean_stream(documents: IterableDataset, settings: Clean) -> IterableDataset:
-    """The same row by row; each pass says at its end what was removed, and removes duplicates within itself.
+    """The same row by row. Each epoch finds its own duplicates and prints at its end what was removed.
 
-    The result is one shard, since duplicates are looked for across all of them.
+    The result is one shard, because duplicates are found across all rows.
     """
     from datasets import IterableDataset
 
@@ -70,7 +67,7 @@ def _stream(documents: IterableDataset, settings: Clean) -> Iterator[dict[str, s
 
 @dataclass
 class Step:
-    """One step and what it did: `act` gives the new text, or None to leave the document out."""
+    """One step and what it did: `act` returns the new text, or None to drop the document."""
 
     name: str
     act: Callable[[str], str | None]
@@ -108,13 +105,13 @@ def _steps(settings: Clean) -> list[Step]:
 
 
 def _white_space(text: str) -> str:
-    """One space for a run of blanks, a line feed alone at every line's end, nothing blank at either end of the text."""
+    """Runs of blanks become one space; blanks at the ends of lines and of the text are removed."""
     lines = re.sub(r"[^\S\n]+", " ", LINE_END.sub("\n", text)).replace(" \n", "\n")
     return re.sub(r"\n{3,}", "\n\n", lines).strip(" \n")
 
 
 def _through(steps: list[Step], text: str) -> str | None:
-    """`text` after all steps, None where one leaves it out: an edit does so with what has no character left."""
+    """`text` after all steps; None if a step drops it, as an edit does that leaves no character."""
     for step in steps:
         after = step.act(text)
         if after is None:

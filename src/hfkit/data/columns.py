@@ -1,24 +1,22 @@
-"""Which column is which: named, well known, or found by content."""
+"""Which column holds what: named in the settings, recognized by its name, or guessed from its content."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfkit.data.lines import format_of
-from hfkit.data.readers import ID_NAMES, LABEL_NAMES, SOURCES, TEXT_NAMES, layout_of, settled
+from hfkit.data.labels import label_columns
+from hfkit.data.readers import ID_NAMES, LABEL_NAMES, TEXT_NAMES, has_effect, layout_of, read_rows
 from hfkit.data.sources import is_local, is_saved, listed, local_files, only, type_name
 from hfkit.errors import DataError
-from hfkit.system import console
-from hfkit.system.console import short
+from hfkit.system.console import say, short, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from hfkit.settings import Recipe
+    from hfkit.settings import Data
 
 PAIR_NAMES = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
@@ -26,7 +24,7 @@ PAIR_NAMES = (
     ("question", "passage"), ("text", "text_pair"),
 )  # fmt: skip
 
-GUESSED_ROWS = 1000  # that a guess by content looks at
+GUESSED_ROWS = 1000  # that a guess from the content looks at
 
 FLAGS = {
     "text": "--text-column",
@@ -36,59 +34,76 @@ FLAGS = {
 }
 
 
-def text_column(dataset: Dataset | DatasetDict, recipe: Recipe) -> str:
-    """The column with the text, named or guessed (and said aloud); its rows are checked for missing values."""
+def text_column(dataset: Dataset | DatasetDict, data: Data) -> str:
+    """The column with the text, named or guessed; a guess is printed. DataError if a row has no value."""
     splits = as_splits(dataset)
-    text = find_text(splits, recipe)
-    if recipe.data.columns.text is None and len(shared_columns(splits)) > 1 and _is_first(splits, recipe):
-        console.say(f"text column: {text} (change with --text-column)")
-    _check_rows(splits, recipe, [text])
+    text = find_text(splits, data)
+    if data.columns.text is None and len(shared_columns(splits)) > 1 and _is_first(splits, data):
+        say(f"text column: {text} (change with --text-column)")
+    _check_rows(splits, data, [text])
     return text
 
 
-def find_text(splits: dict[str, Dataset], recipe: Recipe) -> str:
-    """The column with the text, named or guessed; DataError where none is clearly it."""
+def input_column(dataset: Dataset, data: Data, role: str = "text", usual: Sequence[str] = ()) -> str:
+    """The column that data.columns.text names, else the first of the `usual` names, else the one with text.
+
+    A guess is printed; `role` says there what the column holds. DataError if no column is clearly it.
+    """
+    names, named = dataset.column_names, data.columns.text
+    lower = {name.lower(): name for name in names}
+    column = named or next((lower[name] for name in usual if name in lower), "")
+    if column not in names:
+        column = find_text(as_splits(dataset), data)
+    if named is None and len(names) > 1:
+        say(f"{role} column: {column} (change with --text-column)")
+    elif named is None and column.lower() not in (usual or TEXT_NAMES):
+        say(f"{role} column: {short(column)} (change with --no-header, if that is a {role})")
+    return column
+
+
+def find_text(splits: dict[str, Dataset], data: Data) -> str:
+    """The column with the text, named or guessed; DataError if no column is clearly it."""
     columns = shared_columns(splits)
     free = [column for column in columns if column.lower() not in (*ID_NAMES, *LABEL_NAMES)]
-    text = _named(splits, recipe, "text") or _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
+    text = _named(splits, data, "text") or _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
     text = text or only(_by_content(splits, free)[0])
     if text is None:
-        raise _unclear(splits, recipe, "text", columns, _of_text(splits, free))
+        raise _unclear(splits, data, "text", columns, _of_text(splits, free))
     return text
 
 
-def pair_columns(loaded: DatasetDict, recipe: Recipe) -> tuple[str, str]:
-    """(text, target): the target is named, the text named or guessed among the others; their rows are checked."""
+def pair_columns(loaded: DatasetDict, data: Data) -> tuple[str, str]:
+    """(text, target): the target is named, the text named or guessed. DataError if a row has no value."""
     splits = as_splits(loaded)
-    target = _named(splits, recipe, "target")
+    target = _named(splits, data, "target")
     assert target is not None
-    text = text_column(loaded.remove_columns(target), recipe)
-    _check_rows(splits, recipe, [target])
+    text = text_column(loaded.remove_columns(target), data)
+    _check_rows(splits, data, [target])
     return text, target
 
 
-def classification_columns(dataset: Dataset | DatasetDict, recipe: Recipe) -> tuple[str, str | None, str]:
-    """(text, second text of a pair or None, label), each named or guessed (and said aloud); their rows are checked.
+def classification_columns(dataset: Dataset | DatasetDict, data: Data) -> tuple[str, str | None, str]:
+    """(text, second text of a pair or None, label), each named or guessed; a guess is printed.
 
-    Where each label has a column of its own, `label` is their names with commas (see `label_columns`).
+    `label` can name several columns of 0 and 1 (see `label_columns`). DataError if a row has no value.
     """
     splits = as_splits(dataset)
-    text, pair, label = find_classification(splits, recipe)
-    guessed = recipe.data.columns.text is None or recipe.data.columns.label is None
-    if guessed and _is_first(splits, recipe):
+    text, pair, label = find_classification(splits, data)
+    guessed = data.columns.text is None or data.columns.label is None
+    if guessed and _is_first(splits, data):
         texts = f"text columns: {text} + {pair}" if pair else f"text column: {text}"
         flags = ", ".join(FLAGS[role] for role in ("text", "text_pair", "label") if role != "text_pair" or pair)
         idle = [column for column in shared_columns(splits) if column.isdecimal() and column not in (text, pair, label)]
         unused = f", not used: {', '.join(idle)}" if idle else ""
-        console.say(f"{texts}, label column: {label}{unused} (change with {flags})")
-    _check_rows(splits, recipe, [text, *([pair] if pair else [])], label)
+        say(f"{texts}, label column: {label}{unused} (change with {flags})")
+    _check_rows(splits, data, [text, *([pair] if pair else [])], label)
     return text, pair, label
 
 
-def find_classification(splits: dict[str, Dataset], recipe: Recipe) -> tuple[str, str | None, str]:
-    """(text, second text of a pair or None, label), each named or guessed; DataError where one is not clear."""
+def find_classification(splits: dict[str, Dataset], data: Data) -> tuple[str, str | None, str]:
+    """(text, second text of a pair or None, label), each named or guessed; DataError if one is not clear."""
     columns = shared_columns(splits)
-    text, pair, label = (_named(splits, recipe, role) for role in ("text", "text_pair", "label"))
+    text, pair, label = (_named(splits, data, role) for role in ("text", "text_pair", "label"))
 
     def free(*names: Sequence[str]) -> list[str]:
         taken = {text, pair, label, *itertools.chain(*names)}
@@ -107,20 +122,15 @@ def find_classification(splits: dict[str, Dataset], recipe: Recipe) -> tuple[str
         )
     text = text or _well_known(free(), TEXT_NAMES) or only(_of_text(splits, free()))
     if text is None:
-        raise _unclear(splits, recipe, "text", columns, _of_text(splits, free()))
+        raise _unclear(splits, data, "text", columns, _of_text(splits, free()))
     label = label or only(free())
     if label is None:
-        raise _unclear(splits, recipe, "label", columns, labels or free())
+        raise _unclear(splits, data, "label", columns, labels or free())
     return text, pair, label
 
 
-def label_columns(dataset: Dataset, label: str) -> list[str]:
-    """The columns that `label` names: itself, or several names with commas between."""
-    return [label] if label in dataset.column_names else [name.strip() for name in label.split(",")]
-
-
 def _by_content(splits: dict[str, Dataset], columns: list[str]) -> tuple[list[str], list[str]]:
-    """Of columns named by position: those with the long texts, and those whose values repeat, the fewest first."""
+    """Of columns without names: those with the longest texts, and those with repeated values, fewest first."""
     if not columns or not all(map(str.isdecimal, columns)):
         return [], []
     rows = next(iter(splits.values()))[:GUESSED_ROWS]
@@ -137,9 +147,9 @@ def as_splits(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
     return dict(dataset) if isinstance(dataset, dict) else {str(dataset.split or "train"): dataset}
 
 
-def _is_first(splits: dict[str, Dataset], recipe: Recipe) -> bool:
-    """Where a task asks split by split, a guess is said once."""
-    return "train" in splits or not recipe.data.train
+def _is_first(splits: dict[str, Dataset], data: Data) -> bool:
+    """Whether to print a guess: a task that asks split by split prints it once."""
+    return "train" in splits or not data.train
 
 
 def shared_columns(splits: dict[str, Dataset]) -> list[str]:
@@ -148,23 +158,23 @@ def shared_columns(splits: dict[str, Dataset]) -> list[str]:
     return [column for column in first.column_names if all(column in other.column_names for other in others)]
 
 
-def _sources_of(recipe: Recipe, split: str) -> list[str]:
-    sources: list[str] = getattr(recipe.data, split, []) or recipe.data.train
+def _sources_of(data: Data, split: str) -> list[str]:
+    sources: list[str] = getattr(data, split, []) or data.train
     return sources
 
 
-def _named(splits: dict[str, Dataset], recipe: Recipe, role: str) -> str | None:
-    """The column that the recipe names for `role`, which every split must have."""
-    column: str | None = getattr(recipe.data.columns, role)
+def _named(splits: dict[str, Dataset], data: Data, role: str) -> str | None:
+    """The column that the settings name for `role`; DataError if a split does not have it."""
+    column: str | None = getattr(data.columns, role)
     for split, dataset in splits.items():
         if column is not None and role == "label" and set(label_columns(dataset, column)) <= set(dataset.column_names):
             continue
         if column is not None and column not in dataset.column_names:
-            free = [name for name in dataset.column_names if name not in vars(recipe.data.columns).values()]
+            free = [name for name in dataset.column_names if name not in vars(data.columns).values()]
             near = difflib.get_close_matches(column, dataset.column_names, n=1, cutoff=0.6)
             known = _well_known(free, TEXT_NAMES if role != "label" else LABEL_NAMES)
             fix = f"{FLAGS[role]} {near[0] if near else known or only(free) or 'NAME'}"
-            name = ", ".join(_sources_of(recipe, split))
+            name = ", ".join(_sources_of(data, split))
             raise DataError(f"{name} has no column '{column}', found: {listed(dataset.column_names)}", fix)
     return column
 
@@ -180,9 +190,7 @@ def _of_text(splits: dict[str, Dataset], columns: list[str]) -> list[str]:
     return [column for column in columns if all(type_name(dataset, column) == "string" for dataset in splits.values())]
 
 
-def _unclear(
-    splits: dict[str, Dataset], recipe: Recipe, role: str, columns: list[str], candidates: list[str]
-) -> DataError:
+def _unclear(splits: dict[str, Dataset], data: Data, role: str, columns: list[str], candidates: list[str]) -> DataError:
     fix, found = f"{FLAGS[role]} {candidates[0] if candidates else 'NAME'}", listed(columns)
     if any(set(dataset.column_names) != set(columns) for dataset in splits.values()) and not candidates:
         found = ", ".join(f"{listed(dataset.column_names)} ({split})" for split, dataset in splits.items())
@@ -191,28 +199,24 @@ def _unclear(
         first = next(iter(splits.values()))[0]
         found = ", ".join(f"{column} ({short(str(first[column]))})" for column in columns)
     elif (
-        recipe.data.header is None
-        and _has_table(recipe, next(iter(splits)))
+        data.header is None
+        and any(has_effect("header", source) for source in _sources_of(data, next(iter(splits))))
         and not {*TEXT_NAMES, *LABEL_NAMES} & {*map(str.lower, columns)}
     ):
         fix += ", or --no-header if these are values of a first row"
-    name = ", ".join(_sources_of(recipe, next(iter(splits))))
+    name = ", ".join(_sources_of(data, next(iter(splits))))
     return DataError(f"{name}: no column is clearly the {role}, found: {found}", fix)
 
 
-def _has_table(recipe: Recipe, split: str) -> bool:
-    return any(format_of(Path(source))[0] in (".csv", ".tsv") for source in _sources_of(recipe, split))
-
-
-def _check_rows(splits: dict[str, Dataset], recipe: Recipe, texts: list[str], label: str | None = None) -> None:
-    """Raises at the first row without a value, warns with a count of empty texts."""
+def _check_rows(splits: dict[str, Dataset], data: Data, texts: list[str], label: str | None = None) -> None:
+    """DataError at the first row without a value; a warning with the number of empty texts."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     for split, dataset in splits.items():
-        name = ", ".join(_sources_of(recipe, split))
+        name = ", ".join(_sources_of(data, split))
         labels = label_columns(dataset, label) if label else []
-        several = len(labels) > 1 or recipe.data.problem_type == "multi_label_classification"
+        several = len(labels) > 1 or data.problem_type == "multi_label_classification"
         for column in [*texts, *labels]:
             values = dataset.select_columns([column]).with_format("arrow")[:][column]
             missing = pc.is_null(values, nan_is_null=True)
@@ -221,22 +225,22 @@ def _check_rows(splits: dict[str, Dataset], recipe: Recipe, texts: list[str], la
                 missing = pc.or_kleene(missing, pc.equal(pc.utf8_trim_whitespace(values), ""))
             row = pc.index(missing, True).as_py()
             if row >= 0:
-                place = place_of(recipe, split, row)
+                place = place_of(data, split, row)
                 raise DataError(f"{place}: column '{column}' is empty", "fill it in, or delete the row")
             if column not in labels and not is_text:
                 raise DataError(f"{name}: column '{column}' holds {type_name(dataset, column)}, not text")
             if column not in labels and (empty := pc.sum(pc.equal(pc.utf8_trim_whitespace(values), "")).as_py()):
-                console.warn(f"{name}: {empty:,} of {len(values):,} rows have an empty {column}", "delete them")
+                warn(f"{name}: {empty:,} of {len(values):,} rows have an empty {column}", "delete them")
 
 
-def place_of(recipe: Recipe, split: str, row: int) -> str:
-    """File and line of a row of `load_data`'s result, found by reading again; the row's number where that can't be."""
-    sources, skip = getattr(recipe.data, split, []), row
+def place_of(data: Data, split: str, row: int) -> str:
+    """File and line of a row that `load_data` gave, found by reading again; for other sources the row's number."""
+    sources, skip = getattr(data, split, []), row
     in_files = [not source.startswith("builtin:") and not is_saved(source) and is_local(source) for source in sources]
     if sources and all(in_files):
         for path in itertools.chain.from_iterable(map(local_files, sources)):
-            for place, _ in SOURCES[format_of(path)[0]](path, settled(path, layout_of(recipe)))[1]:
+            for place, _ in read_rows(path, layout_of(data)):
                 if skip == 0:
                     return f"{path}: {place}"
                 skip -= 1
-    return f"{', '.join(_sources_of(recipe, split))}: {split} row {row + 1}"
+    return f"{', '.join(_sources_of(data, split))}: {split} row {row + 1}"

@@ -1,4 +1,4 @@
-"""What a label is: one class, any number of them, or a number; read from whatever column or columns hold it."""
+"""Labels: one class, several classes, or a number for each example; read from one or several columns."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from hfkit.system.console import say, warn
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hfkit.settings import Recipe
+    from hfkit.settings import Data
 
 SINGLE, MULTIPLE, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
-COLUMNS = {SINGLE: "label", MULTIPLE: "labels", REGRESSION: "value"}  # of a data set that `with_labels` has made
+COLUMNS = {SINGLE: "label", MULTIPLE: "labels", REGRESSION: "value"}  # of a data set from `with_labels`
 
-SEPARATORS = (",", "|", ";")  # that a guess looks for
+SEPARATORS = (",", "|", ";")  # that a guess tries
 
 CHANGE = "(change with --problem-type)"
 
 
 def problem_type_of(config: Any) -> str:
-    """The kind of label that a saved classifier answers with; one output is a number, as everywhere in transformers."""
+    """The problem type of a saved classifier; one with a single output is a regression, as in transformers."""
     return str(config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE))
 
 
 def kind_of(dataset: Dataset) -> str | None:
-    """The problem type of a data set that `with_labels` has made; None where it has no labels."""
+    """The problem type of a data set from `with_labels`; None if it has no labels."""
     return next((kind for kind, column in COLUMNS.items() if column in dataset.column_names), None)
 
 
-def with_labels(splits: Mapping[str, Dataset], label: str, recipe: Recipe, config: Any = None) -> dict[str, Dataset]:
-    """The splits with one column of labels, named after their kind: `label` as it was, `labels` (a list of names) or
-    `value` (a float). The kind is named, or that of the model with this `config`, or guessed and said aloud.
-    """
-    from hfkit.data.columns import label_columns
+def with_labels(splits: Mapping[str, Dataset], label: str, data: Data, config: Any = None) -> dict[str, Dataset]:
+    """The splits with one column of labels: `label` as it was, `labels` (a list of names) or `value` (a float).
 
+    The problem type is that of the settings, else that of the model with this `config`, else a guess, which is
+    printed.
+    """
     guessed = splits["train"] if "train" in splits else next(iter(splits.values()))
     columns = label_columns(guessed, label)
     values = _values(guessed, columns)
-    known = recipe.data.problem_type or (problem_type_of(config) if config is not None else None)
-    kind = known or _guess(values, guessed, columns, recipe)
-    separator = _separator(values, recipe, config) if kind == MULTIPLE and isinstance(values[0], str) else None
+    known = data.problem_type or (problem_type_of(config) if config is not None else None)
+    kind = known or _guess(values, guessed, columns, data)
+    separator = _separator(values, data, config) if kind == MULTIPLE and isinstance(values[0], str) else None
     order = columns if len(columns) > 1 else _class_names(guessed, columns[0])
     prepared = {}
     for split, dataset in splits.items():
@@ -55,8 +55,13 @@ def with_labels(splits: Mapping[str, Dataset], label: str, recipe: Recipe, confi
     return prepared
 
 
+def label_columns(dataset: Dataset, label: str) -> list[str]:
+    """The columns that `label` names: itself, or several names separated by commas."""
+    return [label] if label in dataset.column_names else [name.strip() for name in label.split(",")]
+
+
 def _values(dataset: Dataset, columns: list[str]) -> list[Any]:
-    """The label of each row: a scalar, or a list of names; class names where the numbers stand for such."""
+    """The label of each row: a scalar, or a list of names; class names instead of class ids."""
     if len(columns) > 1:
         table = [dataset[column][:] for column in columns]
         for column, flags in zip(columns, table, strict=True):
@@ -83,13 +88,13 @@ def _class_names(dataset: Dataset, column: str) -> list[str] | None:
     return names
 
 
-def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Recipe) -> str:
-    """The problem type that the values show, said aloud but for plain classes."""
+def _guess(values: list[Any], dataset: Dataset, columns: list[str], data: Data) -> str:
+    """The problem type of the values; printed unless they are plain classes."""
     name = f"column {', '.join(columns)}"
     if isinstance(values[0], list):
-        say(f"problem type: {MULTIPLE}, as {name} holds lists {CHANGE}")
+        say(f"problem type: {MULTIPLE}, because {name} holds lists {CHANGE}")
         return MULTIPLE
-    if recipe.data.label_separator is not None:
+    if data.label_separator is not None:
         return MULTIPLE
     if _class_names(dataset, columns[0]) is not None:
         return SINGLE
@@ -98,7 +103,7 @@ def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Reci
     if all(number is not None for number in numbers):
         broken = next((n for n in numbers if n is not None and math.isfinite(n) and n != int(n)), None)
         if broken is not None:
-            say(f"problem type: {REGRESSION}, as {name} holds numbers such as {broken:g} {CHANGE}")
+            say(f"problem type: {REGRESSION}, because {name} holds numbers such as {broken:g} {CHANGE}")
             return REGRESSION
         if len(distinct) > 2:
             say(f"problem type: {SINGLE}, the {len(distinct):,} whole numbers in {name} are classes {CHANGE}")
@@ -107,26 +112,26 @@ def _guess(values: list[Any], dataset: Dataset, columns: list[str], recipe: Reci
         texts = [str(value) for value in distinct]
         parts = {part for text in texts for part in _parts(text, separator)}
         if any(separator in text for text in texts) and len(parts) < len(texts):
-            say(f"problem type: {MULTIPLE}, as '{separator}' divides labels in {name} {CHANGE}")
+            say(f"problem type: {MULTIPLE}, because '{separator}' separates labels in {name} {CHANGE}")
             return MULTIPLE
     return SINGLE
 
 
-def _separator(values: list[str], recipe: Recipe, config: Any) -> str | None:
-    """What divides the labels of a row: as named, or guessed."""
-    if recipe.data.label_separator is not None:
-        return recipe.data.label_separator
+def _separator(values: list[str], data: Data, config: Any) -> str | None:
+    """The separator of the labels in one text, from the settings or guessed."""
+    if data.label_separator is not None:
+        return data.label_separator
     return _guessed_separator(values, set() if config is None else set(config.label2id))
 
 
 def split_labels(values: Sequence[str], known: Iterable[str]) -> list[list[str]]:
-    """The labels in each text, divided by what leaves the fewest that are not `known`."""
+    """The labels in each text, by the separator that gives the fewest labels that are not `known`."""
     separator = _guessed_separator(values, set(known))
     return [_parts(text, separator) for text in values]
 
 
 def _guessed_separator(values: Sequence[str], known: set[str]) -> str | None:
-    """The one that leaves the fewest different labels."""
+    """The separator that gives the fewest unknown, then the fewest different labels; None if no text has one."""
     texts = set(values)
     found = [separator for separator in SEPARATORS if any(separator in text for text in texts - known)]
 
@@ -152,7 +157,7 @@ def _number(value: Any) -> float | None:
 
 
 def _as(kind: str, values: list[Any], split: str, separator: str | None) -> list[Any]:
-    """`values` as labels of this kind; DataError at the first row that is none."""
+    """`values` as labels of this problem type; DataError at the first that is not one."""
     if kind == MULTIPLE:
         lists = [value if isinstance(value, list) else _parts(str(value), separator) for value in values]
         return [[str(name) for name in value] for value in lists]
@@ -161,7 +166,7 @@ def _as(kind: str, values: list[Any], split: str, separator: str | None) -> list
         if isinstance(value, list):
             raise DataError(f"{split} data, row {row}: a list of labels, not one", f"--problem-type {MULTIPLE}")
         if kind == REGRESSION and number is None:
-            raise DataError(f"{split} data, row {row}: label '{value}' is no number", f"--problem-type {SINGLE}")
+            raise DataError(f"{split} data, row {row}: label '{value}' is not a number", f"--problem-type {SINGLE}")
         if number is not None and not math.isfinite(number) and (kind == REGRESSION or isinstance(value, float)):
             raise DataError(f"{split} data, row {row}: label {value} is not a finite number", "correct or delete it")
     if kind == REGRESSION:
@@ -197,10 +202,10 @@ def labels_of(dataset: Dataset) -> list[Any]:
 
 
 def label_names(dataset: Dataset, config: Any) -> list[str]:
-    """The names of all labels of the training data, in the order of their ids.
+    """The names of all labels in the training data, in the order of their ids.
 
-    The order of a ClassLabel or of columns of 0 and 1, else the model's own where the names are the same, else natural
-    order (10 after 9).
+    That is the order of a ClassLabel or of columns of 0 and 1, else that of the model if it has the same names, else
+    natural order (10 after 9).
     """
     order = _class_names(dataset, COLUMNS[kind_of(dataset) or SINGLE])
     counts = Counter(flat(labels_of(dataset)))
@@ -212,7 +217,7 @@ def label_names(dataset: Dataset, config: Any) -> list[str]:
     once = sum(count == 1 for count in counts.values())
     if once > max(1, len(counts) / 10):
         warn(
-            f"{once:,} of {len(counts):,} labels have one training row each, too little to learn them",
+            f"{once:,} of {len(counts):,} labels have only one training row each, too few to learn them",
             "check --label-column, or merge labels",
         )
     if order is not None:
@@ -222,27 +227,27 @@ def label_names(dataset: Dataset, config: Any) -> list[str]:
 
 
 def flat(labels: Iterable[Any]) -> list[str]:
-    """The names in labels of one name or of several."""
+    """All names in labels that are a name or a list of names each."""
     return [name for label in labels for name in (label if isinstance(label, list) else [label])]
 
 
 def check_known(splits: Mapping[str, Dataset], names: Sequence[str]) -> None:
-    """DataError at the first label that is none of `names`."""
+    """DataError at the first label that is not one of `names`."""
     known = set(names)
-    whose, fix = ("training data", " or add training rows that have it") if "train" in splits else ("model", "")
+    whose, fix = ("training data", ", or add training rows with it") if "train" in splits else ("model", "")
     for split, dataset in splits.items():
         for row, label in enumerate(labels_of(dataset), start=1):
             for name in flat([label]):
                 if name not in known:
                     raise DataError(
-                        f"{split} data, row {row}: label '{name}' is none of the {whose}'s: "
+                        f"{split} data, row {row}: label '{name}' is not a label of the {whose}: "
                         f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
                         f"correct the label{fix}",
                     )
 
 
 def natural(name: str) -> tuple[float, list[tuple[int, str]]]:
-    """Sort key: numbers by size (-1, 0, 1.5, 10) and before all else, runs of digits inside names likewise."""
+    """Sort key: numbers first, by size (-1, 0, 1.5, 10), then names, with the digits in them by size, too."""
     try:
         return float(name), []
     except ValueError:

@@ -41,6 +41,9 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+GREP = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep"}
+
+
 def format_of(path: Path) -> tuple[str, str]:
     """('.csv', '.gz') of x.csv.gz."""
     suffix, compression = path.suffix.lower(), ""
@@ -49,9 +52,9 @@ def format_of(path: Path) -> tuple[str, str]:
     return suffix, compression
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """Number and text of each line, with its end; a byte order mark is dropped, all else must be as `encoding` says
-    and without NUL."""
+def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, with its end. A byte order mark is dropped; NUL bytes and bytes of another
+    encoding are a DataError. None: the file has to be UTF-8, and no setting changes that."""
     compression, number, beyond_ascii = format_of(path)[1], 0, 0
     try:
         with OPENERS[compression](path) as file:
@@ -68,7 +71,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
 
 @contextlib.contextmanager
 def utf8_stdin() -> Iterator[None]:
-    """Inside, DataError where stdin is closed, or in another encoding."""
+    """Inside, DataError if stdin is closed or not UTF-8."""
     if sys.stdin is None:
         raise DataError("stdin: closed", "pipe text into it, or name a file")
     try:
@@ -78,13 +81,13 @@ def utf8_stdin() -> Iterator[None]:
 
 
 def read_stdin() -> Iterator[tuple[int, str | dict[str, Any]]]:
-    """Number and text of each line that isn't blank or, where the first of them begins with a brace, the JSON object
-    in it; DataError where there is none."""
+    """Number and text of each line of stdin that is not blank; if the first of them begins with a brace, each is a
+    JSON object instead. DataError if there is none."""
     with utf8_stdin():
         numbered = ((number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if line.strip())
         first = next(numbered, None)
         if first is None:
-            raise DataError("stdin: no rows", "write one text a line")
+            raise DataError("stdin: no rows", "write one text per line")
         are_objects = first[1].lstrip().startswith("{")
         for number, line in itertools.chain([first], numbered):
             yield number, _parse_line(number, line) if are_objects else line
@@ -98,8 +101,9 @@ def _parse_line(number: int, line: str) -> dict[str, Any]:
         raise DataError(problem, "write one whole JSON object a line") from None
 
 
-def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, encoding: str) -> str:
-    """`raw` as text; `beyond_ascii` is the first line before it that UTF-8 and no other encoding explains, or 0."""
+def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, given: str | None) -> str:
+    """`raw` as text; `beyond_ascii` is the first line before it that is UTF-8 beyond ASCII, or 0."""
+    encoding = given or "utf-8"
     if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path}: UTF-16, not UTF-8", _iconv(path, "utf-16"))
     if b"\0" in raw:
@@ -118,15 +122,13 @@ def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, encoding: st
         if encoding != "utf-8":
             raise DataError(problem, "name another --encoding") from None
         if beyond_ascii:  # converting the whole file would spoil that line
-            grep = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep"}[
-                format_of(path)[1]
-            ]
+            grep = GREP[format_of(path)[1]]
             fix = f"correct the lines that this lists: {grep} -naxv '.*' {shlex.quote(str(path))}"
-            if format_of(path)[0] not in (".json", ".jsonl"):
+            if given is not None:
                 fix = f"--encoding utf-8,latin-1 if the others are that, or {fix}"
             raise DataError(f"{problem}, but line {beyond_ascii} is", fix) from None
         fix = _iconv(path, "latin1")
-        if format_of(path)[0] not in (".json", ".jsonl"):
+        if given is not None:
             fix = f"--encoding latin-1 if it is that, or {fix}"
         raise DataError(problem, fix) from None
     return text.removeprefix("\ufeff") if number == 1 else text

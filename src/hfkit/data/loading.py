@@ -1,14 +1,16 @@
-"""Training, validation and test data as `datasets` objects, and which column plays which part."""
+"""Training, validation and test data, and input files, as `datasets` objects."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from hfkit.data.cache import digest_file, digest_json
-from hfkit.data.columns import text_column
+from hfkit.data.columns import place_of, text_column
+from hfkit.data.lines import read_stdin
 from hfkit.data.readers import Layout, layout_of
 from hfkit.data.sources import (
     SPLITS,
@@ -27,23 +29,23 @@ from hfkit.errors import DataError, UsageError, first_line
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
-    from hfkit.settings import Recipe
+    from hfkit.settings import Data
 
 STREAM_SAMPLE = 1000  # first rows of a stream, from which its text column is found
 
 
-def load_data(recipe: Recipe) -> DatasetDict:
-    """The splits that `recipe.data` names; a data set's own validation split where none is named.
+def load_data(data: Data) -> DatasetDict:
+    """The splits that `data` names, and the validation split of the training data set if none is named.
 
-    Holding out a share of the training rows is left to the task (`hold_out`): a corpus of one document has no rows to
-    spare. Raises DataError (what is in a file), UsageError (what was typed) or StorageError (the cache).
+    The task holds out validation rows (`hold_out`). Raises DataError for the content of a file, UsageError for a
+    setting, StorageError for the cache.
     """
     from datasets import DatasetDict
 
-    named = {split: sources for split in SPLITS if (sources := getattr(recipe.data, split))}
+    named = {split: sources for split in SPLITS if (sources := getattr(data, split))}
     if not named:
         raise UsageError("no data given", "--data FILE")
-    layout = layout_of(recipe)
+    layout = layout_of(data)
     opened = {split: open_sources(sources, layout, split) for split, sources in named.items()}
     train = opened.get("train", [])
     if train and "validation" not in opened and all(own_split(part, "validation") for _, part in train):
@@ -56,36 +58,59 @@ def load_source(
 ) -> Dataset:
     """All `sources` as one data set, in their order.
 
-    `documents` says what a row of a .txt file is: the "file", a paragraph ("blank-line") or a line ("row"). `split` is
-    taken from sources that have several (the Hub, builtin:NAME, a saved DatasetDict). `layout`: other than usual.
+    `documents`: what a row of a .txt file is, the "file", a paragraph ("blank-line") or a line ("row"). `split`: which
+    one to take of a source that has several (the Hub, builtin:NAME, a saved DatasetDict).
     """
     return join(open_sources(sources, replace(layout or Layout(), documents=documents), split), split)
 
 
-def load_parts(recipe: Recipe) -> list[Dataset]:
+def read_input(file: str, data: Data) -> tuple[Dataset, Callable[[int], str]]:
+    """The rows of an input file, or of stdin (`-`: a text or a JSON object a line), and where a row is, for messages.
+
+    A row of a .txt file is a line. Raises DataError, or UsageError for a setting of `data` that has no effect.
+    """
+    if file != "-":
+        data = replace(data, train=[file], validation=[], test=[])
+        return load_source([file], layout=layout_of(data)), partial(place_of, data, "train")
+    lines, given = zip(*read_stdin(), strict=True)
+    rows = [{"text": row} if isinstance(row, str) else row for row in given]
+    try:
+        return _from_rows(rows), lambda row: f"stdin: line {lines[row]}"
+    except (TypeError, ValueError, OverflowError) as error:  # those of pyarrow are kinds of these
+        raise DataError(f"stdin: {first_line(error)}", "write one kind of value in a column") from None
+
+
+def _from_rows(rows: Sequence[dict[str, Any]]) -> Dataset:
+    """The rows as one data set; None where a row lacks a key of another one."""
+    from datasets import Dataset
+
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, split="train")
+
+
+def load_parts(data: Data) -> list[Dataset]:
     """The training rows of each entry of data.train, for `mix`; a folder or a pattern is one entry."""
-    layout = layout_of(recipe)
-    return [load_source([source], layout.documents, layout=layout) for source in recipe.data.train]
+    layout = layout_of(data)
+    return [load_source([source], layout.documents, layout=layout) for source in data.train]
 
 
-def stream_documents(recipe: Recipe) -> IterableDataset:
-    """The texts of data.train in one column `text`, read when they are asked for; nothing is loaded or cached.
+def stream_documents(data: Data) -> IterableDataset:
+    """The texts of data.train in one column `text`, read when they are needed; nothing is loaded or cached.
 
-    The column is found and checked on the first rows as `text_column` does; a later row without text is an error, too.
+    `text_column` finds and checks the column on the first rows. DataError at a later row without text.
     """
     import pyarrow as pa
-    from datasets import Dataset, IterableDataset
+    from datasets import IterableDataset
 
-    layout, sources = layout_of(recipe), list(recipe.data.train)
+    layout, sources = layout_of(data), list(data.train)
     rows = [row for _, row in itertools.islice(stream_rows(sources, layout), STREAM_SAMPLE)]
     if not rows:
         raise DataError(f"{', '.join(sources)}: no rows", "give text with --data")
-    names = dict.fromkeys(itertools.chain.from_iterable(rows))
     try:
-        sample = Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, split="train")
+        sample = _from_rows(rows)
     except (pa.ArrowException, OverflowError) as error:
         raise DataError(f"{', '.join(sources)}: {first_line(error)}", "write one kind of value in a column") from None
-    options = {"sources": sources, "layout": layout, "column": text_column(sample, recipe)}
+    options = {"sources": sources, "layout": layout, "column": text_column(sample, data)}
     return IterableDataset.from_generator(_stream_texts, gen_kwargs=options)
 
 
@@ -99,7 +124,7 @@ def _stream_texts(sources: list[str], layout: Layout, column: str) -> Iterator[d
 
 
 def fingerprint(sources: Sequence[str]) -> str:
-    """xxh3_128 of the content of all `sources` in order (names don't count; for the Hub: the data set's commit)."""
+    """xxh3_128 of the content of all `sources` in their order, without their names; of a Hub data set its commit."""
     import xxhash
 
     total = xxhash.xxh3_128()
@@ -116,7 +141,7 @@ def fingerprint(sources: Sequence[str]) -> str:
     return str(total.hexdigest())
 
 
-ROWS_AT_ONCE = 1000  # read from the data set: one by one takes as long as encoding them
+ROWS_AT_ONCE = 1000  # read from the data set: reading them one by one takes as long as tokenizing them
 
 
 def text_batches(dataset: Dataset, most: int, column: str = "text") -> Iterator[list[str]]:

@@ -1,11 +1,12 @@
-"""One function per kind of file: its rows, nothing lost or changed, and file and line of whatever is wrong.
+"""The kinds of files: a reader for each, which loses and changes nothing and names file and line of what is wrong.
 
-The library's own readers don't do that: csv turns 'NA' into None and a short row into a float column, text rewrites
-line ends, json makes dates of strings that look like one.
+The readers of `datasets` don't do that: csv turns 'NA' into None and a short row into a float column, text rewrites
+line ends, json turns strings that look like a date into dates. pyarrow.csv accepts text after a closing quote.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import itertools
@@ -18,16 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.lines import format_of, read_lines
 from hfkit.errors import DataError, UsageError, first_line
-from hfkit.system import console
-from hfkit.system.console import short
+from hfkit.system.console import say, short
 
 if TYPE_CHECKING:
-    from hfkit.settings import Recipe
+    from hfkit.settings import Data
 
-# What a reader gives: the arrow schema, and for each row where it is ("line 3") and its values.
-Rows = Iterator[tuple[str, dict[str, Any]]]
-
-Reader = Callable[[Path, "Layout"], tuple[Any, Rows]]
+Rows = Iterator[tuple[str, dict[str, Any]]]  # where each row is ("line 3"), and its values
 
 VERSION = 1  # part of every cache key: raise it when a reader gives other rows for the same bytes
 
@@ -64,21 +61,69 @@ CSV_ERRORS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What files don't say of themselves; None is the habit of the kind of file, for `header` a guess."""
+    """What a file does not say about itself. None: as usual for its kind, and for `header` a guess."""
 
-    documents: str = "row"  # of .txt: what one row is
-    header: bool | None = None  # of .csv and .tsv: whether the first line holds names
+    documents: str = "row"  # of .txt: what one row is ("file", "blank-line" or "row")
+    header: bool | None = None  # of .csv and .tsv: whether the first line holds the names
     separator: str | None = None
     quoting: bool | None = None
-    encoding: str = "utf-8"  # of text; several with commas: each line in the first one that fits
+    encoding: str = "utf-8"  # of text; several separated by commas: each line in the first one that fits
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    `read` gives the arrow schema and then each row with its place, or record batches if `is_columnar`. `settings` are
+    the fields of Layout that change what is read. `separator` and `quoting` are those of a table if Layout has none.
+    """
+
+    read: Callable[[Path, Layout], tuple[Any, Iterator[Any]]]
+    settings: tuple[str, ...] = ()
+    is_columnar: bool = False
+    separator: str = ","
+    quoting: bool = True
+
+
+def read_batches(path: Path, layout: Layout) -> tuple[Any, Iterator[Any]]:
+    """The arrow schema of a file, and its rows as record batches; the header must be `settled`."""
+    file_format = FORMATS[format_of(path)[0]]
+    schema, found = file_format.read(path, layout)
+    return schema, found if file_format.is_columnar else _batches(path, schema, found)
+
+
+def _batches(path: Path, schema: Any, rows: Rows) -> Iterator[Any]:
+    import pyarrow as pa
+
+    while some := list(itertools.islice(rows, ROWS_PER_BATCH)):
+        try:
+            yield pa.RecordBatch.from_pylist([row for _, row in some], schema=schema)
+        except (pa.ArrowException, OverflowError) as error:
+            raise DataError(f"{path}: {some[0][0]} or later: {first_line(error)}") from None
+
+
+def read_rows(path: Path, layout: Layout) -> Rows:
+    """The rows of a file one by one, each with its place in it."""
+    file_format = FORMATS[format_of(path)[0]]
+    found = file_format.read(path, settled(path, layout))[1]
+    if not file_format.is_columnar:
+        return found
+    rows = (row for batch in found for row in batch.to_pylist())
+    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def has_effect(setting: str, source: str | Path) -> bool:
+    """Whether the field `setting` of Layout changes what is read from a file of this name."""
+    file_format = FORMATS.get(format_of(Path(source))[0])
+    return file_format is not None and setting in file_format.settings
 
 
 def settled(path: Path, layout: Layout) -> Layout:
-    """The layout with `header` decided, and said aloud where that was a guess that there is none.
+    """The layout with `header` decided; a guess that there is none is printed.
 
-    Without a header line the first row is one of many: where one of its fields comes again below it, it is no name.
+    If a field of the first row comes again below it, in the same column, the first row holds no names.
     """
-    if layout.header is not None or format_of(path)[0] not in (".csv", ".tsv"):
+    if layout.header is not None or not has_effect("header", path):
         return layout
     rows = [fields for _, fields in itertools.islice(_split_fields(path, layout), ROWS_PER_BATCH)]
     first, others = (rows[0], rows[1:]) if rows else ([], [])
@@ -87,27 +132,18 @@ def settled(path: Path, layout: Layout) -> Layout:
         name for place, name in enumerate(first) if name and any(row[place : place + 1] == [name] for row in others)
     ]  # fmt: skip
     if again:
-        console.say(
-            f"{path}: no header line, as '{short(again[0])}' comes again below; columns are named 0, 1, ... "
+        say(
+            f"{path}: no header line, because '{short(again[0])}' appears again below; columns are named 0, 1, ... "
             "(change with --header)"
         )
     return replace(layout, header=not again)
 
 
-def read_csv(path: Path, layout: Layout) -> tuple[Any, Rows]:
-    """Comma-separated, quoted, with a header line, but where `layout` says otherwise; every value stays text."""
-    return _read_table(path, layout)
-
-
-def read_tsv(path: Path, layout: Layout) -> tuple[Any, Rows]:
-    """Tab-separated, and a quote is a character like any other, as in GLUE's files, else as `read_csv`."""
-    return _read_table(path, layout)
-
-
-def _read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
+def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
+    """A .csv or .tsv file; every value stays text."""
     import pyarrow as pa
 
-    separator = _separator(path, layout)
+    separator, is_quoted = _dialect(path, layout)
     wanted = {"\t": "tab", ",": "comma"}.get(separator, f"'{separator}'")
     lines = _split_fields(path, layout)
     place, header = next(lines, ("", []))
@@ -122,7 +158,7 @@ def _read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     header = [name or f"Unnamed: {number}" for number, name in enumerate(header)]
     if twice := [name for number, name in enumerate(header) if name in header[:number]]:
         fix = "rename one of them, or --no-header if the first line is a row"
-        raise DataError(f"{path}: {place}: column '{twice[0]}' comes twice", fix)
+        raise DataError(f"{path}: {place}: column '{twice[0]}' appears twice", fix)
 
     def rows() -> Rows:
         place = ""
@@ -133,12 +169,8 @@ def _read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
                     raise DataError(
                         f"{problem}, '{short(header[len(fields)])}' is missing", "add it, or delete the row"
                     )
-                fix = (
-                    f"put double quotes around a field with a {wanted}"
-                    if _quoted(path, layout)
-                    else f"remove a {wanted}"
-                )
-                raise DataError(problem, fix)
+                quote, remove = f"put double quotes around a field with a {wanted}", f"remove a {wanted}"
+                raise DataError(problem, quote if is_quoted else remove)
             yield place, dict(zip(header, fields, strict=True))
         if not place:
             raise DataError(f"{path}: no rows, only a header line", "give a file with at least one row")
@@ -146,20 +178,19 @@ def _read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     return pa.schema([(name, pa.string()) for name in header]), rows()
 
 
-def _separator(path: Path, layout: Layout) -> str:
-    return layout.separator or ("\t" if format_of(path)[0] == ".tsv" else ",")
-
-
-def _quoted(path: Path, layout: Layout) -> bool:
-    return format_of(path)[0] != ".tsv" if layout.quoting is None else layout.quoting
+def _dialect(path: Path, layout: Layout) -> tuple[str, bool]:
+    """The separator of a table, and whether double quotes enclose fields."""
+    usual = FORMATS[format_of(path)[0]]
+    return layout.separator or usual.separator, usual.quoting if layout.quoting is None else layout.quoting
 
 
 def _split_fields(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     """The fields of each row that is not blank, with its first line."""
     csv.field_size_limit(2**31 - 1)  # 131,072 characters otherwise
+    separator, is_quoted = _dialect(path, layout)
     lines = (line for _, line in read_lines(path, layout.encoding))
-    quoting = csv.QUOTE_MINIMAL if _quoted(path, layout) else csv.QUOTE_NONE
-    dialect: dict[str, Any] = {"delimiter": _separator(path, layout), "quoting": quoting}
+    quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    dialect: dict[str, Any] = {"delimiter": separator, "quoting": quoting}
     reader = csv.reader(lines, strict=True, **dialect)
     while True:
         place = f"line {reader.line_num + 1}"
@@ -272,37 +303,41 @@ def _text_rows(path: Path, layout: Layout) -> Rows:
         reason = "only blank lines" if path.stat().st_size else "the file is empty"
         raise DataError(f"{path}: no rows, {reason}", "give a file with text")
     if num_blank and documents == "row":
-        console.say(f"{path}: {num_blank:,} blank lines skipped")
+        say(f"{path}: {num_blank:,} blank lines skipped")
 
 
-def read_parquet(path: Path, layout: Layout) -> tuple[Any, Rows]:
+def read_parquet(path: Path, layout: Layout) -> tuple[Any, Iterator[Any]]:
     """A parquet file, types and class names kept."""
     import pyarrow.parquet
 
     with _table_errors(path):
         file = pyarrow.parquet.ParquetFile(path)
-        return _plain_strings(file.schema_arrow), _table_rows(path, file.iter_batches(ROWS_PER_BATCH))
+        schema = _plain_strings(file.schema_arrow)
+    return schema, _cast(path, schema, file.iter_batches(ROWS_PER_BATCH))
 
 
-def read_arrow(path: Path, layout: Layout) -> tuple[Any, Rows]:
+def read_arrow(path: Path, layout: Layout) -> tuple[Any, Iterator[Any]]:
     """An arrow file, streaming or random-access format, types and class names kept."""
     import pyarrow as pa
 
     with _table_errors(path):
         source = pa.memory_map(str(path))
         try:
-            stream = pa.ipc.open_stream(source)
-            return _plain_strings(stream.schema), _table_rows(path, stream)
+            file = pa.ipc.open_stream(source)
+            batches = iter(file)
         except pa.ArrowInvalid:
             file = pa.ipc.open_file(source)
             batches = (file.get_batch(number) for number in range(file.num_record_batches))
-            return _plain_strings(file.schema), _table_rows(path, batches)
+        schema = _plain_strings(file.schema)
+    return schema, _cast(path, schema, batches)
 
 
-def _table_rows(path: Path, batches: Iterable[Any]) -> Rows:
+def _cast(path: Path, schema: Any, batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches with the types of `schema`, in parts of at most ROWS_PER_BATCH rows."""
     with _table_errors(path):
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+        for batch in batches:
+            for start in range(0, len(batch), ROWS_PER_BATCH):
+                yield batch.slice(start, ROWS_PER_BATCH).cast(schema)
 
 
 @contextlib.contextmanager
@@ -318,7 +353,7 @@ def _table_errors(path: Path) -> Iterator[None]:
 
 
 def _plain_strings(schema: Any) -> Any:
-    """The schema with pandas' other string types as plain strings, unless `datasets` wrote it and knows its types."""
+    """The schema with the other string types of pandas as plain strings, unless `datasets` wrote it."""
     import pyarrow as pa
 
     if b"huggingface" in (schema.metadata or {}):
@@ -332,34 +367,33 @@ def _plain_strings(schema: Any) -> Any:
     return pa.schema([(field.name, plain(field.type)) for field in schema])
 
 
-# Suffix -> reader. Text kinds can also end in .gz, .bz2, .xz or .zst.
-SOURCES: dict[str, Reader] = {
-    ".csv": read_csv,
-    ".tsv": read_tsv,
-    ".json": read_json,
-    ".jsonl": read_json,
-    ".txt": read_text,
-    ".parquet": read_parquet,
-    ".arrow": read_arrow,
+_DIALECT = ("header", "separator", "quoting", "encoding")
+
+# By suffix. All but the columnar ones can also end in .gz, .bz2, .xz or .zst.
+FORMATS = {
+    ".csv": Format(read_table, _DIALECT),
+    ".tsv": Format(read_table, _DIALECT, separator="\t", quoting=False),  # as the files of GLUE
+    ".json": Format(read_json),
+    ".jsonl": Format(read_json),
+    ".txt": Format(read_text, ("documents", "encoding")),
+    ".parquet": Format(read_parquet, is_columnar=True),
+    ".arrow": Format(read_arrow, is_columnar=True),
 }
 
 
 def is_table(source: str) -> bool:
-    """True for the name of a file whose rows are documents whatever data.documents says."""
-    return format_of(Path(source))[0] in SOURCES.keys() - {".txt"}
+    """Whether the name is that of a file whose rows are the documents, whatever data.documents says."""
+    return format_of(Path(source))[0] in FORMATS and not has_effect("documents", source)
 
 
-def layout_of(recipe: Recipe) -> Layout:
-    """How the files of the recipe are to be read; UsageError for what can't be, or would have no effect."""
-    import codecs
-
-    data = recipe.data
-    named = [*data.train, *data.validation, *data.test]
-    kinds = {format_of(Path(source))[0] for source in named}
-    given = [name for name, value in (("header", data.header), ("csv.separator", data.csv.separator),
-                                      ("csv.quoting", data.csv.quoting)) if value is not None]  # fmt: skip
-    if given and kinds and kinds <= SOURCES.keys() - {".csv", ".tsv"}:
-        raise UsageError(f"data.{given[0]} has no effect: no source is a .csv or .tsv file", "leave it out")
+def layout_of(data: Data) -> Layout:
+    """How the files that `data` names are read; UsageError for a setting that is wrong or has no effect."""
+    given = {"header": data.header, "csv.separator": data.csv.separator, "csv.quoting": data.csv.quoting}
+    typed = [name for name, value in given.items() if value is not None]
+    sources = [*data.train, *data.validation, *data.test]
+    known = all(format_of(Path(source))[0] in FORMATS for source in sources)
+    if typed and sources and known and not any(has_effect("header", source) for source in sources):
+        raise UsageError(f"data.{typed[0]} has no effect: no source is a .csv or .tsv file", "leave it out")
     separator = {"tab": "\t", "\\t": "\t"}.get(data.csv.separator or "", data.csv.separator)
     if separator is not None and len(separator) != 1:
         raise UsageError(f"data.csv.separator '{separator}': must be one character", "--separator tab")

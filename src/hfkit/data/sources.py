@@ -1,8 +1,4 @@
-"""What a source can be (file, folder, pattern, saved data set, builtin:NAME, a name on the Hub), and its cache.
-
-The library's cache knows a file by path, size and time, so it can serve old data, and a damaged one stays broken. Here
-rows go to <HF_DATASETS_CACHE>/hfkit/<hash of the content>/data.arrow, whose own hash is checked at every use.
-"""
+"""What a source can be: a file, folder or pattern, a saved data set, builtin:NAME, or a name on the Hub."""
 
 from __future__ import annotations
 
@@ -17,12 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data import builtin
 from hfkit.data.cache import cached, digest_file, digest_json
 from hfkit.data.lines import format_of
-from hfkit.data.readers import SOURCES, VERSION, Layout, Rows, settled
+from hfkit.data.readers import FORMATS, VERSION, Layout, Rows, read_batches, read_rows, settled
 from hfkit.errors import DataError, StorageError, UsageError, first_line
-from hfkit.system import console, network
-from hfkit.system.console import short
+from hfkit.system import network
+from hfkit.system.console import say, short
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -54,7 +51,7 @@ def offline_if_local(models: Sequence[str | None], data: Sequence[str] = ()) -> 
 
 
 def open_sources(sources: Sequence[str], layout: Layout, split: str) -> list[tuple[str, Dataset | DatasetDict]]:
-    """Each file, saved data set, Hub or built-in data set behind `sources`, with its name for messages."""
+    """Each file, saved data set, built-in or Hub data set behind `sources`, with its name for messages."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -69,13 +66,13 @@ def open_sources(sources: Sequence[str], layout: Layout, split: str) -> list[tup
             parts.append((source, _load_saved(source)))
         else:
             if os.path.isdir(source) and HUB_NAME.fullmatch(source):
-                console.say(f"using local directory ./{source}, not the Hub's {source} (fix: hf:{source} is the Hub's)")
+                say(f"using local directory ./{source}, not the Hub's {source} (fix: hf:{source} is the Hub's)")
             parts += [(str(file), _open_file(file, layout, split)) for file in files]
     return parts
 
 
 def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
-    """Row by row what `open_sources` would load of training data, without loading it, and where each row is."""
+    """The training rows of `sources` one by one, each with its place; nothing is loaded or cached."""
     import datasets
 
     for source in sources:
@@ -89,19 +86,19 @@ def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
             rows = join([(source, _load_saved(source))], "train")
         else:
             for file in files:
-                suffix, _ = _kind_of(file)
-                yield from ((f"{file}: {place}", row) for place, row in SOURCES[suffix](file, settled(file, layout))[1])
+                _require_readable(file)
+                yield from ((f"{file}: {place}", row) for place, row in read_rows(file, layout))
             continue
         yield from ((f"{source}: row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def refuse_url(source: str) -> None:
     if "://" in source or "::" in source:
-        raise UsageError(f"{source}: data is not read from a URL", "download it, then --data FILE")
+        raise UsageError(f"{source}: data can't be read from a URL", "download it, then --data FILE")
 
 
 def local_files(source: str) -> list[Path]:
-    """The files behind a path, folder or pattern, sorted; none for hf:NAME and what can only be a name on the Hub."""
+    """The files behind a path, folder or pattern, sorted; empty for a name on the Hub."""
     if source.startswith("hf:"):
         return []
     path = os.path.expanduser(source)
@@ -128,9 +125,9 @@ def local_files(source: str) -> list[Path]:
 
 
 def _files_in_folder(folder: Path, source: str) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file)[0] in SOURCES)
+    files = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file)[0] in FORMATS)
     if not files:
-        raise DataError(f"{source}: no data files in this folder", f"known kinds: {' '.join(SOURCES)}")
+        raise DataError(f"{source}: no data files in this folder", f"known kinds: {' '.join(FORMATS)}")
     roles = {split: file for file in files for split, names in SPLITS.items() for name in names
              if name in re.split(r"[^a-z]+", file.name.lower())}  # fmt: skip
     if len(roles) > 1:
@@ -142,21 +139,21 @@ def _files_in_folder(folder: Path, source: str) -> list[Path]:
 
 
 def _can_be_on_hub(source: str) -> bool:
-    """True for `name` and `owner/name`, unless it looks like a file: a known suffix, a dot, a folder that is here."""
+    """Whether this is `name` or `owner/name` and not a file: without known suffix, dot or local folder."""
     owner, slash, _ = source.partition("/")
     here = os.path.isdir(owner) if slash else "." in source
-    return HUB_NAME.fullmatch(source) is not None and format_of(Path(source))[0] not in SOURCES and not here
+    return HUB_NAME.fullmatch(source) is not None and format_of(Path(source))[0] not in FORMATS and not here
 
 
 def is_saved(source: str) -> bool:
-    """True for a folder that `save_to_disk` made."""
+    """Whether this is a folder from `save_to_disk`."""
     return any(
         os.path.isfile(os.path.join(os.path.expanduser(source), name)) for name in ("state.json", "dataset_dict.json")
     )
 
 
 def is_local(source: str) -> bool:
-    """True for what never needs the Hub."""
+    """Whether this source never needs the Hub."""
     refuse_url(source)
     return source.startswith("builtin:") or bool(local_files(source))
 
@@ -174,8 +171,6 @@ def _load_saved(source: str) -> Dataset | DatasetDict:
 
 @functools.cache  # seconds: the standard library is parsed
 def load_builtin(source: str) -> dict[str, dict[str, list[str]]]:
-    from hfkit.data import builtin
-
     return dict(builtin.load(source.removeprefix("builtin:")))
 
 
@@ -185,23 +180,21 @@ def _open_builtin(source: str) -> DatasetDict:
 
     splits = {}
     for split, columns in load_builtin(source).items():
-        schema = pa.schema([(column, pa.string()) for column in columns])
-        rows = (("", dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True))
-        splits[split] = cached(
-            digest_json([VERSION, columns]), source, split, functools.partial(lambda *table: table, schema, rows)
-        )
+        table = pa.table(columns, pa.schema([(column, pa.string()) for column in columns]))
+        read = lambda table=table: (table.schema, table.to_batches())  # noqa: E731
+        splits[split] = cached(digest_json([VERSION, columns]), source, split, read)
     return DatasetDict(splits)
 
 
 def load_hub(source: str) -> DatasetDict:
-    """A data set of the Hub, `NAME` or `NAME:CONFIG`, also after `hf:`; data only, never code of its author."""
+    """A data set of the Hub: `NAME` or `NAME:CONFIG`, also after `hf:`. It is data only; no code of its author runs."""
     network.no_telemetry()
     import datasets
     import httpx2
     from huggingface_hub import constants
 
     name, _, config = source.removeprefix("hf:").partition(":")
-    missing = source if source.startswith("hf:") else f"{source}: no such file, and"
+    missing = f"{source}:" if source.startswith("hf:") else f"{source}: no such file, and"
     try:
         return datasets.load_dataset(name, config or None)
     except datasets.exceptions.DatasetNotFoundError:
@@ -216,7 +209,7 @@ def load_hub(source: str) -> DatasetDict:
             raise DataError(f"{missing} HF_HUB_OFFLINE is set, and {name} is not in the cache", fix) from error
         if isinstance(error, (OSError, httpx2.TransportError)):
             fix = "check the network and the proxy, or give a file"
-            raise DataError(f"{missing} the Hub can't be asked for {name}: {first_line(error)}", fix) from error
+            raise DataError(f"{missing} {name} can't be fetched from the Hub: {first_line(error)}", fix) from error
         if available := re.search(r"[Aa]vailable[^\[]*\[(.*?)\]", str(error)):
             configs = re.findall(r"'([\w.-]+)'", available[1])
             which = f"no configuration '{config}'" if config else "several configurations"
@@ -225,12 +218,12 @@ def load_hub(source: str) -> DatasetDict:
 
 
 def own_split(part: Dataset | DatasetDict, split: str) -> str | None:
-    """The name under which a data set with several splits has `split`."""
+    """The name of `split` in a data set with several splits; None if it has none, or is a single split."""
     return next((name for name in SPLITS[split] if name in part), None) if isinstance(part, dict) else None
 
 
 def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
-    """One data set of all parts, which must agree in their columns."""
+    """All parts as one data set; DataError if their columns differ."""
     from datasets import concatenate_datasets
 
     chosen: list[tuple[str, Dataset]] = []
@@ -255,25 +248,24 @@ def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
     return concatenate_datasets([part for _, part in chosen], split=first.split) if len(chosen) > 1 else first
 
 
-def _kind_of(path: Path) -> tuple[str, str]:
-    """`format_of` a file that can be read."""
+def _require_readable(path: Path) -> None:
+    """DataError if `path` is no regular file or not of a known kind."""
     suffix, compression = format_of(path)
-    if suffix not in SOURCES:
-        raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(SOURCES)}")
-    if compression and suffix in (".parquet", ".arrow"):
-        raise DataError(f"{path}: {suffix} files are not read compressed", "decompress it first")
+    if suffix not in FORMATS:
+        raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(FORMATS)}")
+    if compression and FORMATS[suffix].is_columnar:
+        raise DataError(f"{path}: {suffix} files can't be read compressed", "decompress it first")
     if not path.is_file():
         raise DataError(f"{path}: not a regular file", "write it to a file first")
-    return suffix, compression
 
 
 def _open_file(path: Path, layout: Layout, split: str) -> Dataset:
-    suffix, compression = _kind_of(path)
+    _require_readable(path)
     layout = settled(path, layout)
-    table = [layout.header, layout.separator, layout.quoting, layout.encoding]
-    acting = {".txt": [layout.documents, layout.encoding], ".csv": table, ".tsv": table}.get(suffix, [])
-    key = digest_json([VERSION, suffix, compression, acting, digest_file(path)])
-    return cached(key, str(path), split, lambda: SOURCES[suffix](path, layout))
+    suffix, compression = format_of(path)
+    settings = [getattr(layout, name) for name in FORMATS[suffix].settings]
+    key = digest_json([VERSION, suffix, compression, settings, digest_file(path)])
+    return cached(key, str(path), split, lambda: read_batches(path, layout))
 
 
 def only(names: list[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Splits: mixed sources, held-out examples."""
+"""Mixtures of sources, and rows held out for validation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def mix(parts: Sequence[Dataset], weights: Sequence[float], seed: int, names: Sequence[str] = ()) -> Dataset:
-    """Rows drawn from `parts` in the shares of `weights`, until each row was drawn once; says what repeats how often.
+    """Rows of `parts` in the proportions of `weights`, until each row was drawn once; prints how often
+    each part repeats.
 
-    Each part is read in its order, again and again; `seed` decides from which part the next row comes. `names` are
-    those of the parts in messages.
+    Each part is read in its order, again and again; `seed` decides which part the next row comes from. `names`: of the
+    parts, for messages.
     """
     import numpy as np
     from datasets import Dataset, concatenate_datasets, interleave_datasets
@@ -43,7 +44,7 @@ def _numbered(parts: Sequence[Dataset]) -> list[str]:
 
 
 def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """(train, validation): a seeded random `share` of the rows held out, at least one row on each side."""
+    """(train, validation): a random `share` of the rows is held out, at least one row on each side."""
     if len(dataset) < 2:
         raise DataError(
             f"{len(dataset)} row can't be split into training and validation data",
@@ -54,13 +55,10 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Datase
     return halves["train"], halves["test"]
 
 
-def hold_out_end(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """(train, validation): the one row of `dataset` cut by position, its last `share` held out, and says so.
-
-    `seed` is not used: it makes the call the same as `hold_out`'s.
-    """
+def hold_out_end(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """(train, validation) of a data set of one row: the last `share` of its text is held out, which is printed."""
     text = dataset["text"][0]
-    cut = int(len(text) * (1 - share))  # as nanoGPT cuts tinyshakespeare
+    cut = int(len(text) * (1 - share))  # as nanoGPT splits tinyshakespeare
     if not 0 < cut < len(text):
         raise DataError(f"one document of {len(text)} characters can't be split", "give --validation FILE")
     console.say(f"validation: the last {len(text) - cut:,} of {len(text):,} characters of the one document")

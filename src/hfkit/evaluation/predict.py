@@ -15,10 +15,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from hfkit.data.columns import text_column
-from hfkit.data.lines import format_of, read_stdin
-from hfkit.data.loading import load_source
-from hfkit.data.readers import TEXT_NAMES, layout_of
+from hfkit.data.columns import input_column, text_column
+from hfkit.data.lines import read_stdin
+from hfkit.data.loading import read_input
+from hfkit.data.readers import has_effect
 from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.evaluation.inference import predict_rows
@@ -26,8 +26,8 @@ from hfkit.evaluation.task import predicting_task
 from hfkit.models.config import load_config
 from hfkit.models.loading import open_model
 from hfkit.models.tokenizer import load_tokenizer
-from hfkit.settings import Csv, Recipe
-from hfkit.system.console import is_main_process, say, short, warn
+from hfkit.settings import Columns, Csv, Recipe
+from hfkit.system.console import is_main_process, say, warn
 from hfkit.system.files import to_disk
 from hfkit.system.processes import on_main, together
 
@@ -135,30 +135,18 @@ def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
     if file == "-":
         yield from _read_stdin(recipe)
         return
-    own = dataclasses.replace(recipe.data, train=[file], validation=[], test=[])  # for messages
-    recipe = dataclasses.replace(recipe, data=own)
-    layout = dataclasses.replace(layout_of(dataclasses.replace(recipe, data=_for_any_file(own))), documents="row")
-    dataset = load_source([file], layout=layout)
-    columns = own.columns
-    if dataset.column_names == ["text"] and columns.text_pair is None:
-        names = ["text"]  # a .txt file has no column of any other name
-    else:
-        names = [text_column(dataset, recipe)]
-        if len(dataset.column_names) == 1 and columns.text is None and names[0].lower() not in TEXT_NAMES:
-            say(f"text column: {short(names[0])} (change with --no-header, if that is a text)")
-        if columns.text_pair is not None:
-            second = dataclasses.replace(own, columns=dataclasses.replace(columns, text=columns.text_pair))
-            names.append(text_column(dataset, dataclasses.replace(recipe, data=second)))
+    data, columns = dataclasses.replace(recipe.data, train=[file]), recipe.data.columns
+    if not has_effect("header", file):  # the settings of the run are those of another kind of file
+        data = dataclasses.replace(data, header=None, csv=Csv())
+    dataset, _ = read_input(file, data)
+    names = ["text"]  # a .txt file has no column of any other name
+    if dataset.column_names != ["text"] or columns.text_pair is not None:
+        names = [input_column(dataset, data), *([] if columns.text_pair is None else [columns.text_pair])]
+        for name in names:  # checks its rows
+            text_column(dataset, dataclasses.replace(data, columns=Columns(text=name)))
     for start in range(0, len(dataset), CHUNK):
         part = dataset[start : start + CHUNK]
         yield from zip(part[names[0]], part[names[1]] if len(names) > 1 else itertools.repeat(None), strict=False)
-
-
-def _for_any_file(data: Any) -> Any:
-    """The data settings without those that only apply to a CSV file, if this is another kind."""
-    if format_of(Path(data.train[0]))[0] in (".csv", ".tsv"):
-        return data
-    return dataclasses.replace(data, header=None, csv=Csv())
 
 
 def _read_stdin(recipe: Recipe) -> Iterator[Text]:

@@ -31,8 +31,7 @@ def groups_of(recipe: Recipe, column: str, num_rows: int) -> list[str]:
 
     if not recipe.data.test:
         raise UsageError("--by names a column of the data", "--data FILE")
-    alone = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[], validation=[]))
-    dataset = load_data(alone)["test"]
+    dataset = load_data(dataclasses.replace(recipe.data, train=[], validation=[]))["test"]
     if column not in dataset.column_names:
         raise DataError(f"the data has no column '{column}', found: {', '.join(dataset.column_names)}", "--by COLUMN")
     if len(dataset) != num_rows:
@@ -117,11 +116,12 @@ class _Table:
     """A file of predictions or references, by column; a .txt file has lines only."""
 
     def __init__(self, path: Path) -> None:
-        from hfkit.data.lines import format_of, read_lines
+        from hfkit.data.lines import read_lines
         from hfkit.data.loading import load_source
+        from hfkit.data.readers import has_effect
 
         self.path, self.lines, self.names = path, None, []
-        if format_of(path)[0] == ".txt":
+        if has_effect("documents", path):
             self.lines = [line.rstrip("\r\n") for _, line in read_lines(path)]
             if not self.lines:
                 raise DataError(f"{path}: no rows", "give one text a line")

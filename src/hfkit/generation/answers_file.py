@@ -8,7 +8,6 @@ byte that of an unbroken run.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import glob
 import json
 import os
@@ -16,14 +15,15 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import BusyError, StorageError, UsageError
 from hfkit.generation.generator import Answer, Generator, warn_of_cut
 from hfkit.system.console import say
-from hfkit.system.files import sync, temporary, to_disk
+from hfkit.system.files import lock_file, replacing, sync, to_disk
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
     from transformers import PreTrainedModel
 
 SAMPLED_NUMBERS = 1024  # of each weight, which tell one model from another
@@ -41,14 +41,14 @@ class Partial:
         self.output = output
         self.manifest = output.with_name(f"{output.name}.partial.json")
         self.own = output.with_name(f"{output.name}.partial-{os.environ.get('RANK', '0')}.jsonl")
-        self.lock: IO[bytes] | None = None
+        self.lock: BaseFileLock | None = None
 
     def is_begun(self) -> bool:
         return self.manifest.exists() and self.manifest.stat().st_size > 0
 
     def close(self) -> None:
         if self.lock is not None:
-            self.lock.close()
+            self.lock.release()
 
     def begin(
         self, facts: dict[str, Any], plan: Callable[[], list[list[int]]], overwrite: bool
@@ -56,9 +56,11 @@ class Partial:
         """The batches, and which of them are done; BusyError where another process is at it, UsageError where what is
         kept is of something else."""
         with self._storage_errors():
-            self.lock = _locked(self.manifest)
+            self.lock = lock_file(self.manifest)
+            if self.lock is None:
+                raise BusyError(f"{self.manifest}: another process works at it", "wait for it, or --output ANOTHER")
             try:
-                before = json.load(self.lock)
+                before = json.loads(self.manifest.read_bytes())
             except ValueError:  # new, or killed while it was written, when no batch was begun
                 before = None
             if before is not None and not overwrite:
@@ -74,9 +76,9 @@ class Partial:
             for path in self._files():
                 path.unlink()
             batches = plan()
-            self.lock.truncate(0)
-            self.lock.write(json.dumps({"facts": facts, "batches": batches}).encode())
-            to_disk(self.lock)
+            with self.manifest.open("wb") as file:
+                file.write(json.dumps({"facts": facts, "batches": batches}).encode())
+                to_disk(file)
             sync(self.output.parent)
             return batches, set()
 
@@ -92,7 +94,7 @@ class Partial:
 
     def finish(self, prompts: Iterable[Row], num_rows: int) -> None:
         """Makes the output: every row of `prompts` with its answers, in order; then nothing else is left."""
-        new, ends = temporary(self.output), []
+        ends = []
         with self._storage_errors():
             kept = self.kept()
             if missing := num_rows - len(kept):
@@ -100,8 +102,7 @@ class Partial:
                 raise StorageError(problem, "one folder for all machines, then the same command")
             with ExitStack() as files:
                 parts = {path: files.enter_context(path.open("rb")) for path in self._files()}
-                files.callback(new.unlink, missing_ok=True)
-                out = files.enter_context(new.open("wb"))
+                out = files.enter_context(replacing(self.output))
                 for number, prompt in enumerate(prompts):
                     path, offset = kept[number]
                     parts[path].seek(offset)
@@ -110,9 +111,6 @@ class Partial:
                         row = {"id": number} | ({"sequence": sequence} if len(answers) > 1 else {}) | prompt | answer
                         out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                         ends.append((answer["finish_reason"], answer["tokens"]))
-                to_disk(out)
-                os.replace(new, self.output)
-            sync(self.output.parent)
             os.truncate(self.manifest, 0)  # from here on it is finished
             for path in [*self._files(), self.manifest]:
                 path.unlink()
@@ -141,23 +139,6 @@ class Partial:
             raise StorageError(
                 f"{self.output}: {error.strerror}", "make room, then the same command goes on"
             ) from error
-
-
-def _locked(path: Path) -> IO[bytes]:
-    """The file, made where there is none, held by this process alone until it is closed."""
-    while True:
-        file = path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.seek(0)
-                return file
-        except BlockingIOError:
-            file.close()
-            raise BusyError(f"{path}: another process works at it", "wait for it, or --output ANOTHER") from None
-        except FileNotFoundError:
-            pass
-        file.close()  # who had it has just finished and removed it
 
 
 def facts_of(

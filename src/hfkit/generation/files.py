@@ -25,8 +25,6 @@ from hfkit.system.console import is_main_process, say
 from hfkit.system.signals import stop_signals
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from hfkit.metrics.sample import Score
     from hfkit.settings import Recipe
 
@@ -105,57 +103,25 @@ class Prompts:
 def read_prompts(recipe: Recipe, file: str, references: str | None = None) -> Prompts:
     """The prompts in a file (`-`: stdin, one a line or a JSON object a line): the column data.columns.text, else the
     first of PROMPT_NAMES, else the only one with text."""
-    from hfkit.data.columns import as_splits, find_text, place_of
-    from hfkit.data.loading import load_source
-    from hfkit.data.readers import layout_of
+    from hfkit.data.columns import input_column
+    from hfkit.data.loading import read_input
     from hfkit.data.sources import listed
     from hfkit.system.console import short
 
     name = "stdin" if file == "-" else file
-    place: Callable[[int], str]
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[name]))  # for messages
-    if file == "-":
-        dataset, lines = _read_stdin()
-        place = lambda row: f"stdin: line {lines[row]}"  # noqa: E731
-    else:
-        dataset = load_source([file], layout=layout_of(recipe))
-        place = lambda row: place_of(recipe, "train", row)  # noqa: E731
+    data = dataclasses.replace(recipe.data, train=[name])  # for messages
+    dataset, place = read_input(file, data)
     names = dataset.column_names
     if references is not None and references not in names:
         raise DataError(f"{name} has no column '{references}', found: {listed(names)}", "--references COLUMN")
     others = dataset if references is None else dataset.remove_columns(references)
-    wanted = recipe.data.columns.text
-    lower = {column.lower(): column for column in others.column_names}
-    column = next((lower[usual] for usual in PROMPT_NAMES if usual in lower), None) if wanted is None else wanted
-    if column is None or column not in others.column_names:
-        column = find_text(as_splits(others), recipe)
-    if wanted is None and len(others.column_names) > 1:
-        say(f"prompt column: {column} (change with --text-column)")
-    elif wanted is None and column.lower() not in PROMPT_NAMES:
-        say(f"prompt column: {short(column)} (change with --no-header, if that is a prompt)")
+    column = input_column(others, data, "prompt", PROMPT_NAMES)
     prompts = Prompts(name, column, dataset[column], None if references is None else dataset[references], place)
     for number, value in enumerate(prompts.references or ()):
         if not all(isinstance(one, str) for one in (value if isinstance(value, list) and value else [value])):
             message = "is empty" if value in (None, []) else f"{short(str(value))} is no text"
             raise DataError(f"{place(number)}: column '{references}': {message}", "correct it, or delete the row")
     return prompts
-
-
-def _read_stdin() -> tuple[Dataset, list[int]]:
-    """The rows of stdin, and the line of each; blank lines only divide."""
-    from datasets import Dataset
-
-    from hfkit.data.lines import read_stdin
-    from hfkit.errors import first_line
-
-    lines, given = zip(*read_stdin(), strict=True)
-    rows = [{"text": row} if isinstance(row, str) else row for row in given]
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        dataset = Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, split="train")
-    except (TypeError, ValueError, OverflowError) as error:  # pyarrow's own are kinds of these
-        raise DataError(f"stdin: {first_line(error)}", "write one kind of value in a column") from None
-    return dataset, list(lines)
 
 
 def encoded(generator: Generator, prompts: Prompts) -> list[array[int]]:

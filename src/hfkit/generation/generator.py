@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, ModelError, UsageError, first_line
-from hfkit.system import network
+from hfkit.system import compat, network
 from hfkit.system.console import say, warn
 
 if TYPE_CHECKING:
@@ -136,6 +136,11 @@ class Generator:
     given: Generation
     is_chat: bool  # whether a prompt is a message, put into the chat template
     assistant: PreTrainedModel | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """Texts that are computed at once for a prompt: those that are returned, or beams."""
+        return (self.settings.num_return_sequences or 1) * (self.settings.num_beams or 1)
 
     @property
     def is_decoder(self) -> bool:
@@ -326,14 +331,9 @@ def _template(name: str) -> str:
 
 
 def _compile(model: PreTrainedModel) -> None:
-    """Has the model compiled when it is first used; UsageError where this machine can't do that."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise UsageError("--compile needs a C++ compiler, and there is none", "leave it out, or install g++") from error
+    """Has the model compiled when it is first used; UsageError if this machine can't do that."""
+    if compat.require_compiler() is not None:
+        raise UsageError("--compile needs a C++ compiler, and there is none", "leave it out, or install g++")
     model.compile()
 
 

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from hfkit.data.columns import FLAGS, as_splits, find_classification, find_text, label_columns, place_of, shared_columns
-from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, flat, labels_of, with_labels
-from hfkit.data.lines import format_of
+from hfkit.data.columns import FLAGS, as_splits, find_classification, find_text, place_of, shared_columns
+from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, flat, label_columns, labels_of, with_labels
 from hfkit.data.loading import load_data
-from hfkit.data.readers import LABEL_NAMES
+from hfkit.data.readers import LABEL_NAMES, has_effect
 from hfkit.data.sources import is_local, local_files, offline_for, type_name
 from hfkit.errors import DataError, UsageError, did_you_mean
 from hfkit.inspection.findings import Facts, Findings, of_rows, split_findings
@@ -54,7 +53,7 @@ def inspect(data: Data, *, task: str | None = None, model: str | None = None, to
 
 def _facts(recipe: Recipe, task: str | None) -> Facts:
     data = recipe.data
-    splits = as_splits(load_data(recipe))
+    splits = as_splits(load_data(data))
     findings: Findings = []
     roles = _roles(splits, recipe, task, findings)
     facts: Facts = {
@@ -87,7 +86,7 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
 
 def _has_text_files(data: Data) -> bool:
     files = (file for source in data.train if is_local(source) for file in local_files(source))
-    return any(format_of(file)[0] == ".txt" for file in files)
+    return any(has_effect("documents", file) for file in files)
 
 
 def _columns(splits: dict[str, Dataset], roles: Mapping[str, str]) -> Facts:
@@ -107,10 +106,10 @@ def _roles(splits: dict[str, Dataset], recipe: Recipe, task: str | None, finding
     has_label = "label" in TASKS[task].roles if task is not None else _may_have_labels(splits, recipe)
     try:
         if has_label:
-            columns = zip(("text", "text_pair", "label"), find_classification(splits, recipe), strict=True)
+            columns = zip(("text", "text_pair", "label"), find_classification(splits, recipe.data), strict=True)
             roles = {role: column for role, column in columns if column is not None}
         else:
-            roles = {"text": find_text(splits, recipe)}
+            roles = {"text": find_text(splits, recipe.data)}
         for column in [column for role, column in roles.items() if role != "label"]:
             for split, dataset in splits.items():
                 if type_name(dataset, column) not in ("string", "large_string"):
@@ -141,7 +140,7 @@ def _may_have_labels(splits: dict[str, Dataset], recipe: Recipe) -> bool:
     if recipe.data.columns.label:
         return True
     try:
-        label = find_classification(splits, recipe)[2]
+        label = find_classification(splits, recipe.data)[2]
     except DataError:
         return False
     dataset = next(iter(splits.values()))
@@ -206,7 +205,7 @@ def _labels(
             split: dataset.select_columns([text, *columns]).rename_column(text, "-").select(rows[split])
             for split, dataset in splits.items()
         }
-        for split, dataset in with_labels(labelled, label, recipe).items():
+        for split, dataset in with_labels(labelled, label, recipe.data).items():
             labels[split] = [None] * len(splits[split])
             for row, value in zip(rows[split], labels_of(dataset), strict=True):
                 labels[split][row] = value
@@ -313,6 +312,6 @@ def _missing(split: str, dataset: Dataset, roles: Mapping[str, str], recipe: Rec
             rows = list(_without(dataset, [column], role == "label" and _blank_is_missing(columns, recipe.data)))
             if rows:
                 problem = f"{split}: {of_rows(len(rows), len(dataset))} have no value in column '{column}'"
-                place = place_of(recipe, split, rows[0])
+                place = place_of(recipe.data, split, rows[0])
                 findings.append((f"{problem}, first {place}", "fill it in, or delete the row"))
     return findings

@@ -14,6 +14,7 @@ import evaluate
 from hfkit.errors import DataError, UsageError, first_line
 from hfkit.metrics.sample import Row, Score
 from hfkit.metrics.table import METRICS, compute, suggestion
+from hfkit.system.compat import code_hash
 from hfkit.system.console import short
 from hfkit.system.network import no_telemetry
 
@@ -51,7 +52,7 @@ def hub_scores(name: str, rows: Sequence[Row]) -> dict[str, Score]:
     numbers = {key: float(value) for key, value in found.items() if isinstance(value, Real)}
     if not numbers or not all(map(math.isfinite, numbers.values())):
         raise DataError(f"metric '{name}' of the Hub gives no number: {short(str(found))}", "leave it out")
-    definition = f"{name} of the Hub, code {module._hash[:12]}; no interval"
+    definition = f"{name} of the Hub, code {code_hash(module)[:12]}; no interval"
     own = {key: name if key == name else f"{name}/{key}" for key in numbers}  # a name that no metric of hfkit has
     return {own[key]: Score(value, None, None, len(rows), definition) for key, value in numbers.items()}
 

@@ -15,6 +15,7 @@ from hfkit.errors import DataError
 from hfkit.metrics.inputs import mean_sample
 from hfkit.metrics.sample import Sample, additive
 from hfkit.system import console
+from hfkit.system.compat import corpus_statistics
 
 if TYPE_CHECKING:
     from hfkit.metrics.inputs import Inputs
@@ -58,7 +59,7 @@ def sacrebleu_sample(data: Inputs, kind: str, **options: Any) -> Sample:
     rows: list[list[float]] = []
     for start in range(0, data.n, ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        rows += metric._extract_corpus_statistics(predictions[part], [stream[part] for stream in streams])
+        rows += corpus_statistics(metric, predictions[part], [stream[part] for stream in streams])
     metric.num_refs = max(num_references) if len(num_references) == 1 else -1  # else the last part's
 
     def aggregate(sums: Array) -> Array:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import HfkitError, ModelError, UsageError, did_you_mean
 from hfkit.models import hub
-from hfkit.system import network
+from hfkit.system import compat, network
 from hfkit.system.console import say
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def attach(model: PreTrainedModel, settings: Lora, fresh: Collection[str]) -> No
 
 
 def has_adapter(model: PreTrainedModel) -> bool:
-    return bool(model._hf_peft_config_loaded)
+    return compat.has_adapter(model)
 
 
 def is_adapter(directory: Path) -> bool:
@@ -257,8 +257,7 @@ def merge(model: PreTrainedModel) -> None:
             model.set_submodule(name, part.get_base_layer())
         elif isinstance(part, ModulesToSaveWrapper):
             model.set_submodule(name, part.modules_to_save[NAME])
-    model._hf_peft_config_loaded = False
-    del model.peft_config
+    compat.forget_adapters(model)
     require_same(before, logits(model), "the merged model is not the one with adapters", MERGED_TOLERANCE)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.errors import HfkitError, ModelError, UsageError, did_you_mean, first_line
 from hfkit.models import adapters, hub
 from hfkit.system import permissions
+from hfkit.system.compat import classes_with_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -111,11 +112,10 @@ def _new_config(model: Model, auto_model: str, block_size: int | None) -> PreTra
 
 def was_saved_with(auto_model: str, config: PreTrainedConfig) -> bool:
     """Whether the model that `config` describes was saved with the head of `auto_model`, as far as it says."""
-    import transformers
 
     if auto_model in own_classes(config):
         return True
-    heads = getattr(transformers, auto_model)._model_mapping._model_mapping.get(config.model_type, ())
+    heads = classes_with_head(auto_model).get(config.model_type, ())
     names = ({heads} if isinstance(heads, str) else set(heads)) if _has_head(config.model_type, auto_model) else set()
     return bool(names & set(config.architectures)) if config.architectures else bool(names)
 
@@ -159,10 +159,9 @@ def describe(model: PreTrainedModel) -> str:
 def _has_head(model_type: str, auto_model: str) -> bool:
     """Whether models of this type have the head of `auto_model`; AutoModelForPreTraining stands for BERT's two heads,
     though it takes any type with whatever that was pretrained with."""
-    import transformers
 
     auto_model = "AutoModelForNextSentencePrediction" if auto_model == "AutoModelForPreTraining" else auto_model
-    return model_type in getattr(transformers, auto_model)._model_mapping._model_mapping
+    return model_type in classes_with_head(auto_model)
 
 
 def require_head(config: PreTrainedConfig, auto_model: str) -> None:

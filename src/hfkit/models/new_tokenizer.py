@@ -13,7 +13,7 @@ from hfkit.data.sources import offline_if_local
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.models.tokenizer import open_tokenizer
 from hfkit.system.console import say, warn
-from hfkit.system.files import alone, new_directory
+from hfkit.system.files import locked, new_directory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,16 +78,21 @@ def train_tokenizer(
             raise
         fix = "a larger --vocab-size, or the algorithm bpe"
         raise UsageError(f"{vocab_size:,} entries can't hold every character of the text", fix) from None
-    if len(tokenizer) > vocab_size:
-        what = "the 256 bytes" if algorithm == "bpe" else "every character of the text"
-        message = f"{vocab_size:,} entries can't hold {what} and {num_special} special tokens"
-        raise UsageError(message, f"--vocab-size {len(tokenizer)} or more")
+    _require_within(vocab_size, tokenizer, algorithm, num_special)
     if algorithm == "unigram":
         _settle_unigram(tokenizer)
     if algorithm == "wordpiece":
         _settle_wordpiece(tokenizer, blank, corpus, vocab_size)
     say(f"tokenizer: new {ALGORITHMS[algorithm]} tokenizer, {len(tokenizer):,} entries, from the training text")
     return tokenizer
+
+
+def _require_within(vocab_size: int, tokenizer: PreTrainedTokenizerBase, algorithm: str, num_special: int) -> None:
+    """UsageError if the tokenizer has more than `vocab_size` entries."""
+    if len(tokenizer) > vocab_size:
+        what = "the 256 bytes" if algorithm == "bpe" else "every character of the text"
+        message = f"{vocab_size:,} entries can't hold {what} and {num_special} special tokens"
+        raise UsageError(message, f"--vocab-size {len(tokenizer)} or more")
 
 
 def shared_tokenizer(
@@ -105,7 +110,7 @@ def shared_tokenizer(
         digest.update(f"\0{len(text)}\0{text}".encode())
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfkit" / f"tokenizer-{digest.hexdigest()}"
     try:
-        with alone(folder):
+        with locked(folder):
             if not (folder / "tokenizer.json").exists():
                 tokenizer = train_tokenizer(corpus, model_type, vocab_size, algorithm)
                 with new_directory(folder) as staged:
@@ -256,7 +261,7 @@ def texts_of(sources: Sequence[str], documents: str, column: str | None) -> tupl
     """All sources as one data set, and its column with the text."""
     from hfkit.data.columns import text_column
     from hfkit.data.loading import load_source
-    from hfkit.settings import Columns, Data, Recipe
+    from hfkit.settings import Columns, Data
 
     dataset = load_source(sources, documents)
-    return dataset, text_column(dataset, Recipe(data=Data(train=list(sources), columns=Columns(text=column))))
+    return dataset, text_column(dataset, Data(train=list(sources), columns=Columns(text=column)))

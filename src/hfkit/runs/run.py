@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import (
     HfkitError,
@@ -40,10 +40,11 @@ from hfkit.runs.results import DETAILS, METRICS_LOG, RESULTS, cut_log, write_sco
 from hfkit.runs.resume import newest_whole, require_same_run, require_same_settings
 from hfkit.system import checkpoints, files
 from hfkit.system.console import is_main_process, say
-from hfkit.system.files import LOCK, is_disk_full, lock, read_json, require_writable, write_atomically
+from hfkit.system.files import LOCK, is_disk_full, lock_directory, read_json, require_writable, write_atomically
 from hfkit.system.signals import StopSignal, stop_signals
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.settings import Recipe
@@ -65,7 +66,7 @@ class Run:
         self.manifest: dict[str, Any] = {}
         self.saved: int | None = None  # the step of the last whole checkpoint, as far as this process knows
         self.extend = False  # whether a finished run may go on to more steps
-        self._lock: IO[str] | None = None
+        self._lock: BaseFileLock | None = None
         self._started = False
         self._saving: tuple[Path, checkpoints.Found] | None = None  # the save in progress, and what lay there before
 
@@ -109,7 +110,7 @@ class Run:
             return run
         if not resume and not overwrite:
             if (directory / LOCK).exists():
-                lock(directory, announce=False).close()
+                lock_directory(directory, announce=False).release()
             raise UsageError(f"{directory}: not empty", "--resume auto, --overwrite, or --output-dir NEW")
         if not (directory / MANIFEST).exists():
             raise UsageError(f"{directory}: not empty and not made by hfkit", "--output-dir NEW")
@@ -121,7 +122,7 @@ class Run:
                 run.recipe = replace(recipe, train=replace(recipe.train, per_device_train_batch_size=found))
         if not run.finished and is_main_process():
             require_writable(directory)
-            run._lock = lock(directory)
+            run._lock = lock_directory(directory)
         return run
 
     @property
@@ -162,7 +163,7 @@ class Run:
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = self._lock or lock(self.directory)
+            self._lock = self._lock or lock_directory(self.directory)
         except OSError as error:
             raise StorageError(f"{self.directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
         if not self.resume and not self.overwrite and _holds_something(self.directory):
@@ -257,7 +258,7 @@ class Run:
     def unlock(self) -> None:
         """Leaves the directory to whoever wants it next."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     def safe(self) -> str:
         """What a person still has: the last whole checkpoint."""

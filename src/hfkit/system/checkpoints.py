@@ -1,5 +1,4 @@
-"""What is on the disk whole or not at all: files, new directories, and checkpoints, which are hashed, synced, and
-committed by a marker that is written last."""
+"""Checkpoints that are on the disk whole or not at all: hashed, synced, and committed by a marker written last."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from hfkit.system.files import file_hash, sync, temporary, write_atomically
 
 MARKER = "committed.json"
 
-REMOVING = "removing.json"  # what the marker becomes when a removal begins, so that the next one can finish it
+REMOVING = "removing.json"  # the marker's name once a removal has begun, so that a later one can finish it
 
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
@@ -24,7 +23,7 @@ Found = dict[str, tuple[int, int]]  # files of a folder: inode and time of chang
 
 
 def found_in(checkpoint: Path) -> Found:
-    """What lies in `checkpoint` already; links are none of ours."""
+    """The files in `checkpoint`; links are not hfkit's."""
     return {
         path.relative_to(checkpoint).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in checkpoint.rglob("*")
@@ -33,9 +32,9 @@ def found_in(checkpoint: Path) -> Found:
 
 
 def commit(checkpoint: Path, before: Found, **facts: Any) -> None:
-    """Makes `checkpoint` count: every file is hashed and synced, then the marker with `facts` appears at once.
+    """Commits `checkpoint`: hashes and syncs every file, then writes the marker with `facts` at once.
 
-    A file that was there `before` the save and that the save left alone is somebody else's.
+    A file that was there `before` and that the save did not change is not hfkit's.
     """
     files = {}
     for name, change in sorted(found_in(checkpoint).items()):
@@ -49,7 +48,7 @@ def commit(checkpoint: Path, before: Found, **facts: Any) -> None:
 
 
 def defect(checkpoint: Path) -> str | None:
-    """Why `checkpoint` can't be used, None where every file is as it was when it was committed."""
+    """Why `checkpoint` can't be used; None if every file is as it was committed."""
     try:
         files = read_marker(checkpoint)["files"]
     except FileNotFoundError:
@@ -69,7 +68,7 @@ def defect(checkpoint: Path) -> str | None:
 
 
 def read_marker(checkpoint: Path, name: str = MARKER) -> dict[str, Any]:
-    """The facts and files of a commit; OSError or ValueError where there is none."""
+    """The facts and files of a commit; OSError or ValueError if there is none."""
     marker: dict[str, Any] = json.loads((checkpoint / name).read_text(encoding="utf-8"))
     files = marker.get("files") if isinstance(marker, dict) else None
     if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
@@ -87,20 +86,20 @@ def step_of(checkpoint: Path) -> int:
 
 
 def all_checkpoints(run: Path) -> list[Path]:
-    """The `checkpoint-<step>` folders of a run, newest step first; links are none of ours."""
+    """The `checkpoint-<step>` folders of a run, newest step first, without links."""
     folders = run.iterdir() if run.is_dir() else ()
     found = [path for path in folders if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
     return sorted(found, key=step_of, reverse=True)
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether `folder` is a checkpoint of an hfkit run, whole or not; the Trainer's own have no marker to miss."""
+    """Whether `folder` is a checkpoint of an hfkit run, whole or not; those of a plain Trainer have no marker."""
     named = CHECKPOINT.fullmatch(folder.resolve().name) is not None
     return named and ((folder / MARKER).exists() or (folder.resolve().parent / "run.json").exists())
 
 
 def newest(run: Path, run_id: str | None = None) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint (of this run) without a defect, and the newer ones that were passed over, and why."""
+    """The newest checkpoint (of the run `run_id`) without a defect, and the newer ones with their defects."""
     skipped: list[tuple[Path, str]] = []
     for checkpoint in all_checkpoints(run):
         reason = defect(checkpoint)
@@ -113,7 +112,7 @@ def newest(run: Path, run_id: str | None = None) -> tuple[Path | None, list[tupl
 
 
 def named(checkpoint: Path) -> Path:
-    """`checkpoint` where it is a committed one; ModelError with the reason where it isn't."""
+    """`checkpoint` if it is committed and whole; else ModelError with the reason."""
     if not checkpoint.is_dir():
         what = "a file, not a checkpoint folder" if checkpoint.exists() else "no such checkpoint"
         raise ModelError(f"{checkpoint}: {what}", "--resume auto takes the newest")
@@ -124,7 +123,7 @@ def named(checkpoint: Path) -> Path:
 
 
 def rotate(run: Path, keep: int, run_id: str, protect: Iterable[Path] = ()) -> None:
-    """Removes this run's committed checkpoints but the `keep` newest and those in `protect`; nothing else, ever."""
+    """Removes the committed checkpoints of this run except the `keep` newest and those in `protect`; nothing else."""
     every = all_checkpoints(run)
     committed = [path for path in every if _made_by(path, run_id, MARKER)]
     begun = [path for path in every if path not in committed and _made_by(path, run_id, REMOVING)]
@@ -134,12 +133,12 @@ def rotate(run: Path, keep: int, run_id: str, protect: Iterable[Path] = ()) -> N
 
 
 def remove(checkpoint: Path) -> None:
-    """Removes the files that the marker lists, then the folder if nobody put anything else there."""
+    """Removes the files that the marker lists, then the folder if nothing else is in it."""
     if (checkpoint / MARKER).exists():
         os.replace(checkpoint / MARKER, checkpoint / REMOVING)
     for name in read_marker(checkpoint, REMOVING)["files"]:
         path = checkpoint / name
-        if path.parent.resolve().is_relative_to(checkpoint.resolve()):  # a marker is a file that anyone can edit
+        if path.parent.resolve().is_relative_to(checkpoint.resolve()):  # anyone can edit a marker
             with suppress(OSError):
                 path.unlink()
     (checkpoint / REMOVING).unlink()

@@ -1,9 +1,8 @@
-"""Files that are written whole or not at all, locks, free space."""
+"""Files and folders that are written whole or not at all, file locks, free space."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -12,15 +11,22 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from hfkit.errors import BusyError, StorageError
+from hfkit.errors import BusyError, StorageError, causes
 
-_CHUNK = 1 << 22
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LOCK = "lock.json"
+
+DISK_FULL = ("unexpected pos", "No space left", "os error 28")  # what torch, the system and Rust say
+
+_CHUNK = 1 << 22  # bytes that are hashed at once
 
 
 def require_space(directory: Path, needed: int, what: str, good: str = "") -> None:
-    """StorageError where the disk under `directory` has fewer than `needed` bytes free; `good`: what is safe."""
+    """StorageError if the disk of `directory` has fewer than `needed` bytes free. `good`: what is saved already."""
     available = free(directory)
     if available < needed:
         raise StorageError(
@@ -30,31 +36,39 @@ def require_space(directory: Path, needed: int, what: str, good: str = "") -> No
 
 
 def free(directory: Path) -> int:
-    """Free bytes on the disk that holds `directory`, or will."""
+    """Free bytes on the disk of `directory`, which may not exist yet."""
     existing = next(path for path in (directory, *directory.resolve().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
 
 def write_atomically(path: Path, text: str) -> None:
     """`path` holds the whole of `text` or what it held before, also after a crash."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `path` once it is on the disk; if the block raises, `path` stays as it was."""
     new = temporary(path)
     try:
-        new.write_text(text, encoding="utf-8")
-        sync(new)
-    except OSError:
+        with new.open("wb") as file:
+            yield file
+            to_disk(file)
+        os.replace(new, path)
+    except BaseException:
         new.unlink(missing_ok=True)
         raise
-    os.replace(new, path)
     sync(path.parent)
 
 
 def temporary(path: Path) -> Path:
-    """Where the new content of `path` is written first: beside it, and of the same type."""
+    """Where the new content of `path` is written first: beside it, with the same suffix."""
     return path.with_name(f".{path.name}")
 
 
 def sync(path: Path) -> None:
-    """Asks the system to put a file or folder on the disk."""
+    """Has the system put a file or folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -63,12 +77,13 @@ def sync(path: Path) -> None:
 
 
 def to_disk(file: IO[bytes]) -> None:
-    """Puts on the disk what was written to an open file."""
+    """Has the system put on the disk what was written to an open file."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def file_hash(path: Path) -> str:
+    """xxh3_128 of the content, in hex."""
     import xxhash
 
     digest = xxhash.xxh3_128()
@@ -79,7 +94,7 @@ def file_hash(path: Path) -> str:
 
 
 def require_writable(directory: Path) -> None:
-    """StorageError where `directory` can't be made or written; it is left as it is."""
+    """StorageError if `directory` can't be made or written; nothing is changed."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise StorageError(f"{directory}: {existing} is a file", "--output-dir NEW")
@@ -92,9 +107,12 @@ def require_writable(directory: Path) -> None:
 
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
-    """Where to write what `directory`, new or empty, is to hold; it appears whole, or not at all where that fails."""
+    """A folder to write to; after the block it becomes `directory`, which is new or empty.
+
+    If the block raises, `directory` stays as it was.
+    """
     staged = directory.absolute().with_name(f".{directory.absolute().name}.new")
-    shutil.rmtree(staged, ignore_errors=True)  # what a process that was killed has left
+    shutil.rmtree(staged, ignore_errors=True)  # left by a process that was killed
     try:
         staged.mkdir(parents=True)
         yield staged
@@ -104,9 +122,11 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Inside, no other process of this machine is in here for the same `path`: what the first one makes there, others
-    wait for and find. A lock on a file, so that it has no time limit as messages between ranks have."""
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process is inside for the same `path`, as long as it takes.
+
+    The lock is a file beside `path`: messages between ranks have a time limit, and a file lock has none.
+    """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,36 +134,38 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-LOCK = "lock.json"
+def lock_file(path: Path) -> BaseFileLock | None:
+    """A lock on the file `path`, which is made if it is missing; None if another process holds it.
 
-
-def lock(directory: Path, announce: bool = True) -> IO[str]:
-    """Holds `directory` for this process until it ends; BusyError names who has it.
-
-    lockf, not flock: a worker that outlives its parent must not keep the lock. (Nothing else of this process may open
-    the file: closing it would end the lock.)
+    It is held until `release()` or the end of this process. A forked worker does not inherit it (as of filelock 4.2),
+    so one that outlives its parent leaves the lock free.
     """
-    file = (directory / LOCK).open("a+", encoding="utf-8")
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
-        file.close()
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def lock_directory(directory: Path, announce: bool = True) -> BaseFileLock:
+    """The lock on a run's directory; BusyError names the process that holds it. `announce`: name this one in turn."""
+    lock = lock_file(directory / LOCK)
+    if lock is None:
         owner = read_json(directory / LOCK)
         raise BusyError(
             f"{directory}: in use by pid {owner.get('pid')} on host {owner.get('host')}",
             "wait for it, or --output-dir NEW",
-        ) from None
+        )
     if announce:
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        file.flush()
-    return file
+        (directory / LOCK).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+    return lock
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of ours; empty where there is none or it can't be read."""
+    """The JSON object in a file of hfkit; empty if there is none or it can't be read."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -152,14 +174,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether `error` or one of its causes means a full disk, which torch calls 'unexpected pos'."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(sign in str(error) for sign in ("unexpected pos", "No space left", "os error 28")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    """Whether `error` or one of its causes means a full disk."""
+    return any(
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
+        or any(sign in str(one) for sign in DISK_FULL)
+        for one in causes(error)
+    )
 
 
 def umask() -> int:

@@ -1,7 +1,7 @@
-"""A command in several processes: the library's launcher as a child, signals passed on, one message, one exit code.
+"""A command in several processes: `accelerate launch` as a child, signals passed on, one message, one exit code.
 
-The parent prepares and waits; its child is `accelerate launch` in a process of its own; the ranks are the child's
-children. Each ends with the one above it, and none waits for ever for one that has died.
+The parent prepares and waits, its child is `accelerate launch`, and the ranks are children of that child. Each process
+ends with its parent, and none waits forever for one that has died.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from types import FrameType
 from typing import Any
 
 from hfkit.errors import HfkitError, LostProcessError, StorageError, UsageError, format_problem
-from hfkit.system import processes
+from hfkit.system import compat, processes
 from hfkit.system.console import say
+from hfkit.system.files import read_json, write_atomically
 from hfkit.system.signals import NUMBERS, in_main_thread
 
-GRACE = 20  # seconds that ranks have to end after another one has failed, or after their launcher
+GRACE = 20  # seconds that ranks have to end after another rank has failed, or after their launcher
 
 MEETING = 1800  # seconds that a machine waits for the others
 
-PORT = 29500  # of the first machine, where nobody says
+PORT = 29500  # of the first machine, by default
 
 PARALLEL = {
     "ddp": ["--multi_gpu"],
@@ -45,13 +46,13 @@ PARALLEL = {
     ],
 }
 
-# What tells the launcher by itself how to divide the work, so that --parallel has no say.
+# Arguments of the launcher that decide how the work is divided, instead of --parallel.
 KINDS = ("--config_file", "--use_deepspeed", "--use_fsdp", "--use_megatron_lm", "--multi_gpu", "--tpu")
 
-# What a process ends with because another one has, or because a person wants it to.
+# Exit codes of a process that ended because another one did, or because a person stopped it.
 CONSEQUENCES = (LostProcessError.exit_code, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 
-_ERRORS = "TORCHELASTIC_ERROR_FILE"  # where a rank leaves its last words for the launcher
+_ERRORS = "TORCHELASTIC_ERROR_FILE"  # environment variable: where a rank leaves its error for the launcher
 
 _LOOPBACK = "loopback"
 
@@ -60,16 +61,16 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
 
 @dataclass(frozen=True)
 class Launch:
-    """How a command is to be started in several processes; `arguments` is its whole command line."""
+    """How to start a command in several processes; `arguments` is its whole command line."""
 
     arguments: Sequence[str]
-    counts: Sequence[int]  # of processes over all machines; several for a plan alone
+    counts: Sequence[int]  # of processes on all machines; several only for --plan
     num_machines: int
     machine_rank: int
     main_process_ip: str
     main_process_port: int | None
     parallel: str | None
-    more: Sequence[str]  # for the launcher
+    more: Sequence[str]  # arguments for the launcher
 
     @property
     def num_processes(self) -> int:
@@ -81,7 +82,7 @@ class Launch:
 
 
 def launch_of(arguments: Sequence[str], given: Mapping[str, Any]) -> Launch | None:
-    """What the options `given` ask for; None where this process is to do the work itself: alone, or as a rank."""
+    """What the options `given` ask for; None if this process does the work itself, alone or as a rank."""
     typed = {name: value for name, value in given.items() if value is not None}
     expected = os.environ.get(processes.EXPECTED)
     if expected is not None and "RANK" in os.environ:
@@ -121,7 +122,7 @@ def launch_of(arguments: Sequence[str], given: Mapping[str, Any]) -> Launch | No
 
 
 def _check(launch: Launch, typed: Mapping[str, Any]) -> None:
-    """UsageError for what can't be; all of it costs nothing to see."""
+    """UsageError for options that contradict each other."""
     if launch.num_machines < 1 or launch.num_processes % launch.num_machines:
         fewer = max(launch.num_machines, 1) * max(launch.num_processes // max(launch.num_machines, 1), 1)
         problem = f"{launch.num_processes} processes can't be divided evenly among {launch.num_machines} machines"
@@ -148,10 +149,10 @@ _NAMES = {flag[2:] for flag in KINDS}
 
 
 def run(launch: Launch, prepare: Callable[[], Path] | None = None) -> int:
-    """The exit code of the command, run by as many processes as asked for; `prepare` is called before there are any,
-    and returns the directory of a training.
+    """Runs the command in its processes and returns the exit code. `prepare` is called before they start; it returns
+    the run directory of a training.
 
-    The code is that of the rank which failed first, or what the run's `status.json` says, where that knows better.
+    The exit code is that of the rank that failed first, or what `status.json` of the run says if that knows better.
     """
     import psutil
 
@@ -163,11 +164,11 @@ def run(launch: Launch, prepare: Callable[[], Path] | None = None) -> int:
     if launch.num_machines > 1:
         say(f"waiting for all {launch.num_machines} machines at {launch.main_process_ip}:{_port(launch)}")
     status = None if directory is None else directory / "status.json"
-    before = _status(status)
+    before = {} if status is None else read_json(status)
     others = set(psutil.Process().children(recursive=True))
     _adopt(True)
     command = [sys.executable, "-m", "hfkit.system.launcher", str(os.getpid()), *_command(launch, directory)]
-    # A session of its own: Ctrl-C in a terminal comes to this process alone, and from here to each rank once.
+    # In a session of its own, so that Ctrl-C in a terminal reaches this process only, which passes it on to each rank.
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     previous = _handle(lambda number, _: _send(child, number))
     try:
@@ -179,9 +180,9 @@ def run(launch: Launch, prepare: Callable[[], Path] | None = None) -> int:
             signal.signal(number, handler)
     if code == -signal.SIGKILL:
         print("error: the launcher was ended by SIGKILL, and its processes with it", file=sys.stderr)
-    after = _status(status)
+    after = {} if status is None else read_json(status)
     if after != before and after.get("state") == "finished":
-        return 0  # whatever became of processes that had nothing left to do
+        return 0  # whatever happened to processes that had nothing left to do
     if status is not None and after != before and after.get("state") == "stopped":
         if code < 0 or code in CONSEQUENCES:
             return int(after["exit_code"])
@@ -190,9 +191,7 @@ def run(launch: Launch, prepare: Callable[[], Path] | None = None) -> int:
 
 
 def _tell_failure(path: Path, status: Mapping[str, Any], code: int) -> None:
-    """Corrects what the first rank could not know: it was stopped because another one had failed with `code`."""
-    from hfkit.system.files import write_atomically
-
+    """Writes what rank 0 could not know: it was stopped because another rank had failed with `code`."""
     kept = str(status.get("reason", "")).partition("; ")[2]
     failure = {
         "state": "failed",
@@ -204,7 +203,7 @@ def _tell_failure(path: Path, status: Mapping[str, Any], code: int) -> None:
 
 
 def _environment(launch: Launch) -> dict[str, str]:
-    """Of the launcher and its ranks; UsageError where this machine has no room for them."""
+    """The environment of the launcher and its ranks; UsageError if this machine can't run them."""
     import torch
 
     num_devices, local = torch.accelerator.device_count(), launch.local_processes
@@ -214,8 +213,8 @@ def _environment(launch: Launch) -> dict[str, str]:
         raise UsageError("FSDP2 needs several GPUs: on CPU every process would hold all weights", "--parallel ddp")
     environment = os.environ | {
         processes.EXPECTED: str(launch.num_processes),
-        "PET_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are passed on here, and ranks have the time they need
-        "PYTHONSAFEPATH": "1",  # as the console script has it: a file of the working directory is no module
+        "PET_SIGNALS_TO_HANDLE": "SIGQUIT",  # the other signals are passed on below, without torch's time limit
+        "PYTHONSAFEPATH": "1",  # like the console script: files of the working directory are no modules
     }
     if num_devices == 0:
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -227,7 +226,7 @@ def _environment(launch: Launch) -> dict[str, str]:
 
 
 def _command(launch: Launch, directory: Path | None) -> list[str]:
-    """The command line of `accelerate launch`; the one for the ranks is as it was typed."""
+    """The arguments of `accelerate launch`, with the command line of the ranks as it was typed."""
     import torch
 
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, torch.get_num_threads() // launch.local_processes)
@@ -240,7 +239,7 @@ def _command(launch: Launch, directory: Path | None) -> list[str]:
         "num_cpu_threads_per_process": threads,
     }
     if launch.num_machines == 1:
-        port = launch.main_process_port or 0  # any that is free
+        port = launch.main_process_port or 0  # 0: any free port
         settings |= {"main_process_port": 0, "rdzv_backend": _LOOPBACK, "rdzv_conf": f"port={port}"}
     else:
         settings |= {"main_process_ip": launch.main_process_ip, "main_process_port": _port(launch)}
@@ -258,7 +257,7 @@ def _port(launch: Launch) -> int:
 
 
 def _require_port(launch: Launch) -> None:
-    """UsageError where another process has the port that this one is to listen at."""
+    """UsageError if this machine has to listen at a port that another process uses."""
     if launch.machine_rank > 0 or (launch.num_machines == 1 and launch.main_process_port is None):
         return
     with socket.socket() as probe:
@@ -271,32 +270,24 @@ def _require_port(launch: Launch) -> None:
             raise UsageError(problem, "another --main-process-port, the same on every machine") from None
 
 
-def _status(path: Path | None) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
 def _send(child: subprocess.Popen[bytes], number: int) -> None:
     with suppress(ProcessLookupError):
         child.send_signal(number)
 
 
 def _handle(handler: Any) -> dict[int, Any]:
-    """Has `handler` called at both signals; the handlers before."""
+    """Sets `handler` for both signals and returns the handlers before."""
     return {number: signal.signal(number, handler) for number in NUMBERS} if in_main_thread() else {}
 
 
 def _adopt(on: bool) -> None:
-    """Has Linux make processes whose parent has ended children of this one, so that they are known."""
+    """Has Linux make orphans among the descendants of this process its children, so that it can wait for them."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def _end_orphans(left: set[Any]) -> None:
-    """Waits for ranks that their launcher has left behind: they were told to stop, and may have a step to save."""
+    """Waits GRACE seconds for ranks that outlive their launcher, which may still save a step; then kills them."""
     import psutil
 
     _, left = psutil.wait_procs(left, timeout=GRACE)
@@ -307,7 +298,7 @@ def _end_orphans(left: set[Any]) -> None:
 
 
 def leave_word(error: HfkitError) -> bool:
-    """Whether the launcher will print `error`, with those of other ranks at hand, and this rank need not."""
+    """Whether the launcher will print `error` instead of this rank: it knows the errors of all ranks."""
     path = os.environ.get(_ERRORS)
     if path is None or not processes.has_parent():
         return False
@@ -321,26 +312,22 @@ def leave_word(error: HfkitError) -> bool:
 
 
 def main(parent: int, arguments: list[str]) -> int:
-    """The child: `accelerate launch ARGUMENTS`, which ends with `parent`; the exit code of the rank that failed."""
+    """The child: runs `accelerate launch ARGUMENTS`, ends with `parent`, and returns the exit code."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return 128 + signal.SIGTERM
     _handle(_pass_on)
     if "LOGLEVEL" not in os.environ:
-        logging.disable()  # what happened is told below, in a line
+        logging.disable()  # the error is printed below, in one line
 
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
     rendezvous_handler_registry.register(_LOOPBACK, _loopback)
-    close = SubprocessContext._close
-    # torch waits half a minute for the others when one has failed, and takes no other number
-    hurried: Any = lambda self, death_sig, timeout=GRACE: close(self, death_sig, min(timeout, GRACE))  # noqa: E731
-    SubprocessContext._close = hurried  # type: ignore[method-assign]
+    compat.end_ranks_within(GRACE)
     try:
         launch_command(launch_command_parser().parse_args(arguments))
     except ChildFailedError as error:
@@ -354,7 +341,7 @@ def main(parent: int, arguments: list[str]) -> int:
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
-    """A signal to each rank; where there is none yet, the end."""
+    """Sends a signal to each rank, or ends this process if there are none yet."""
     import psutil
 
     ranks = psutil.Process().children()
@@ -366,14 +353,13 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 
 def _loopback(parameters: Any) -> Any:
-    """Where the ranks of one machine meet: torch's own store listens at every address of the machine, this one at none
-    that another machine can reach."""
+    """A rendezvous at 127.0.0.1 for the ranks of one machine; the store of torch would listen at every address."""
     from datetime import timedelta
 
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
-    listener = socket.create_server(("127.0.0.1", int(parameters.config["port"])))  # 0: any that is free
+    listener = socket.create_server(("127.0.0.1", int(parameters.config["port"])))  # 0: any free port
     port = listener.getsockname()[1]
 
     class Loopback(StaticTCPRendezvous):
@@ -388,7 +374,7 @@ def _loopback(parameters: Any) -> Any:
 
 
 def _tell(failures: Mapping[int, Any]) -> int:
-    """Prints what the rank that failed first has to say; its exit code."""
+    """Prints the error of the rank that failed first and returns its exit code."""
     first = min(failure.timestamp for failure in failures.values())
     rank, failure = min(
         failures.items(),

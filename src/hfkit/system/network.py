@@ -27,7 +27,7 @@ OFFLINE_CONSTANTS = {
 def offline() -> Iterator[None]:
     """Inside, the Hugging Face libraries use no network, whether they are imported already or not.
 
-    Afterwards they do as before. Telemetry stays off.
+    Afterwards they are as before, but their telemetry stays off.
     """
     no_telemetry()
     variables = {name: os.environ.get(name) for name in OFFLINE_VARIABLES}
@@ -48,7 +48,7 @@ def offline() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-        # a library that was imported inside has read the variables of this place
+        # a library that was imported inside has read the variables set above
         imported = {(module, name): asked for module, names in OFFLINE_CONSTANTS.items() for name in names}
         _set_constants(imported | kept)
 
@@ -65,7 +65,7 @@ def _set_constants(values: Mapping[tuple[str, str], bool]) -> None:
 
 
 def no_telemetry() -> None:
-    """Stops huggingface_hub from reporting use, and from telling the Hub which tools are installed; for good."""
+    """For the rest of the process, huggingface_hub sends the Hub no statistics of use and installed tools."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     _set_constants({("huggingface_hub.constants", "HF_HUB_DISABLE_TELEMETRY"): True})
 
@@ -75,7 +75,7 @@ def is_gguf(name: str) -> bool:
 
 
 def is_local(name: str) -> bool:
-    """True where `name` means a directory, also a missing one: ./x, ~/x, a/b/c, or x/y beside a directory x."""
+    """Whether `name` means a directory, also a missing one: ./x, ~/x, a/b/c, or x/y if there is a directory x."""
     if name.startswith("hf:") or not name:
         return False
     like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
@@ -84,7 +84,7 @@ def is_local(name: str) -> bool:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """No answer for `seconds` is a time-out: snapshot_download waits for ever in some requests, 60 s in others."""
+    """Inside, a request of huggingface_hub fails after `seconds` without an answer; some would wait forever."""
     from huggingface_hub import get_session
 
     def limit(request: httpx2.Request) -> None:
@@ -101,10 +101,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """Inside, huggingface_hub shows its bars or, where its own variable says nothing else, none of them."""
+    """Inside, huggingface_hub shows its progress bars if `shown`, or if its own variable says so."""
     from huggingface_hub import constants, utils
 
-    # Of its three bars one appears even in a log file, and even when there is nothing to download.
+    # One of its three bars appears even in a log file, and even if there is nothing to download.
     silence = not shown and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
     if silence:
         utils.disable_progress_bars()  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def progress_bars(shown: bool) -> Iterator[None]:
 
 
 def host() -> str:
-    """The Hub's address as it may be shown: HF_ENDPOINT without a password."""
+    """The address of the Hub without a password, for messages."""
     from huggingface_hub import constants
 
     return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]

@@ -1,4 +1,4 @@
-"""What a person has allowed on this command line, and no recipe can: code that a model brings, and pickled weights."""
+"""What only the command line can allow, no recipe: code that comes with a model, and pickled weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ _allowed: set[str] = set()
 
 
 def allow(flag: str, on: bool) -> None:
-    """Remembers whether the switch `flag` was typed, until the next command."""
+    """Remembers whether `flag` was typed, until the next command."""
     (_allowed.add if on else _allowed.discard)(flag)
 
 
 def allows(flag: str) -> bool:
+    """Whether `flag` was typed for this command."""
     return flag in _allowed

@@ -1,4 +1,4 @@
-"""What the processes of one run agree on and divide between them; for one process alone each is a plain call."""
+"""What the processes of one run agree on and divide among them. In a single process each function is a plain call."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from hfkit.errors import HfkitError, LostProcessError, UsageError
+from hfkit.errors import HfkitError, LostProcessError, UsageError, causes
 
 Item = TypeVar("Item")
 
 Result = TypeVar("Result")
 
-# What gloo, NCCL and torch's store say when another process is gone, or silent for too long.
+# What gloo, NCCL and the store of torch say if another process is gone, or silent for too long.
 LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -27,25 +27,25 @@ LOST = (
     "failed to connect",
 )
 
-EXPECTED = "HFKIT_PROCESSES"  # in the environment of ranks that `hfkit --num-processes` has started: how many they are
+EXPECTED = "HFKIT_PROCESSES"  # environment variable of ranks that `hfkit --num-processes` started: their number
 
 _divides = False
 
 
 def num_processes() -> int:
-    """The processes that a launcher has started for this command, on all machines; 1 without a launcher."""
+    """The number of processes that a launcher started for this command, on all machines; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def has_parent() -> bool:
-    """Whether this is a rank that `hfkit --num-processes` has started, after it had prepared what ranks read."""
+    """Whether this is a rank of `hfkit --num-processes`, whose parent has prepared what ranks read."""
     return EXPECTED in os.environ
 
 
 def meet(seconds: float) -> None:
-    """Connects the processes of a run on CPU: one counts as lost when it has been silent for so many `seconds`.
+    """Joins the process group of a run on CPU; a process that is silent for `seconds` counts as lost.
 
-    The Trainer connects them as well, and leaves the time-out out unless they have GPUs.
+    The Trainer would join it, too, but passes the time-out on only with GPUs.
     """
     import torch
 
@@ -57,9 +57,9 @@ def meet(seconds: float) -> None:
 
 @contextmanager
 def together(safe: Callable[[], str] = str) -> Iterator[None]:
-    """Inside, passes of a model are divided between the processes that a launcher started: see `share`.
+    """Distributed inference: inside, the processes that a launcher started each take their `share`.
 
-    Raises LostProcessError where another of them has ended; `safe` says what is kept then.
+    Raises LostProcessError if another process has ended; `safe` says what is saved then.
     """
     global _divides
     if num_processes() == 1:
@@ -81,7 +81,7 @@ def together(safe: Callable[[], str] = str) -> Iterator[None]:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """Those of `items` that this process takes on, every n-th inside `together`; all of them elsewhere."""
+    """Every n-th of `items` for each of n processes inside `together`; elsewhere all of them."""
     if not _divides:
         return items
     import torch.distributed as dist
@@ -90,7 +90,7 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def gathered(found: list[Item]) -> list[Item]:
-    """What all processes have found in their shares, rank by rank, on every rank."""
+    """What all processes found in their shares, in the order of the ranks, on every rank."""
     if not _divides:
         return found
     import torch.distributed as dist
@@ -101,11 +101,11 @@ def gathered(found: list[Item]) -> list[Item]:
 
 
 def on_main(function: Callable[[], Result]) -> Result:
-    """The result of `function`, called on rank 0 only; its HfkitError is raised on every rank."""
+    """The result of `function`, which only rank 0 calls; its HfkitError is raised on every rank."""
+    if not _is_connected():
+        return function()
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
-        return function()
     box: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -120,11 +120,11 @@ def on_main(function: Callable[[], Result]) -> Result:
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
-    """UsageError, on every rank, naming each of `facts` that is not the same on all of them."""
+    """UsageError on every rank if some of `facts` differ between ranks; it names each of them."""
+    if not _is_connected():
+        return
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
-        return
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, dict(facts))
     first = everywhere[0]
@@ -140,46 +140,45 @@ def require_same(facts: Mapping[str, Any]) -> None:
 
 def largest(value: int, device: Any) -> int:
     """The largest `value` of all ranks, on every rank."""
+    if not _is_connected():
+        return value
     import torch
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor.item())
 
 
 def barrier() -> None:
+    """Waits for all processes of the run."""
+    if _is_connected():
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def _is_connected() -> bool:
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+    return dist.is_available() and dist.is_initialized()
 
 
 def is_lost(error: BaseException | None) -> bool:
     """Whether `error` or one of its causes means that another process of this run is gone or can't be reached."""
-    while error is not None:
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(isinstance(one, RuntimeError) and _signs(one) for one in causes(error))
 
 
 def lost(error: BaseException, safe: str = "") -> LostProcessError:
-    """What a person reads about an error that `is_lost`; `safe`: what is kept."""
+    """The message for an error that `is_lost`; `safe`: what is saved."""
     rank, world = os.environ.get("RANK", "0"), num_processes()
-    message = f"rank {rank} has lost another of the {world} processes: {_in_short(error)}"
+    reason = next(sign for one in causes(error) for sign in _signs(one)).lower()
+    message = f"rank {rank} has lost another of the {world} processes: {reason}"
     return LostProcessError(
         f"{message}; {safe}" if safe else message,
         "see why that one ended, then " + ("--resume auto" if safe else "start again"),
     )
 
 
-def _in_short(error: BaseException | None) -> str:
-    """The library's words for it, without the place in its sources."""
-    signs = []
-    while error is not None:
-        signs += [sign for sign in LOST if sign in str(error)]
-        error = error.__cause__ or error.__context__
-    return signs[0].lower()
+def _signs(error: BaseException) -> list[str]:
+    return [sign for sign in LOST if sign in str(error)]

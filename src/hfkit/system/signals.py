@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: acted on where the program is, or remembered until the step is saved."""
+"""SIGTERM and Ctrl-C: they end the program at once, or after the step in progress is saved."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """What the two signals do in this process, and which of them came first (`caught`, 0: none).
+    """What the two signals do in this process; `caught` is the first one that came (0: none).
 
-    While `immediate`, the first one raises where the program is: SystemExit or KeyboardInterrupt, which no library
-    takes for a failure of its own. Training sets it to False and asks `caught` at the end of each step. The second
-    Ctrl-C raises at once in any case; a second SIGTERM changes nothing.
+    While `immediate`, the first signal raises SystemExit or KeyboardInterrupt, which no library catches as an error of
+    its own. Training sets `immediate` to False and looks at `caught` after each step. A second Ctrl-C always raises at
+    once; a second SIGTERM changes nothing.
     """
 
     def __init__(self) -> None:
@@ -38,9 +38,9 @@ class StopSignal:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def on_any_rank(self, device: Any) -> bool:
-        """Whether a signal has come to any process of the run; all of them get the same answer, and the same `caught`.
+        """Whether a signal has come to any process of the run; every process gets the same answer and `caught`.
 
-        One that comes while they ask each other is remembered, for the next time.
+        A signal that comes during this call counts at the next one.
         """
         number = processes.largest(self.caught, device)
         if number:
@@ -48,19 +48,19 @@ class StopSignal:
         return bool(number)
 
     def stopped(self, what: str) -> StoppedError:
-        """The error that tells of the signal; `what` is kept."""
+        """The error for the signal that came; `what` says what is saved."""
         name = signal.Signals(self.caught).name
         return StoppedError(self.caught, f"stopped by {name}; {what}", "go on with the same command and --resume auto")
 
     def heed(self) -> None:
-        """From here on both signals end what goes on at once, also after `ignore`."""
+        """From here on both signals raise at once, also after `ignore`."""
         self.immediate = True
         if in_main_thread():
             for number in NUMBERS:
                 signal.signal(number, self.handle)
 
     def ignore(self) -> None:
-        """From here on both signals do nothing: the outcome is written, and only the process is left to end."""
+        """From here on both signals do nothing: the results are written, and the process is about to end."""
         if in_main_thread():
             for number in NUMBERS:
                 signal.signal(number, signal.SIG_IGN)
@@ -68,10 +68,10 @@ class StopSignal:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignal]:
-    """The one StopSignal of this process, in charge from the outermost entry to its exit."""
+    """The StopSignal of this process, whose handlers are set from the outermost block's start to its end."""
     current = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     signals = current if isinstance(current, StopSignal) else StopSignal()
-    if signals is current or not in_main_thread():  # Python takes signals in the main thread only
+    if signals is current or not in_main_thread():  # Python handles signals in the main thread only
         yield signals
         return
     previous = {number: signal.signal(number, signals.handle) for number in NUMBERS}
@@ -83,18 +83,18 @@ def stop_signals() -> Iterator[StopSignal]:
 
 
 def end_with_launcher() -> None:
-    """Has Linux send SIGTERM to this rank when its launcher ends, however that ends: no orphan trains on."""
-    # RANK is torchrun's, the other is set by `accelerate launch` for a single process too.
+    """Has Linux send SIGTERM to this rank when its launcher ends, for whatever reason: no orphan goes on training."""
+    # torchrun sets RANK; `accelerate launch` sets the other one, also for a single process.
     if sys.platform == "linux" and ("RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @functools.cache  # once in a process
 def leave_to_parent() -> None:
-    """In a loader's worker process: signals are for the main process to act on, and its end is the worker's end.
+    """For a worker of a data loader: it ignores the signals, which the main process acts on, and ends with that.
 
-    A scheduler sends SIGTERM to all processes, and the step that is to be saved still needs its rows. Workers of a
-    killed rank would hold its connections open, and the other ranks would wait for it.
+    A scheduler sends SIGTERM to all processes, but the step in progress still needs its examples. Workers of a killed
+    rank would keep its connections open, and the other ranks would wait for it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -104,7 +104,7 @@ def leave_to_parent() -> None:
 
 
 def _end_at_parents_word() -> None:
-    """Only the main process, which ends its workers that way, is obeyed: multiprocessing waits for it without end."""
+    """Ends this worker at a SIGTERM of the main process; multiprocessing would wait for it forever."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

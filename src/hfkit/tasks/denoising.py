@@ -37,8 +37,8 @@ class Denoising(LanguageModel):
             if recipe.data.max_length is not None:  # a text alone is divided into blocks
                 raise UsageError("--max-length has no effect without --target-column", "leave it out")
             return super().load(recipe)
-        loaded = load_data(recipe)
-        columns = dict(zip(pair_columns(loaded, recipe), ("text", "target"), strict=True))
+        loaded = load_data(recipe.data)
+        columns = dict(zip(pair_columns(loaded, recipe.data), ("text", "target"), strict=True))
         renamed = {column: role for column, role in columns.items() if column != role}
         return {name: part.select_columns([*columns]).rename_columns(renamed) for name, part in loaded.items()}
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
-    from hfkit.settings import Evaluation, Recipe
+    from hfkit.settings import Data, Evaluation, Recipe
 
 BUILTIN_TEXT = "builtin:python-docs"
 
@@ -107,12 +107,12 @@ def load_documents(recipe: Recipe) -> dict[str, Dataset]:
 
     if recipe.data.streaming and recipe.data.train:
         return _stream_documents(recipe)
-    splits = _documents(load_data(recipe), recipe)
+    splits = _documents(load_data(recipe.data), recipe.data)
     if "train" not in splits:
         return splits
     train, seed, share = splits["train"], recipe.train.seed, recipe.data.validation_split
     if recipe.data.mixture:
-        sizes = list(map(len, load_parts(recipe)))
+        sizes = list(map(len, load_parts(recipe.data)))
         train = train.add_column("source", np.repeat(np.arange(len(sizes)), sizes))
     if recipe.data.clean != Clean():
         train = clean(train, recipe.data.clean)
@@ -121,7 +121,7 @@ def load_documents(recipe: Recipe) -> dict[str, Dataset]:
         sources, train = np.asarray(train["source"]), train.remove_columns("source")
         parts = [train.select(np.flatnonzero(sources == source)) for source in range(len(sizes))]
     if "validation" not in splits and share > 0:
-        halves = [(hold_out_end if len(part) == 1 else hold_out)(part, share, seed) for part in parts]
+        halves = [hold_out_end(part, share) if len(part) == 1 else hold_out(part, share, seed) for part in parts]
         parts, held_out = [list(half) for half in zip(*halves, strict=True)]
         splits["validation"] = concatenate_datasets(held_out)
     splits["train"] = mix(parts, recipe.data.mixture, seed, recipe.data.train) if recipe.data.mixture else parts[0]
@@ -140,19 +140,19 @@ def _stream_documents(recipe: Recipe) -> dict[str, Dataset]:
         raise UsageError(
             "no share can be held out of a stream", "--validation FILE, or --validation-split 0 to do without"
         )
-    splits = {"train": stream_documents(recipe)}
+    splits = {"train": stream_documents(recipe.data)}
     if recipe.data.clean != Clean():
         splits["train"] = clean_stream(splits["train"], recipe.data.clean)
     if recipe.data.validation or recipe.data.test:
-        others = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[]))
+        others = dataclasses.replace(recipe.data, train=[])
         splits |= _documents(load_data(others), others)
     return splits
 
 
-def _documents(loaded: DatasetDict, recipe: Recipe) -> dict[str, Dataset]:
+def _documents(loaded: DatasetDict, data: Data) -> dict[str, Dataset]:
     from hfkit.data.columns import text_column
 
-    column = text_column(loaded, recipe)
+    column = text_column(loaded, data)
     renamed = {} if column == "text" else {column: "text"}
     return {name: part.select_columns([column]).rename_columns(renamed) for name, part in loaded.items()}
 

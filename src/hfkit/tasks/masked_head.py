@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED
+from hfkit.system import compat
 from hfkit.system.console import warn
 from hfkit.tasks.base import Batch
 
@@ -26,7 +27,7 @@ def narrow_head(model: PreTrainedModel, batch: Batch) -> None:
     """
     import torch
 
-    if any(isinstance(hook, _Narrowing) for hook in model._forward_pre_hooks.values()):
+    if any(isinstance(hook, _Narrowing) for hook in compat.pre_hooks(model)):
         return
     narrowing = _Narrowing()
     model.register_forward_pre_hook(narrowing, with_kwargs=True)  # takes POSITIONS, which no model knows

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.data.loading import ROWS_AT_ONCE, text_batches
 from hfkit.system.console import detail, say_once, warn
-from hfkit.system.files import alone, file_hash, write_atomically
+from hfkit.system.files import file_hash, locked, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,7 +159,7 @@ def token_store(
         warn(f"{folder}: these cached tokens are damaged and are made again")
     with ExitStack() as stack:
         with suppress(OSError):  # of a cache that can't be written, which is told below
-            stack.enter_context(alone(folder))
+            stack.enter_context(locked(folder))
         with suppress(OSError, ValueError):
             return _read(folder)  # another process has made them in the meantime
         begin = time.monotonic()

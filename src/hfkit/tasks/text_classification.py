@@ -16,6 +16,7 @@ from hfkit.data.labels import (
     check_known,
     flat,
     kind_of,
+    label_columns,
     label_names,
     labels_of,
     problem_type_of,
@@ -94,17 +95,17 @@ class TextClassification(Task):
         }
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        from hfkit.data.columns import classification_columns, label_columns
+        from hfkit.data.columns import classification_columns
         from hfkit.data.loading import load_data
         from hfkit.models.config import load_config
 
-        loaded = load_data(recipe)
-        text, pair, label = classification_columns(loaded, recipe)
+        loaded = load_data(recipe.data)
+        text, pair, label = classification_columns(loaded, recipe.data)
         texts = {text: "text"} | ({} if pair is None else {pair: "text_pair"})
         kept = [*texts, *label_columns(next(iter(loaded.values())), label)]
         splits = {name: part.select_columns(kept) for name, part in loaded.items()}
         config = None if "train" in splits or recipe.model.name is None else load_config(recipe.model)
-        splits = with_labels(splits, label, recipe, config)
+        splits = with_labels(splits, label, recipe.data, config)
         renamed = {column: role for column, role in texts.items() if column != role}
         splits = {name: part.rename_columns(renamed) for name, part in splits.items()}
         _require_sense(recipe, kind_of(next(iter(splits.values()))) or SINGLE)

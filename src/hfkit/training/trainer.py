@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import get_worker_info
@@ -14,6 +13,7 @@ from transformers import Trainer
 from hfkit.evaluation.inference import EvaluationRows
 from hfkit.metrics.sample import loss_of
 from hfkit.models import adapters
+from hfkit.system import compat
 from hfkit.system.signals import leave_to_parent
 from hfkit.tasks.base import LossOptions
 from hfkit.training.arguments import optimizer
@@ -61,8 +61,8 @@ def build_trainer(
         callbacks=[callback],
         optimizer_cls_and_kwargs=optimizer(recipe.train),
     )
-    if recipe.lora.enabled:  # the Trainer reads back no checkpoint of a model that has adapters and is no PeftModel
-        trainer._load_from_checkpoint = lambda path, model=None: adapters.read(trainer.model, Path(path))
+    if recipe.lora.enabled:
+        compat.read_checkpoints_with(trainer, lambda path: adapters.read(trainer.model, path))
     return trainer
 
 
