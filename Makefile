@@ -21,17 +21,16 @@ demo: setup  ## the main job on built-in text, from tokenizer to classifier, in 
 test: setup  ## the fast tests: offline, no real data
 	$(BIN)/python -m pytest -q -n 2 -m "not real and not soak"
 
-# Settings that choose other kernels or another number of threads; a comma stands for a blank.
+# Each setting chooses other CPU kernels or another number of threads; a comma joins two variables.
 PORTABLE ?= ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
 	MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 OMP_NUM_THREADS=3
-PORTABLE_WORKERS ?= 1
 comma := ,
-test-portable: setup  ## the tests that compare runs, under other CPU kernels and numbers of threads
-	@failed=0; for setting in $(PORTABLE); do \
-		echo "== $$setting"; \
-		env $$(echo $$setting | tr '$(comma)' ' ') $(BIN)/python -m pytest -q -n $(PORTABLE_WORKERS) -m "portable and not real and not soak" \
-			|| failed=1; \
-	done; exit $$failed
+test-portable: setup  ## the tests that compare runs, under each PORTABLE="VARIABLE=VALUE ..."
+	@failed=0; log=$$(mktemp); for setting in $(PORTABLE); do \
+		env $$(echo $$setting | tr '$(comma)' ' ') $(BIN)/python -m pytest -q -n 2 \
+			-m "portable and not real and not soak" >$$log 2>&1 || { failed=1; cat $$log; }; \
+		echo "$$setting: $$(tail -n 1 $$log)"; \
+	done; rm -f $$log; exit $$failed
 
 test-real: setup  ## tests with real data sets and models, where ../shared has them
 	$(BIN)/python -m pytest -q -m real

@@ -73,6 +73,7 @@ def test_classifier_without_its_head_gives_no_answer(bert, tmp_path, capsys):
     assert captured.out == ""
 
 
+@pytest.mark.portable
 def test_answers_are_those_of_the_library_in_order(classifier):
     answers = hfkit.predict(str(classifier), TEXTS)
     assert [answer["text"] for answer in answers] == TEXTS
@@ -85,6 +86,7 @@ def test_answers_are_those_of_the_library_in_order(classifier):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.portable
 def test_batch_and_padding_do_not_change_probabilities(classifier, batch_size):
     alone = [hfkit.predict(str(classifier), [text])[0] for text in TEXTS]
     together = hfkit.predict(str(classifier), TEXTS[::-1], **{"evaluation.batch_size": batch_size})[::-1]
@@ -118,6 +120,7 @@ def test_texts_of_the_command_line_keep_their_order(bert, capsys):
     assert answers == hfkit.predict(str(bert), ["dog", "hello"])
 
 
+@pytest.mark.portable
 def test_predictions_of_a_file_are_scored_as_the_model_on_the_data(bert, tmp_path, capsys):
     rows = [("a fox", "bad"), ("hello world", "good"), ("lazy dog", "so-so"), ("brown", "bad")]
     gold, answers = tmp_path / "gold.csv", tmp_path / "answers.jsonl"
@@ -160,6 +163,7 @@ def test_a_run_reads_the_column_it_was_trained_on(run, tmp_path, capsys):
     assert f"{tmp_path / 'other.csv'} has no column 'review', found: headline, body" in capsys.readouterr().err
 
 
+@pytest.mark.portable
 def test_a_run_cuts_texts_as_in_training(run, capsys):
     first, second = hfkit.predict(str(run), ["fox " * 10, "fox " * 10 + "dog " * 20])
     assert "1 of 2 rows (50.0%) were cut at the end (fix: --long-documents window)" in capsys.readouterr().err
@@ -190,6 +194,7 @@ def chunks_of_eight(monkeypatch):
     monkeypatch.setattr("hfkit.evaluation.predict.CHUNK", 8)
 
 
+@pytest.mark.portable
 def test_a_file_of_many_chunks_is_answered_in_order(bert, many, tmp_path, capsys, chunks_of_eight):
     path, rows = many
     out = tmp_path / "out.jsonl"
@@ -205,6 +210,7 @@ def test_a_file_of_many_chunks_is_answered_in_order(bert, many, tmp_path, capsys
 
 
 @pytest.mark.parametrize("torn", [0, 1, 25])
+@pytest.mark.portable
 def test_a_stopped_file_goes_on_where_it_was(bert, many, tmp_path, capsys, torn):
     path, _ = many
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"

@@ -20,8 +20,6 @@ from hfkit.errors import UsageError
 from hfkit.generation.generator import load_generator
 from tiny_models import make_bart, make_bert, make_gpt2, make_t5, spread
 
-pytestmark = pytest.mark.portable
-
 PROMPTS = [
     "hello",
     "the quick brown fox jumps over the lazy dog",
@@ -62,6 +60,7 @@ def directly(directory, prompt, **options):
     return made[0, len(ids) :], tokenizer
 
 
+@pytest.mark.portable
 def test_greedy_text_is_that_of_the_library(gpt2):
     for prompt, text in zip(
         PROMPTS, hfkit.generate(str(gpt2), PROMPTS, **{"generation.max_new_tokens": 12}), strict=True
@@ -71,12 +70,14 @@ def test_greedy_text_is_that_of_the_library(gpt2):
 
 
 @pytest.mark.parametrize("settings", [{"generation.max_new_tokens": 12}, {}], ids=["12 tokens", "as many as fit"])
+@pytest.mark.portable
 def test_batch_gives_the_same_greedy_texts_as_prompts_alone(gpt2, settings):
     together = hfkit.generate(str(gpt2), PROMPTS, **settings)
     assert together == [hfkit.generate(str(gpt2), [prompt], **settings)[0] for prompt in PROMPTS]
     assert len(set(together)) > 4
 
 
+@pytest.mark.portable
 def test_beams_are_those_of_the_library(gpt2):
     settings = {"generation.max_new_tokens": 10, "generation.num_beams": 3, "generation.no_repeat_ngram_size": 2}
     texts = hfkit.generate(str(gpt2), PROMPTS[:2], **settings)
@@ -90,6 +91,7 @@ def test_beams_are_those_of_the_library(gpt2):
 SAMPLED = {"generation.max_new_tokens": 12, "generation.do_sample": True, "generation.temperature": 0.8}
 
 
+@pytest.mark.portable
 def test_drawn_text_repeats_with_its_seed_whatever_is_in_its_batch(gpt2):
     def sample(prompts, seed=1, **more):
         return hfkit.generate(str(gpt2), prompts, **SAMPLED, **more, **{"generation.seed": seed})
@@ -104,6 +106,7 @@ def test_drawn_text_repeats_with_its_seed_whatever_is_in_its_batch(gpt2):
     assert [twice[0], twice[2]] == sample(["hello", "fox"])
 
 
+@pytest.mark.portable
 def test_draws_have_the_probabilities_that_the_library_draws_with(gpt2):
     """2,000 draws of one token under every narrowing at once, against the softmax of the library's own scores."""
     narrowed = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
@@ -193,6 +196,7 @@ def test_sampling_settings_without_sampling_are_warned_about(gpt2, capsys, optio
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.portable
 def test_encoder_decoder_answers_as_the_library_does(kind, request):
     directory = request.getfixturevalue(kind)
     prompts = ["hello world", "the quick brown fox jumps over the lazy dog", "", "a tiny model"]

@@ -73,6 +73,7 @@ def as_lm_eval_splits(tokenizer, context, choice):
     return start, whole[len(start) :]
 
 
+@pytest.mark.portable
 def test_tokens_have_the_models_own_probabilities_in_any_batch(gpt2):
     generator = generator_of(gpt2)
     prompts = [generator.encode(prompt) for prompt in PROMPTS]
@@ -89,6 +90,7 @@ def test_tokens_have_the_models_own_probabilities_in_any_batch(gpt2):
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.portable
 def test_tokens_of_an_encoder_decoder_too(kind, request):
     directory = request.getfixturevalue(kind)
     generator = generator_of(directory)
@@ -102,6 +104,7 @@ def test_tokens_of_an_encoder_decoder_too(kind, request):
 
 
 @pytest.mark.parametrize("prompt", ["the quick brown", "the quick brown ", "hello,\n"])
+@pytest.mark.portable
 def test_choices_are_scored_as_lm_eval_does(gpt2, prompt):
     generator = generator_of(gpt2)
     found = ranked(generator, prompt, CHOICES)
@@ -119,6 +122,7 @@ def test_choices_are_scored_as_lm_eval_does(gpt2, prompt):
     assert [choice.share for choice in found] == pytest.approx([weight / sum(weights) for weight in weights])
 
 
+@pytest.mark.portable
 def test_a_token_across_the_seam_is_scored_for_every_choice(gpt2, tmp_path):
     """`你好` is one token, so the choices begin where the prompt does, and the scores are of whole texts."""
     tokenizer = AutoTokenizer.from_pretrained(gpt2)
@@ -136,6 +140,7 @@ def test_a_token_across_the_seam_is_scored_for_every_choice(gpt2, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.portable
 def test_choices_of_an_encoder_decoder_are_texts_without_special_tokens(kind, request):
     directory = request.getfixturevalue(kind)
     generator = generator_of(directory)
@@ -150,6 +155,7 @@ def test_choices_of_an_encoder_decoder_are_texts_without_special_tokens(kind, re
         assert (choice.logprob, choice.num_tokens) == (pytest.approx(expected, abs=1e-3), len(ids))
 
 
+@pytest.mark.portable
 def test_choices_in_a_chat_begin_the_answer(gpt2, tmp_path):
     (tmp_path / "chat.jinja").write_text(TEMPLATE)
     generator = generator_of(gpt2, chat_template=str(tmp_path / "chat.jinja"))
@@ -194,6 +200,7 @@ def test_choices_are_printed_for_every_prompt(gpt2, capsys):
 JSON_KEYS = ["prompt", "text", "tokens", "finish_reason", "logprob", "seconds"]
 
 
+@pytest.mark.portable
 def test_json_says_how_long_and_how_likely_an_answer_is(gpt2, capsys):
     line = ["generate", str(gpt2), "--prompt", "hello", "--prompt", "a tiny", "--max-new-tokens", "7", "--json"]
     assert main(line) == 0
@@ -210,6 +217,7 @@ def test_json_says_how_long_and_how_likely_an_answer_is(gpt2, capsys):
 
 
 @pytest.mark.parametrize(("value", "num_top"), [([], 0), (["2"], 2)])
+@pytest.mark.portable
 def test_logprobs_are_those_of_the_raw_distribution_whatever_is_drawn(gpt2, capsys, value, num_top):
     line = ["generate", str(gpt2), "--prompt", "hello 😀", "--max-new-tokens", "9", "--json", "--logprobs", *value]
     assert main([*line, "--do-sample", "--temperature", "2", "--top-k", "200", "--repetition-penalty", "1.3"]) == 0

@@ -89,6 +89,7 @@ def bytes_of(path):
 
 
 @pytest.mark.parametrize("sequences", [1, 2])
+@pytest.mark.portable
 def test_rows_are_the_answers_to_the_prompts_in_their_order(gpt2, said, sequences):
     more = ["--num-return-sequences", str(sequences)]
     code, out, err = said(gpt2, "--input", "p.jsonl", "--output", "o.jsonl", *SAMPLED, *more)

@@ -39,10 +39,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def finetune(folder, run, *more, model="bert"):
+def finetune(folder, run, *more, model="bert", data=None):
     """The exit code of a run of ten steps, with dropout in the model."""
     steps = ["--max-steps", "10", "--save-steps", "5", "--eval-steps", "5", "--batch-size", "4", "--lr", "0.02"]
-    data = ["--data", str(folder / "rows.csv"), "--output-dir", str(run), "--no-interval"]
+    data = ["--data", str(data or folder / "rows.csv"), "--output-dir", str(run), "--no-interval"]
     return main(["finetune", "--model", str(folder / model), *data, *steps, *more])
 
 
@@ -124,11 +124,13 @@ def test_commands_open_the_run(run, capsys):
     assert measured == json.loads((run / "all_results.json").read_text())["eval_accuracy"]
 
 
+@pytest.mark.portable
 def test_checkpoint_answers_as_the_run_made_of_it(run):
     assert torch.equal(probabilities(run), probabilities(run / "checkpoint-10"))
     assert not torch.equal(probabilities(run), probabilities(run / "checkpoint-5"))
 
 
+@pytest.mark.portable
 def test_resumed_run_is_the_unbroken_one(folder, run, tmp_path):
     again, more = tmp_path / "again", ("--lora", "--lora-dropout", "0.1")
     assert finetune(folder, again, *more, "--resume", str(run / "checkpoint-5")) == 0
@@ -147,16 +149,20 @@ def test_other_adapters_are_another_run(folder, run, tmp_path, capsys):
     assert "lora.r: 8 -> 4" in capsys.readouterr().err
 
 
+@pytest.mark.portable
 def test_best_adapter_is_kept(folder, tmp_path):
-    run = tmp_path / "run"
-    best = ("--best", "log_loss", "--eval-steps", "1", "--lr", "0.5", "--lr-scheduler-type", "constant")
-    assert finetune(folder, run, "--lora", *best) == 0
-    step = json.loads((run / "run.json").read_text())["best"]["step"]
-    assert step < 10
-    assert equal(weights(run), weights(run / f"checkpoint-{step}"))
+    """Texts that all have the label that training sees least are understood worse with every step."""
+    run, data, other = tmp_path / "run", tmp_path / "data.csv", tmp_path / "other.csv"
+    data.write_text("text,label\n" + "hello world,yes\n" * 38 + "hello world,no\n" * 2, encoding="utf-8")
+    other.write_text("text,label\n" + "hello world,no\n" * 4, encoding="utf-8")
+    best = ("--best", "log_loss", "--eval-steps", "1", "--validation", str(other))
+    assert finetune(folder, run, "--lora", *best, data=data) == 0
+    assert json.loads((run / "run.json").read_text())["best"]["step"] == 1
+    assert equal(weights(run), weights(run / "checkpoint-1"))
     assert not equal(weights(run), weights(run / "checkpoint-10"))
 
 
+@pytest.mark.portable
 def test_merged_model_is_a_plain_one_of_the_same_answers(run, tmp_path, capsys):
     merged = tmp_path / "merged"
     assert main(["export", str(run), "--output-dir", str(merged), "--merge"]) == 0
@@ -269,6 +275,7 @@ def test_new_head_that_is_tied_to_the_embeddings(folder, run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.portable
 def test_decoders(kind, folder, tmp_path, capsys):
     run, merged = tmp_path / "run", tmp_path / "merged"
     learn = ["pretrain", "--model", str(folder / kind), "--data", str(folder / "text.txt"), "--block-size", "16"]
@@ -289,6 +296,7 @@ def test_decoders(kind, folder, tmp_path, capsys):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.portable
 def test_classifying_decoder(folder, tmp_path):
     run, merged = tmp_path / "run", tmp_path / "merged"
     assert finetune(folder, run, "--lora", model="gpt2") == 0

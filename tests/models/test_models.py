@@ -25,8 +25,6 @@ from hfkit.models.tokenizer import load_tokenizer
 from hfkit.tasks import TASKS
 from tiny_models import make_bert, make_causal_model, make_gpt2, make_word_tokenizer
 
-pytestmark = pytest.mark.portable
-
 CORPUS = ["The quick brown fox jumps over the lazy dog, again and again. " * 20, "你好，世界！ Two\n lines 😀 " * 20]
 
 
@@ -107,6 +105,7 @@ def test_a_type_without_such_a_size_keeps_its_own():
     assert (config.hidden_size, config.num_hidden_layers) == (128, 2)
 
 
+@pytest.mark.portable
 def test_gpt2_computes_the_same_function_faster(gpt2):
     fast = [config_of(recipe_for(type="gpt2")), config_of(recipe_for(name=gpt2))]
     assert [config.activation_function for config in fast] == ["gelu_pytorch_tanh"] * 2
@@ -231,6 +230,7 @@ def test_pad_token_is_taken_from_the_special_ones(gpt2, bert):
     assert tokenizer_of(recipe).pad_token == "[PAD]"
 
 
+@pytest.mark.portable
 def test_padding_does_not_reach_a_classifying_decoder(gpt2):
     model = opened(gpt2, "AutoModelForSequenceClassification").eval()
     tokenizer = AutoTokenizer.from_pretrained(gpt2, pad_token="<|endoftext|>", padding_side="left")

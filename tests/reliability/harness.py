@@ -25,7 +25,8 @@ from typing import Any
 
 import tiny_models
 
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["warm"])
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -158,7 +159,7 @@ def launch(
     port = str(_free_port())
     processes = []
     for rank in range(ranks):
-        environment = {"OMP_NUM_THREADS": "1"}
+        environment = {}
         if ranks > 1:
             environment |= {
                 "RANK": str(rank),

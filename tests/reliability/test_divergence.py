@@ -25,6 +25,7 @@ def assert_finite(run: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("save_steps", ["1", "5"])
+@pytest.mark.portable
 def test_learning_rate_far_too_high(save_steps: str, ranks: int, material: Material, tmp_path: Path) -> None:
     """Only every tenth step is logged: the guard looks at each."""
     run = tmp_path / "run"
@@ -45,6 +46,7 @@ def test_learning_rate_far_too_high(save_steps: str, ranks: int, material: Mater
     assert_finite(run)
 
 
+@pytest.mark.portable
 def test_weight_that_breaks_in_the_update(material: Material, tmp_path: Path) -> None:
     """Loss and gradient are fine, the update itself overflows: it is found before the save."""
     run = tmp_path / "run"

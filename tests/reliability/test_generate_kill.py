@@ -59,6 +59,7 @@ def kept(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("settings", [[], SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.portable
 def test_killed_work_goes_on_with_the_same_command(gpt2: str, settings: list[str], tmp_path: Path) -> None:
     expected = unbroken(gpt2, tmp_path / "whole", 60, *settings)
     line = command(gpt2, tmp_path / "a", 60, *settings)
@@ -92,6 +93,7 @@ def test_killed_while_the_output_is_made_and_the_rest_removed(gpt2: str, nth: in
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.portable
 def test_processes_share_the_batches_and_any_number_goes_on(gpt2: str, ranks: int, tmp_path: Path) -> None:
     expected = unbroken(gpt2, tmp_path / "whole", 60, *SAMPLED)
     line = command(gpt2, tmp_path / "a", 60, *SAMPLED)

@@ -26,6 +26,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("task", "more", "ranks"), WAYS)
+@pytest.mark.portable
 def test_killed_run_resumes_to_the_same_tensors(
     task: str, more: list[str], ranks: int, material: Material, unbroken: Unbroken, resumed: Resumed, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ ENDLESS = ["--max-steps", "2000", "--logging-steps", "100"]
 
 
 def start(launcher: str, arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     with said.open("wb") as file:
         return subprocess.Popen(
             [sys.executable, *LAUNCHERS[launcher], *arguments],
@@ -196,7 +196,12 @@ def test_only_loopback_listens(material: Material, tmp_path: Path) -> None:
 
 def test_hfkit_gives_what_forked_ranks_give(material: Material, tmp_path: Path) -> None:
     command = material.command("mlm", tmp_path / "run", *IN_TWO)
-    assert start("hfkit", [*command, "--", "--num_cpu_threads_per_process", "1"], tmp_path / "said").wait(120) == 0
+    assert (
+        start(
+            "hfkit", [*command, "--", "--num_cpu_threads_per_process", os.environ["OMP_NUM_THREADS"]], tmp_path / "said"
+        ).wait(120)
+        == 0
+    )
     said = (tmp_path / "said").read_text(encoding="utf-8")
     assert said.count("preparing data and tokenizer, once for all processes") == said.count("model: bert, ") == 1
     assert hfkit(material.command("mlm", tmp_path / "forked"), tmp_path / "forked-said", ranks=2).codes == [0, 0]

@@ -80,7 +80,7 @@ def machines(network: Network, arguments: Sequence[str], said: Path) -> Iterator
         for rank, name in enumerate(network.names):
             many = ["--num-processes", "2", "--num-machines", "2", "--machine-rank", str(rank)]
             command = [sys.executable, "-m", "hfkit", *arguments, *many, "--main-process-ip", "10.83.0.1"]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": network.cables[rank]}
+            environment = os.environ | {"GLOO_SOCKET_IFNAME": network.cables[rank]}
             with Path(f"{said}-{rank}").open("wb") as file:
                 inside = ["ip", "netns", "exec", name, *command]
                 started.append(subprocess.Popen(inside, stdout=file, stderr=file, env=environment))

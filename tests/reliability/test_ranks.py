@@ -15,8 +15,6 @@ from test_save import FillsDisk
 
 from hfkit.errors import LostProcessError
 
-pytestmark = pytest.mark.portable
-
 Unbroken = Callable[..., str]
 
 
@@ -30,6 +28,7 @@ Unbroken = Callable[..., str]
         pytest.param("mlm", STREAMING, id="mlm-streaming"),
     ],
 )
+@pytest.mark.portable
 def test_ranks_equal_accumulated_passes(task: str, more: tuple[str, ...], unbroken: Unbroken) -> None:
     one = unbroken(task, "--dropout", "0", *more, "--gradient-accumulation-steps", "2")
     assert one == unbroken(task, "--dropout", "0", *more, ranks=2)
@@ -45,6 +44,7 @@ def classifier(material: Material, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 @pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.portable
 def test_predictions_of_few_rows(rows: int, ranks: int, classifier: Path, material: Material, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(material.text.read_text().split("\n\n")[row] + "\n" for row in range(rows)))
@@ -59,6 +59,7 @@ def test_predictions_of_few_rows(rows: int, ranks: int, classifier: Path, materi
     assert [json.loads(line)["text"] for line in answers[1].splitlines()] == texts.read_text().splitlines()
 
 
+@pytest.mark.portable
 def test_predictions_of_ranks_go_on_where_they_were_stopped(
     classifier: Path, material: Material, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_predictions_of_ranks_go_on_where_they_were_stopped(
     "task",
     ["clm", "mlm", "classification", "pseudo-perplexity"],
 )
+@pytest.mark.portable
 def test_an_evaluation_has_the_numbers_of_one_process(
     task: str, classifier: Path, material: Material, tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_an_evaluation_has_the_numbers_of_one_process(
     assert kept[0] == kept[1] != {}
 
 
+@pytest.mark.portable
 def test_metrics_while_training_are_those_of_one_process(material: Material, tmp_path: Path) -> None:
     """Six validation rows in batches of four: an odd share for each of two ranks."""
     logged = []

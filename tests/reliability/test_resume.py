@@ -175,6 +175,7 @@ def test_resume_from_a_named_checkpoint(killed: Path, material: Material, unbrok
         assert state_hash(run) == unbroken("clm")
 
 
+@pytest.mark.portable
 def test_metrics_are_those_of_an_unbroken_run(killed: Path, finished: Path, resumed: Resumed) -> None:
     def steps(run: Path) -> list[tuple[int, object]]:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -208,6 +209,7 @@ def test_checkpoint_of_the_stock_trainer_is_a_model(killed: Path, material: Mate
 
 
 @pytest.mark.parametrize("task", ["clm", "mlm", "classification"])
+@pytest.mark.portable
 def test_workers_change_nothing(task: str, unbroken: Unbroken) -> None:
     assert unbroken(task) == unbroken(task, "--dataloader-num-workers", "2")
 
@@ -265,13 +267,22 @@ BEST = {
 KILLS = {"in the first evaluation": 6, "after it": 8, "in the second evaluation": 12, "in the last evaluation": -1}
 
 
+@pytest.fixture(scope="module", params=BEST)
+def best_run(request: pytest.FixtureRequest, material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run with each of BEST; its folder is called so."""
+    whole = tmp_path_factory.mktemp("best") / request.param
+    ended = hfkit(material.command("clm", whole, *BEST[request.param]), whole.with_name("said"))
+    assert ended.code == 0, ended.err
+    return whole
+
+
 @pytest.mark.parametrize("when", KILLS)
-@pytest.mark.parametrize("which", BEST)
+@pytest.mark.portable
 def test_the_best_model_of_a_resumed_run(
-    which: str, when: str, material: Material, resumed: Resumed, tmp_path: Path
+    when: str, best_run: Path, material: Material, resumed: Resumed, tmp_path: Path
 ) -> None:
-    whole, run, options = tmp_path / "whole", tmp_path / "run", BEST[which]
-    assert hfkit(material.command("clm", whole, *options), tmp_path / "said").code == 0
+    whole, which, run = best_run, best_run.name, tmp_path / "run"
+    options = BEST[which]
     lines = (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     last_evaluation = max(number for number, line in enumerate(lines, 1) if "eval_nll" in line)
     fault = SignalAt(signal.SIGKILL, "metrics.jsonl", KILLS[when] if KILLS[when] > 0 else last_evaluation)

@@ -21,8 +21,6 @@ from hfkit.cli.main import main
 from hfkit.errors import UsageError
 from hfkit.models.sharded import SHARDS, require_sharded
 
-pytestmark = pytest.mark.portable
-
 NO_DROPOUT = ("--dropout", "0")
 
 
@@ -102,6 +100,7 @@ def sharded_run(material: Material, tmp_path_factory: pytest.TempPathFactory) ->
     return folder / "run"
 
 
+@pytest.mark.portable
 def test_weights_that_torch_has_sharded_are_exported_whole(material: Material, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -122,6 +121,7 @@ def test_weights_that_torch_has_sharded_are_exported_whole(material: Material, t
     torch.testing.assert_close(logits, torch.load(checkpoint / "logits.pt", weights_only=True), rtol=0, atol=1e-6)
 
 
+@pytest.mark.portable
 def test_sharded_run_ends_where_a_run_with_whole_weights_does(
     sharded_run: Path, material: Material, tmp_path: Path
 ) -> None:
@@ -138,6 +138,7 @@ def test_sharded_run_ends_where_a_run_with_whole_weights_does(
     assert one == pytest.approx(other, rel=1e-6)  # 7e-9 apart; 7e-5 or more in each of the two other cases
 
 
+@pytest.mark.portable
 def test_killed_sharded_run_goes_on_to_the_same_bits(sharded_run: Path, material: Material, tmp_path: Path) -> None:
     command = material.command("clm", tmp_path / "run", *NO_DROPOUT, "--set", "train.extra.ddp_timeout=15")
     ended = hfkit(command, tmp_path / "said", ranks=2, program=sharded, faults=[at_step(18)])
@@ -154,6 +155,7 @@ def test_killed_sharded_run_goes_on_to_the_same_bits(sharded_run: Path, material
     assert final == (sharded_run / "model.safetensors").read_bytes()
 
 
+@pytest.mark.portable
 def test_export_of_the_last_checkpoint_is_the_model_of_the_run(sharded_run: Path, tmp_path: Path) -> None:
     assert main(["export", str(sharded_run / "checkpoint-20"), "--output-dir", str(tmp_path / "out")]) == 0
     exported = tmp_path / "out" / "model.safetensors"
@@ -161,6 +163,7 @@ def test_export_of_the_last_checkpoint_is_the_model_of_the_run(sharded_run: Path
     assert main(["export", str(sharded_run), "--output-dir", str(tmp_path / "run"), "--dtype", "bfloat16"]) == 0
 
 
+@pytest.mark.portable
 def test_best_of_a_sharded_run_is_read_from_its_shards(material: Material, tmp_path: Path) -> None:
     """Characters that the training text never has grow less likely with every step: the first evaluation is best."""
     other = tmp_path / "other.txt"

@@ -335,6 +335,7 @@ LOSSES = [
 
 
 @pytest.mark.parametrize(("kind", "column", "values", "options"), LOSSES, ids=[kind for kind, *_ in LOSSES])
+@pytest.mark.portable
 def test_loss_and_gradient_do_not_depend_on_accumulation(bert, kind, column, values, options, capsys):
     """One step of plain SGD: the change of the weights is the gradient."""
     random, values = np.random.default_rng(0), values.split()
@@ -354,9 +355,11 @@ def test_loss_and_gradient_do_not_depend_on_accumulation(bert, kind, column, val
     before = load_file(bert / "model.safetensors")
     assert max((weights[1][name] - before[name]).abs().max() for name in before if name in weights[1]) > 1e-6
     for name, tensor in weights[1].items():
-        torch.testing.assert_close(tensor, weights[4][name], rtol=1e-4, atol=1e-6)
+        # 1e-7 apart; 4e-5, 5e-3 and 0.5 where a step is the mean of the means of its passes
+        torch.testing.assert_close(tensor, weights[4][name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.portable
 def test_new_head_for_several_labels_begins_with_their_frequencies(bert):
     """8 rows: a in all, b in one, c in four. A head that was trained keeps what it has."""
     write(
@@ -416,6 +419,7 @@ def learned(bert, file, *options, run):
         return json.load(results)
 
 
+@pytest.mark.portable
 def test_class_weights_raise_macro_f1_of_a_rare_class(bert):
     """'fox' is rare twice in three times, and else common: without weights the answer is always common."""
     random = np.random.default_rng(0)
@@ -463,6 +467,7 @@ def test_windows_see_what_truncation_cuts_off(bert, capsys):
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTIPLE, REGRESSION])
+@pytest.mark.portable
 def test_numbers_while_training_are_those_of_the_end(bert, kind):
     """The Trainer sees the longest rows first, `evaluate` in their order: windows find their texts in both."""
     labels = {SINGLE: "a b b", MULTIPLE: "a|b b a|b", REGRESSION: "0.5 3 1.25"}[kind].split()
@@ -538,6 +543,7 @@ def test_logits_of_windows_are_pooled(bert, pooling):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.portable
 def test_a_decoder_reads_its_last_token_whatever_the_padding(kind, tmp_path):
     """The logits of rows in a batch are those of each row alone, with pad = eos and a tokenizer that pads left."""
     if kind == "llama":
@@ -562,6 +568,7 @@ def test_a_decoder_reads_its_last_token_whatever_the_padding(kind, tmp_path):
     assert np.ptp(together, axis=0).max() > 0.1
 
 
+@pytest.mark.portable
 def test_a_decoder_learns_to_classify(tmp_path):
     torch.manual_seed(0)
     make_gpt2(tmp_path / "gpt2")
@@ -683,6 +690,7 @@ def test_threshold_is_the_best_one():
 # --- what a run keeps -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.portable
 def test_threshold_and_temperature_are_kept_in_the_model_and_used(bert, capsys):
     random = np.random.default_rng(0)
     names = ["x", "y", "z"]
@@ -714,6 +722,7 @@ def test_threshold_and_temperature_are_kept_in_the_model_and_used(bert, capsys):
         assert scores["f1_macro"].value == pytest.approx(json.load(results)["eval_f1_macro"])
 
 
+@pytest.mark.portable
 def test_threshold_of_the_best_model_is_chosen_at_its_temperature(bert, capsys):
     """With steps too small to change an answer the first evaluation is the best; its model is loaded anew."""
     random = np.random.default_rng(0)
@@ -759,6 +768,7 @@ def test_the_best_model_is_by_a_metric_of_its_kind(bert, label, options, metric,
     assert "unknown metric 'f1_samples' for" in capsys.readouterr().err
 
 
+@pytest.mark.portable
 def test_regression_answers_with_the_number(bert, capsys):
     write("a.csv", "text,score\na dog,0.5\na fox,3.5\nhello,2.5\nworld,1\n")
     assert finetune(bert, "a.csv", "--validation-split", "0") == 0
@@ -772,6 +782,7 @@ def test_regression_answers_with_the_number(bert, capsys):
     assert scores["mean_baseline"].value == pytest.approx(np.std([0.5, 3.5, 2.5, 1]))
 
 
+@pytest.mark.portable
 def test_confusion_and_worst_errors_lie_in_the_run(bert):
     labels = ["a", "b", "c"]
     rows = [(f"{WORDS[row % 14]} {WORDS[row % 5]}", labels[row % 3]) for row in range(60)]

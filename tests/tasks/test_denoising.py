@@ -164,6 +164,7 @@ def test_padding_is_no_label_and_the_decoder_starts_where_the_model_says():
     assert torch.equal(shifted[labels != IGNORED], batch["decoder_input_ids"][labels != IGNORED])
 
 
+@pytest.mark.portable
 def test_loss_is_that_of_the_model_itself():
     rows = rows_of(50)
     batch = DENOISING.collate([rows.example(i, np.random.default_rng(i)) for i in range(len(rows))], TOKENIZER)
@@ -172,6 +173,7 @@ def test_loss_is_that_of_the_model_itself():
     assert DENOISING.loss(MODEL(**batch), labels).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.portable
 def test_scores_agree_with_a_direct_computation_for_every_batch_size():
     rows, nll, right, count = rows_of(200), 0.0, 0, 0
     for index in range(len(rows)):
@@ -238,6 +240,7 @@ def trained_run(folder):
     return folder / "run"
 
 
+@pytest.mark.portable
 def test_new_t5_learns_a_handful_of_rows_and_evaluate_prints_the_same(folder, capsys):
     run = trained_run(folder)
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -277,6 +280,7 @@ def test_run_of_a_new_t5_opens_and_generates(folder):
     assert sentinels[1] in written
 
 
+@pytest.mark.portable
 def test_gradient_does_not_depend_on_accumulation(folder, tmp_path):
     """One step of plain SGD at rate 1: the change of the weights is the gradient."""
     weights = {}
@@ -297,7 +301,7 @@ def test_gradient_does_not_depend_on_accumulation(folder, tmp_path):
     before = load_file(folder / "t5" / "model.safetensors")
     assert max((weights[1][name] - before[name]).abs().max().item() for name in before) > 1e-2
     for name, tensor in weights[1].items():
-        torch.testing.assert_close(tensor, weights[4][name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tensor, weights[4][name], rtol=0, atol=1e-6)  # 1e-7 apart
 
 
 @pytest.mark.parametrize(("make", "model_type"), [(make_gpt2, "gpt2"), (make_bert, "bert")])

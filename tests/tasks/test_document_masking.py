@@ -12,8 +12,6 @@ from hfkit.errors import ModelError
 from hfkit.tasks import TASKS
 from tiny_models import make_word_tokenizer, spread
 
-pytestmark = pytest.mark.portable
-
 CLM = TASKS["clm"]
 TOKENIZER = make_word_tokenizer()
 DOCUMENTS = ["w1 w2 w3", "w4", "w9 w8 w7 w6 w5 w4 w3", "w2 w2", "w11 w12 w13 w14 w15 w16 w17 w18 w19 w20"]
@@ -44,6 +42,7 @@ def batch_of(model, **data):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.portable
 def test_packed_logits_equal_those_of_each_document_alone(kind, attention):
     model = model_of(kind, attention)
     batch = batch_of(model)
@@ -97,6 +96,7 @@ def test_a_model_that_can_not_keep_documents_apart_is_refused(tmp_path, capsys):
     assert main([*command, "--no-document-masking"]) == 0
 
 
+@pytest.mark.portable
 def test_the_check_finds_documents_that_see_each_other():
     from hfkit.tasks.clm import check_document_masking
 

@@ -192,6 +192,7 @@ def test_something_is_always_predicted_and_never_a_special_token(tokenizer, mask
 
 @pytest.mark.parametrize("masking", ["token", "whole-word", "span"])
 @pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.portable
 def test_evaluation_does_not_depend_on_the_batch_size(tokenizer, masking, packing):
     rows = rows_of(tokenizer, CORPUS, masking=masking, packing=packing, block_size=48)
     assert len(rows) > 16
@@ -230,6 +231,7 @@ def test_without_packing_every_token_comes_once_in_rows_of_its_own_document(docu
 @pytest.mark.parametrize(
     "model_type", ["bert", "roberta", "modernbert", "distilbert", "electra", "albert", "deberta-v2", "mpnet"]
 )
+@pytest.mark.portable
 def test_narrowed_head_has_the_same_logits_loss_and_gradient(model_type):
     model = make_model(model_type, vocabulary=64).train()
     random = torch.Generator().manual_seed(1)
@@ -269,6 +271,7 @@ def test_model_without_an_attention_mask_is_refused():
 @pytest.mark.parametrize(
     "options", [["--masking", "whole-word"], ["--masking", "span"], ["--no-packing"]], ids=" ".join
 )
+@pytest.mark.portable
 def test_run_prints_what_evaluate_prints(options, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("\n\n".join(CORPUS[:6]) + "\n")
     data = ["--data", str(tmp_path / "text.txt"), "--validation", str(tmp_path / "text.txt"), "--block-size", "24"]

@@ -24,8 +24,6 @@ from hfkit.tasks.base import LossOptions
 from one_step import GRADIENT
 from tiny_models import make_bert, make_gpt2, spread
 
-pytestmark = pytest.mark.portable
-
 NSP = TASKS["mlm-nsp"]
 SPECIAL = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask", "unk")}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -184,6 +182,7 @@ def batch_of(rows, count):
     return examples, NSP.collate(examples, TOKENIZER)
 
 
+@pytest.mark.portable
 def test_loss_is_that_of_the_model_itself():
     """BertForPreTraining adds the two means of a batch; ours, with a narrowed head, is the same number."""
     rows, _ = encoded([[4] * 9, [7] * 5, [2] * 12])
@@ -207,6 +206,7 @@ def test_loss_is_that_of_the_model_itself():
     assert NSP.loss(outputs, labels, count / 2).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.portable
 def test_scores_agree_with_a_direct_computation_for_every_batch_size():
     rows, _ = encoded([[4] * 9, [7] * 5, [2] * 12, [1, 3, 5]])
     nll, right, hidden, pair_nll, pairs_right = 0.0, 0, 0, 0.0, 0
@@ -246,6 +246,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.portable
 def test_gradient_does_not_depend_on_accumulation(folder, tmp_path):
     """One step of plain SGD at rate 1: the change of the weights is the gradient."""
     weights = {}
@@ -270,6 +271,7 @@ def test_gradient_does_not_depend_on_accumulation(folder, tmp_path):
         torch.testing.assert_close(tensor, weights[4][name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.portable
 def test_a_handful_of_rows_is_learned_and_evaluate_prints_the_same(folder, tmp_path, capsys):
     data = ["--data", str(folder / "novel.txt"), "--validation", str(folder / "novel.txt"), "--block-size", "24"]
     schedule = ["--max-steps", "400", "--batch-size", "16", "--lr", "1e-2", "--weight-decay", "0", "--dropout", "0"]

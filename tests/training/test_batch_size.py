@@ -138,6 +138,7 @@ def test_it_is_told_before_data_is_read(folder, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.portable
 def test_a_step_is_the_same_however_it_is_divided(folder, tmp_path, capsys):
     weights = []
     for rows, passes in ((8, "1 pass"), (2, "4 passes")):
@@ -153,7 +154,8 @@ def test_a_step_is_the_same_however_it_is_divided(folder, tmp_path, capsys):
         assert "gradient_accumulation_steps" not in saved  # it follows, on any number of processes
         weights.append(load_file(run / "model.safetensors"))
     for name, tensor in weights[0].items():
-        torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=1e-5)
+        # 7e-8 apart; 2e-4 where a step is the mean of the means of its passes
+        torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=2e-6)
 
 
 def test_another_global_batch_is_another_run(folder, tmp_path, capsys):

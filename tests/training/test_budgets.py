@@ -102,6 +102,7 @@ def evaluations(log, metric="eval_nll"):
     return {entry["step"]: entry[metric] for entry in log if metric in entry}
 
 
+@pytest.mark.portable
 def test_the_best_model_is_kept_not_the_last(folder, tmp_path, capsys):
     """Text that is unlike the training text is understood worse and worse."""
     run = tmp_path / "run"
@@ -123,6 +124,7 @@ def test_the_best_model_is_kept_not_the_last(folder, tmp_path, capsys):
     assert printed["nll"]["value"] == json.loads((run / "all_results.json").read_text())["eval_nll"]
 
 
+@pytest.mark.portable
 def test_training_ends_where_nothing_gets_better(folder, tmp_path, capsys):
     options = ["--max-steps", "60", "--eval-steps", "3", "--lr", "6e-2", "--early-stopping", "2"]
     manifest, log = trained(folder, tmp_path / "run", *options)
@@ -133,6 +135,7 @@ def test_training_ends_where_nothing_gets_better(folder, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
 
 
+@pytest.mark.portable
 def test_precision_is_of_the_arithmetic_alone(folder, tmp_path):
     losses = {}
     for precision in ("auto", "float32", "bfloat16"):
@@ -144,6 +147,7 @@ def test_precision_is_of_the_arithmetic_alone(folder, tmp_path):
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
+@pytest.mark.portable
 def test_activations_computed_again_change_nothing(folder, tmp_path):
     weights = {}
     for flag in ("--gradient-checkpointing", "--no-gradient-checkpointing"):

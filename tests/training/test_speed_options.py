@@ -49,6 +49,7 @@ def forwards(model, **settings):
 
 
 @pytest.mark.parametrize("option", ["generation.assistant_model", "generation.prompt_lookup_num_tokens"])
+@pytest.mark.portable
 def test_guessing_ahead_gives_the_same_text_in_fewer_steps(models, option):
     value = str(models / "small") if option == "generation.assistant_model" else 3
     plain, steps = forwards(models / "large")

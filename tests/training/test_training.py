@@ -12,8 +12,6 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2
 
-pytestmark = pytest.mark.portable
-
 TEXTS = [
     "the quick brown fox jumps over the lazy dog",
     "hello world, this is a tiny model",
@@ -92,6 +90,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.portable
 def test_eight_rows_are_learned_by_heart(run):
     log = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
@@ -109,6 +108,7 @@ def test_eight_rows_are_learned_by_heart(run):
         assert metrics["accuracy"]["n"] == 8
 
 
+@pytest.mark.portable
 def test_every_parameter_changed(run, folder):
     before = weights(folder / ("tiny-gpt2" if run.task == "clm" else "tiny-bert"))
     after = weights(run.directory)
@@ -141,6 +141,7 @@ def test_config_keeps_the_cache_on(run):
         assert config["use_cache"] is True
 
 
+@pytest.mark.portable
 def test_printed_metrics_are_those_that_evaluate_prints(run, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(run.directory), "--json"]) == 0
@@ -151,6 +152,7 @@ def test_printed_metrics_are_those_that_evaluate_prints(run, capsys):
         assert again[name]["value"] == pytest.approx(score["value"], rel=1e-6)
 
 
+@pytest.mark.portable
 def test_flat_results_have_the_names_of_the_trainer(run):
     results = json.loads((run.directory / "all_results.json").read_text())
     metrics = run.printed["metrics"]

@@ -103,10 +103,9 @@ def generate(
 
     recipe = resolve("generate", run=model_, flags=settings, sets=set_ or ())
     files = {"--references": references, "--metrics": recipe.evaluation.metrics}
-    of_files = (input_, output, resume, overwrite)
-    _require_sense(of_files, files, prompt, {"--echo": echo, "--choices": choices, "--logprobs": logprobs}, launch)
-    if convert is not None:
-        recipe = _with_plain_copy(recipe, convert)
+    ways = {"--echo": echo, "--choices": choices, "--logprobs": logprobs}
+    _require_sense((input_, output, resume, overwrite), files, prompt, ways, launch)
+    recipe = _with_plain_copy(recipe, convert)
     if launch is not None:
         raise typer.Exit(run_processes(launch))
     if input_ is not None:
@@ -139,7 +138,10 @@ def _require_sense(
         raise UsageError("there is no prompt", "--prompt 'Once upon a time' or --input FILE")
 
 
-def _with_plain_copy(recipe: Recipe, directory: Path) -> Recipe:
+def _with_plain_copy(recipe: Recipe, directory: Path | None) -> Recipe:
+    """The recipe with the GGUF file that is its model replaced by a plain copy in `directory`, if one is named."""
+    if directory is None:
+        return recipe
     from hfkit.models.export import with_plain_copy
 
     return with_plain_copy(recipe, directory)

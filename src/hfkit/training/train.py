@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -52,11 +52,12 @@ def train(
     Raises an HfkitError, before anything is written, if settings, data or model are at fault.
     """
     task = TASKS[recipe.task or ""]
-    local = offline_for(recipe) if recipe.train.push is None else nullcontext()  # the upload needs the network
-    with local, Run.open(recipe, task.command, resume=resume, overwrite=overwrite, extend=extend) as run:
+    with Run.open(recipe, task.command, resume=resume, overwrite=overwrite, extend=extend) as run, ExitStack() as stack:
         if run.is_complete():
             return run.results()
         batch_size(run.recipe, num_devices(run.recipe))  # a batch that can't be divided is refused before data is read
+        if recipe.train.push is None:  # the upload needs the network
+            stack.enter_context(offline_for(recipe))
         ready = prepare(task, run.recipe, run)  # splits, tokenizer, model, encoded examples
         join_processes(recipe.train)
         if run.recipe.train.per_device_train_batch_size == "auto":
