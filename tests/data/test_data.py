@@ -439,6 +439,33 @@ def test_hub_data_sets(hub: Any, tmp_path: Path) -> None:
     ]
 
 
+STREAMED = """
+import sys
+from hfkit.data.loading import stream_documents
+from hfkit.errors import HfkitError
+from hfkit.settings import Data
+for source in sys.argv[1:]:
+    try:
+        print([row["text"] for row in stream_documents(Data(train=[source]))])
+    except HfkitError as error:
+        print(error.exit_code, error)
+"""
+
+
+def test_a_configuration_on_the_hub_can_be_streamed(hub: Any, tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        write(f"several/{name}.csv", f"text,label\n{name},0\n")
+    write("several/README.md", CONFIGS)
+    hub.add("someone/several", Path("several"), kind="datasets")
+    sources = ["someone/several:large", "hf:someone/several:huge"]
+    script = [sys.executable, "-c", STREAMED, *sources]
+    done = subprocess.run(script, capture_output=True, text=True, env=hub.env(tmp_path))
+    assert done.stdout.splitlines() == [
+        "['validation']",
+        "3 someone/several has no configuration 'huge', found: small, large (fix: --data someone/several:small)",
+    ], done.stderr
+
+
 def test_a_hub_that_cannot_be_reached(hub: Any, tmp_path: Path) -> None:
     (answer,) = on_hub(hub, tmp_path, "someone/far", HF_ENDPOINT="http://127.0.0.1:9")
     assert answer.startswith("3 someone/far: no such file, and someone/far can't be fetched from the Hub: ")

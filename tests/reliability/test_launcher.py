@@ -220,5 +220,5 @@ def test_sigterm_while_libraries_are_imported(seconds: float, material: Material
     process = start("none", material.command("clm", tmp_path / "run", "--max-steps", "2000"), tmp_path / "said")
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
+    assert process.wait(30) in (143, -signal.SIGTERM)  # a busy machine may take 0.3 s to start Python
     assert not (tmp_path / "run" / "status.json").exists() or status(tmp_path / "run")["state"] == "stopped"

@@ -30,7 +30,7 @@ TRAIN = ["pretrain", "--model", "anything", "--data", "text.txt", "--output-dir"
         (["--num-processes", "2", "--main-process-ip", "::1"], "no effect on one machine", "--num-machines M"),
         (
             ["--num-processes", "2", "--parallel", "ddp", "--", "--config_file", "zero3.yaml"],
-            "--parallel and --config_file both say how the work is divided",
+            "--parallel and --config_file both decide how the work is divided",
             "leave one of them out",
         ),
         (
@@ -45,7 +45,7 @@ TRAIN = ["pretrain", "--model", "anything", "--data", "text.txt", "--output-dir"
         ),
         (
             ["--num-processes", "4", "--num-machines", "2"],
-            "2 machines must know their order and where the first one is",
+            "each of the 2 machines needs its rank and the address of the first one",
             "--machine-rank R --main-process-ip ADDRESS",
         ),
     ],
@@ -112,10 +112,10 @@ def test_a_rank_knows_how_many_there_should_be(
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "HFKIT_PROCESSES": "4"}.items():
         monkeypatch.setenv(name, value)
     assert main(["predict", str(classifier), "--text", "a", "--num-processes", "4"]) == 2
-    assert "this machine was told of 4 processes, and 3 take part" in capsys.readouterr().err
+    assert "this machine expects 4 processes, but 3 take part" in capsys.readouterr().err
     monkeypatch.delenv("HFKIT_PROCESSES")
     assert main(["predict", str(classifier), "--text", "a", "--num-processes", "4"]) == 2
-    assert "this process was started by a launcher" in capsys.readouterr().err
+    assert "a launcher started this process" in capsys.readouterr().err
 
 
 def hfkit(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -73,15 +73,13 @@ def open_sources(sources: Sequence[str], layout: Layout, split: str) -> list[tup
 
 def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
     """The training rows of `sources` one by one, each with its place; nothing is loaded or cached."""
-    import datasets
-
     for source in sources:
         refuse_url(source)
         if source.startswith("builtin:"):
             columns = load_builtin(source)["train"]
             rows: Iterable[Any] = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         elif not (files := local_files(source)):
-            rows = datasets.load_dataset(source.removeprefix("hf:"), split="train", streaming=True)
+            rows = load_hub(source, split="train", streaming=True)
         elif is_saved(source):
             rows = join([(source, _load_saved(source))], "train")
         else:
@@ -186,8 +184,11 @@ def _open_builtin(source: str) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def load_hub(source: str) -> DatasetDict:
-    """A data set of the Hub: `NAME` or `NAME:CONFIG`, also after `hf:`. It is data only; no code of its author runs."""
+def load_hub(source: str, **options: Any) -> Any:
+    """A data set of the Hub: `NAME` or `NAME:CONFIG`, also after `hf:`. It is data only; no code of its author runs.
+
+    A DatasetDict, or what `options` of load_dataset make of it.
+    """
     network.no_telemetry()
     import datasets
     import httpx2
@@ -196,7 +197,7 @@ def load_hub(source: str) -> DatasetDict:
     name, _, config = source.removeprefix("hf:").partition(":")
     missing = f"{source}:" if source.startswith("hf:") else f"{source}: no such file, and"
     try:
-        return datasets.load_dataset(name, config or None)
+        return datasets.load_dataset(name, config or None, **options)
     except datasets.exceptions.DatasetNotFoundError:
         fix = "check the name; for a private or gated one: `hf auth login`"
         raise DataError(f"{missing} the Hub has no data set of this name that you can read", fix) from None

@@ -6,7 +6,6 @@ ends with its parent, and none waits forever for one that has died.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +27,7 @@ from hfkit.errors import HfkitError, LostProcessError, StorageError, UsageError,
 from hfkit.system import compat, processes
 from hfkit.system.console import say
 from hfkit.system.files import read_json, write_atomically
-from hfkit.system.signals import NUMBERS, in_main_thread
+from hfkit.system.signals import NUMBERS, PR_SET_PDEATHSIG, handling, prctl
 
 GRACE = 20  # seconds that ranks have to end after another rank has failed, or after their launcher
 
@@ -56,7 +56,7 @@ _ERRORS = "TORCHELASTIC_ERROR_FILE"  # environment variable: where a rank leaves
 
 _LOOPBACK = "loopback"
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Launch:
 
     arguments: Sequence[str]
     counts: Sequence[int]  # of processes on all machines; several only for --plan
-    num_machines: int
-    machine_rank: int
-    main_process_ip: str
-    main_process_port: int | None
-    parallel: str | None
     more: Sequence[str]  # arguments for the launcher
+    num_machines: int = 1
+    machine_rank: int = 0
+    main_process_ip: str = "127.0.0.1"
+    main_process_port: int | None = None
+    parallel: str | None = None
 
     @property
     def num_processes(self) -> int:
@@ -80,6 +80,10 @@ class Launch:
     def local_processes(self) -> int:
         return self.num_processes // self.num_machines
 
+    @property
+    def port(self) -> int:
+        return self.main_process_port or PORT
+
 
 def launch_of(arguments: Sequence[str], given: Mapping[str, Any]) -> Launch | None:
     """What the options `given` ask for; None if this process does the work itself, alone or as a rank."""
@@ -87,7 +91,7 @@ def launch_of(arguments: Sequence[str], given: Mapping[str, Any]) -> Launch | No
     expected = os.environ.get(processes.EXPECTED)
     if expected is not None and "RANK" in os.environ:
         if int(expected) != processes.num_processes():
-            problem = f"this machine was told of {expected} processes, and {processes.num_processes()} take part"
+            problem = f"this machine expects {expected} processes, but {processes.num_processes()} take part"
             raise UsageError(problem, "the same --num-processes and --num-machines on every machine")
         return None
     more = shlex.split(typed.pop("launcher_arguments", ""))
@@ -100,23 +104,13 @@ def launch_of(arguments: Sequence[str], given: Mapping[str, Any]) -> Launch | No
         raise UsageError(f"--num-processes {wanted}: must be at least 1", "--num-processes 2")
     alone = counts == [1]
     if "RANK" in os.environ and (typed or more or not alone):
-        raise UsageError("this process was started by a launcher, which says how many there are", "leave it out here")
+        raise UsageError("a launcher started this process and decides how many there are", "leave it out here")
     if alone and (typed or more):
         flag = f"--{next(iter(typed)).replace('_', '-')}" if typed else f"-- {more[0]}"
         raise UsageError(f"{flag} has no effect in one process", "--num-processes N")
     if alone:
         return None
-    machines = int(typed.get("num_machines", 1))
-    launch = Launch(
-        arguments,
-        counts,
-        machines,
-        int(typed.get("machine_rank", 0)),
-        str(typed.get("main_process_ip", "127.0.0.1")),
-        typed.get("main_process_port"),
-        typed.get("parallel"),
-        more,
-    )
+    launch = Launch(arguments, counts, more, **typed)
     _check(launch, typed)
     return launch
 
@@ -131,21 +125,19 @@ def _check(launch: Launch, typed: Mapping[str, Any]) -> None:
         problem = f"--machine-rank {launch.machine_rank}: there are {launch.num_machines} machines"
         raise UsageError(problem, f"0 on the first machine, {launch.num_machines - 1} on the last")
     if launch.num_machines > 1 and not {"main_process_ip", "machine_rank"} <= typed.keys():
-        problem = f"{launch.num_machines} machines must know their order and where the first one is"
+        problem = f"each of the {launch.num_machines} machines needs its rank and the address of the first one"
         raise UsageError(problem, "--machine-rank R --main-process-ip ADDRESS")
     if launch.num_machines == 1 and "main_process_ip" in typed:
         raise UsageError("--main-process-ip has no effect on one machine", "--num-machines M, or leave it out")
     if launch.parallel is not None and launch.parallel not in PARALLEL:
         raise UsageError(f"--parallel {launch.parallel}: unknown", " or ".join(PARALLEL))
     if launch.parallel is not None and (kind := _kind(launch)):
-        raise UsageError(f"--parallel and {kind} both say how the work is divided", "leave one of them out")
+        raise UsageError(f"--parallel and {kind} both decide how the work is divided", "leave one of them out")
 
 
 def _kind(launch: Launch) -> str | None:
-    return next((word for word in launch.more if word.partition("=")[0].replace("-", "_")[2:] in _NAMES), None)
-
-
-_NAMES = {flag[2:] for flag in KINDS}
+    """The argument of the launcher that decides how the work is divided, if there is one."""
+    return next((word for word in launch.more if "--" + word[2:].partition("=")[0].replace("-", "_") in KINDS), None)
 
 
 def run(launch: Launch, prepare: Callable[[], Path] | None = None) -> int:
@@ -162,31 +154,30 @@ def run(launch: Launch, prepare: Callable[[], Path] | None = None) -> int:
     _require_port(launch)
     directory = None if prepare is None else prepare()
     if launch.num_machines > 1:
-        say(f"waiting for all {launch.num_machines} machines at {launch.main_process_ip}:{_port(launch)}")
+        say(f"waiting for all {launch.num_machines} machines at {launch.main_process_ip}:{launch.port}")
     status = None if directory is None else directory / "status.json"
-    before = {} if status is None else read_json(status)
+    before = read_json(status) if status else {}
     others = set(psutil.Process().children(recursive=True))
-    _adopt(True)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans among its descendants become its children, so it can wait for them
     command = [sys.executable, "-m", "hfkit.system.launcher", str(os.getpid()), *_command(launch, directory)]
     # In a session of its own, so that Ctrl-C in a terminal reaches this process only, which passes it on to each rank.
     child = subprocess.Popen(command, env=environment, start_new_session=True)
-    previous = _handle(lambda number, _: _send(child, number))
     try:
-        code = child.wait()
-        _end_orphans(set(psutil.Process().children(recursive=True)) - others)
+        with handling(lambda number, _: child.send_signal(number)):
+            code = child.wait()
+            _end_orphans(set(psutil.Process().children(recursive=True)) - others)
     finally:
-        _adopt(False)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        prctl(_PR_SET_CHILD_SUBREAPER, 0)
     if code == -signal.SIGKILL:
         print("error: the launcher was ended by SIGKILL, and its processes with it", file=sys.stderr)
-    after = {} if status is None else read_json(status)
-    if after != before and after.get("state") == "finished":
-        return 0  # whatever happened to processes that had nothing left to do
-    if status is not None and after != before and after.get("state") == "stopped":
-        if code < 0 or code in CONSEQUENCES:
+    after = read_json(status) if status else {}
+    if status and after != before:
+        if after.get("state") == "finished":
+            return 0  # whatever happened to processes that had nothing left to do
+        if after.get("state") == "stopped" and (code < 0 or code in CONSEQUENCES):
             return int(after["exit_code"])
-        _tell_failure(status, after, code)
+        if after.get("state") == "stopped":
+            _tell_failure(status, after, code)
     return code if code >= 0 else 128 - code
 
 
@@ -242,7 +233,7 @@ def _command(launch: Launch, directory: Path | None) -> list[str]:
         port = launch.main_process_port or 0  # 0: any free port
         settings |= {"main_process_port": 0, "rdzv_backend": _LOOPBACK, "rdzv_conf": f"port={port}"}
     else:
-        settings |= {"main_process_ip": launch.main_process_ip, "main_process_port": _port(launch)}
+        settings |= {"main_process_ip": launch.main_process_ip, "main_process_port": launch.port}
         settings |= {"rdzv_backend": "static", "rdzv_conf": f"timeout={MEETING}"}
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     kind = [] if _kind(launch) else PARALLEL[launch.parallel or "ddp"]
@@ -252,10 +243,6 @@ def _command(launch: Launch, directory: Path | None) -> list[str]:
     return [*kind, *options, "--same_network", *launch.more, "-m", "hfkit", *typed, *named]
 
 
-def _port(launch: Launch) -> int:
-    return launch.main_process_port or PORT
-
-
 def _require_port(launch: Launch) -> None:
     """UsageError if this machine has to listen at a port that another process uses."""
     if launch.machine_rank > 0 or (launch.num_machines == 1 and launch.main_process_port is None):
@@ -263,27 +250,11 @@ def _require_port(launch: Launch) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1" if launch.num_machines == 1 else "", _port(launch)))
+            probe.bind(("127.0.0.1" if launch.num_machines == 1 else "", launch.port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            problem = f"port {_port(launch)} can't be used: {reason}"
+            problem = f"port {launch.port} can't be used: {reason}"
             raise UsageError(problem, "another --main-process-port, the same on every machine") from None
-
-
-def _send(child: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(ProcessLookupError):
-        child.send_signal(number)
-
-
-def _handle(handler: Any) -> dict[int, Any]:
-    """Sets `handler` for both signals and returns the handlers before."""
-    return {number: signal.signal(number, handler) for number in NUMBERS} if in_main_thread() else {}
-
-
-def _adopt(on: bool) -> None:
-    """Has Linux make orphans among the descendants of this process its children, so that it can wait for them."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def _end_orphans(left: set[Any]) -> None:
@@ -313,11 +284,11 @@ def leave_word(error: HfkitError) -> bool:
 
 def main(parent: int, arguments: list[str]) -> int:
     """The child: runs `accelerate launch ARGUMENTS`, ends with `parent`, and returns the exit code."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return 128 + signal.SIGTERM
-    _handle(_pass_on)
+    for number in NUMBERS:
+        signal.signal(number, _pass_on)
     if "LOGLEVEL" not in os.environ:
         logging.disable()  # the error is printed below, in one line
 
@@ -354,8 +325,6 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 def _loopback(parameters: Any) -> Any:
     """A rendezvous at 127.0.0.1 for the ranks of one machine; the store of torch would listen at every address."""
-    from datetime import timedelta
-
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 

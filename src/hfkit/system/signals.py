@@ -8,15 +8,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
 from hfkit.errors import StoppedError
 from hfkit.system import processes
 
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
@@ -71,22 +71,32 @@ def stop_signals() -> Iterator[StopSignal]:
     """The StopSignal of this process, whose handlers are set from the outermost block's start to its end."""
     current = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     signals = current if isinstance(current, StopSignal) else StopSignal()
-    if signals is current or not in_main_thread():  # Python handles signals in the main thread only
+    with nullcontext() if signals is current else handling(signals.handle):
         yield signals
-        return
-    previous = {number: signal.signal(number, signals.handle) for number in NUMBERS}
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, `handler` handles both signals; does nothing outside the main thread, where Python allows none."""
+    previous = {number: signal.signal(number, handler) for number in NUMBERS} if in_main_thread() else {}
     try:
-        yield signals
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def prctl(option: int, value: int) -> None:
+    """Sets an attribute of this process on Linux; does nothing elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def end_with_launcher() -> None:
     """Has Linux send SIGTERM to this rank when its launcher ends, for whatever reason: no orphan goes on training."""
     # torchrun sets RANK; `accelerate launch` sets the other one, also for a single process.
-    if sys.platform == "linux" and ("RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if "RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @functools.cache  # once in a process
@@ -98,7 +108,7 @@ def leave_to_parent() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_at_parents_word, daemon=True).start()
 
