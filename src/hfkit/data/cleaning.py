@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.cache import digest_json
 from hfkit.errors import DataError
 from hfkit.system import console
+from hfkit.system.compat import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -40,7 +41,7 @@ def clean(documents: Dataset, settings: Clean) -> Dataset:
         batched=True,
         features=documents.features,
         load_from_cache_file=False,  # which would count nothing
-        new_fingerprint=digest_json([VERSION, documents._fingerprint, dataclasses.asdict(settings)]),
+        new_fingerprint=digest_json([VERSION, fingerprint(documents), dataclasses.asdict(settings)]),
     )
     _say(steps, len(cleaned))
     return cleaned

@@ -25,6 +25,7 @@ from hfkit.data.sources import (
     stream_rows,
 )
 from hfkit.errors import DataError, UsageError, first_line
+from hfkit.system import compat
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -137,7 +138,7 @@ def fingerprint(sources: Sequence[str]) -> str:
                 total.update(digest_file(file).encode())
         else:
             for split, dataset in sorted(load_hub(source).items()):
-                total.update(f"{split} {dataset._fingerprint}".encode())
+                total.update(f"{split} {compat.fingerprint(dataset)}".encode())
     return str(total.hexdigest())
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from datasets import Dataset
     from transformers import PreTrainedModel, Trainer
 
 
@@ -75,6 +76,17 @@ def require_compiler() -> str | None:
     except InvalidCxxCompiler as error:
         return str(error)
     return None
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """What identifies the content of a data set and the steps that made it. datasets 5.2: it has no public name."""
+    found: str = dataset._fingerprint
+    return found
+
+
+def set_store(handler: Any, store: Any) -> None:
+    """Gives torch's rendezvous handler a store of our own. torch 2.13: its own listens on all interfaces."""
+    handler._store = store
 
 
 def end_ranks_within(seconds: int) -> None:

@@ -336,9 +336,10 @@ def _loopback(parameters: Any) -> Any:
             return _LOOPBACK
 
     handler = Loopback("127.0.0.1", port, 0, 1, parameters.run_id, timeout=60)
-    handler._store = TCPStore(
+    store = TCPStore(
         "127.0.0.1", port, 1, True, timedelta(seconds=60), multi_tenant=True, master_listen_fd=listener.detach()
     )
+    compat.set_store(handler, store)
     return handler
 
 
