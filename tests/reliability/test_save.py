@@ -67,15 +67,18 @@ def test_killed_inside_a_save(material: Material, unbroken: Unbroken, finished: 
     assert state_hash(run) == unbroken("clm")
 
 
-def test_killed_inside_the_first_save(material: Material, unbroken: Unbroken, resumed: Resumed, tmp_path: Path) -> None:
-    """Nothing was ever saved, so the run starts again."""
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_inside_the_first_save(
+    ranks: int, material: Material, unbroken: Unbroken, resumed: Resumed, tmp_path: Path
+) -> None:
+    """Nothing was ever saved, so the run starts again, with its first evaluation on all ranks."""
     run = tmp_path / "run"
     fault = SignalAt(signal.SIGKILL, "checkpoint-5/.committed.json")
-    assert hfkit(material.command("clm", run), tmp_path / "said", faults=[fault]).code == -signal.SIGKILL
-    again = resumed("clm", run)
-    assert again.code == 0, again.err
+    assert hfkit(material.command("clm", run), tmp_path / "said", ranks=ranks, faults=[fault]).code == -signal.SIGKILL
+    again = resumed("clm", run, ranks=ranks)
+    assert again.codes == [0] * ranks, again.err
     assert "checkpoint-5 is passed over, incomplete" in again.err
-    assert state_hash(run) == unbroken("clm")
+    assert state_hash(run) == unbroken("clm", ranks=ranks)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def train(
         if run.is_complete(schedule.steps):
             return run.results()
         checkpoint = start(run, ready, schedule, args, allow_changed=allow_changed)
-        before = run.scores_before() or score_before_training(ready, run, checkpoint)
+        before = score_before_training(ready, run, checkpoint)
         callback = RunCallback(run, ready, schedule.stream, schedule.steps)
         callback.train(build_trainer(ready, args, schedule.stream, callback), checkpoint)
         if sharded.is_asked(args) and not is_main_process():
@@ -167,9 +167,13 @@ def batch_line(recipe: Recipe, stream: TrainingStream | StreamedExamples) -> str
 
 
 def score_before_training(ready: Prepared, run: Run, checkpoint: Path | None) -> dict[str, Score]:
-    """The scores of a language model that has not trained yet, kept in the manifest; none for other tasks."""
+    """The scores of a language model that has not trained yet, kept in the manifest; none for other tasks.
+
+    A run that resumes from a checkpoint has them there. One that starts anew measures them on all ranks, whatever the
+    manifest of an interrupted start says.
+    """
     if checkpoint is not None or ready.task.command != "pretrain" or ready.held_out is None:
-        return {}
+        return run.scores_before()
     with distributed_inference(run.safe):
         data = ready.splits["validation"]
         quick = replace(ready.recipe, evaluation=replace(ready.recipe.evaluation, interval=False))
