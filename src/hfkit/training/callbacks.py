@@ -70,7 +70,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         trainer.remove_callback(ProgressCallback)
         with self.progress(), suppress(NothingLeft):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        self.signals.immediate = True  # from here on a signal acts at once
+        # From here on a signal acts at once. One of several ranks would leave the others waiting: they finish the run.
+        self.signals.immediate = trainer.args.world_size == 1
         if self.signals.on_any_rank(trainer.args.device):
             raise self._stopped()
 
