@@ -172,16 +172,12 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 if self.best.over:
                     say(f"  no better for {self.best.waited} evaluations: {self.best} stays the best, training ends")
             if self.ready.recipe.train.samples:  # on all ranks: of sharded weights each has a part only
-                for line in self.samples():
+                ready, seed = self.ready, self.ready.recipe.evaluation.seed
+                assert ready.held_out is not None
+                for line in ready.task.samples(self.trainer.model, ready.tokenizer, ready.held_out, seed):
                     say(f"    {line}")
         step, then = self._logged
         self._logged = (step, then + time.monotonic() - start)  # tokens/s are those of training
-
-    def samples(self) -> list[str]:
-        """Lines that show what the model does with some of the validation data now."""
-        ready = self.ready
-        assert ready.held_out is not None
-        return ready.task.samples(self.trainer.model, ready.tokenizer, ready.held_out, ready.recipe.evaluation.seed)
 
     def _is_over(self) -> bool:
         """Whether patience or time has run out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,10 +18,11 @@ from hfkit.runs.manifest import identity, versions
 from hfkit.runs.run import Run
 from hfkit.system.checkpoints import step_of
 from hfkit.system.console import counted, duration, is_main_process, say
+from hfkit.system.network import no_telemetry
 from hfkit.system.processes import distributed_inference, on_main_process, require_same
 from hfkit.tasks import TASKS
 from hfkit.training.arguments import join_processes, set_steps, training_arguments
-from hfkit.training.batch import batch_size, num_devices
+from hfkit.training.batch import BatchSize, batch_size, num_devices
 from hfkit.training.callbacks import RunCallback
 from hfkit.training.pace import number_of_steps, pace
 from hfkit.training.prepare import data_hash, prepare, stream_of, text_hash, with_batch_that_fits
@@ -56,8 +57,7 @@ def train(
         if run.is_complete():
             return run.results()
         batch_size(run.recipe, num_devices(run.recipe))  # a batch that can't be divided is refused before data is read
-        if recipe.train.push is None:  # the upload needs the network
-            stack.enter_context(offline_for(recipe))
+        stack.enter_context(network_for(recipe))
         ready = prepare(task, run.recipe, run)  # splits, tokenizer, model, encoded examples
         join_processes(recipe.train)
         if run.recipe.train.per_device_train_batch_size == "auto":
@@ -90,23 +90,33 @@ def prepare_once(recipe: Recipe, *, resume: str | None, overwrite: bool) -> Path
     run.unlock()  # the first rank takes the lock
     if not run.finished:
         say("preparing data and tokenizer, once for all processes")
-        with offline_for(recipe) if recipe.train.push is None else nullcontext():
+        with network_for(recipe):
             prepare(task, run.recipe, run, shared=True)
     return run.directory
 
 
+def network_for(recipe: Recipe) -> AbstractContextManager[None]:
+    """Inside, there is no network if model and data are local, unless an upload needs it. Telemetry is off."""
+    if recipe.train.push is None:
+        return offline_for(recipe)
+    no_telemetry()
+    return nullcontext()
+
+
 class Schedule(NamedTuple):
-    """How long the run is: its optimizer steps, their examples in order, and the seconds of a step, when asked for."""
+    """How long the run is, and what a step takes."""
 
     steps: int
-    stream: TrainingStream | StreamedExamples
-    step_seconds: Callable[[], float]
+    stream: TrainingStream | StreamedExamples  # the examples of these steps, in order
+    mean_tokens: float  # of an example
+    step_seconds: Callable[[], float]  # measured when first asked for
 
 
 def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
     """The schedule that the recipe's budget gives. Sets in `args` what follows from the number of steps."""
     recipe, trial = ready.recipe, stream_of(MEGABATCH, ready)
-    ready.task.adapt(ready.model, ready.collate(trial.sample(args.train_batch_size)), ready.rows)
+    examples = trial.sample(args.train_batch_size)
+    ready.task.adapt(ready.model, ready.collate(examples), ready.rows)
     step_seconds = cache(
         lambda: pace(ready, trial, args).step(args.train_batch_size * args.gradient_accumulation_steps)
     )
@@ -115,14 +125,15 @@ def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
     set_steps(args, recipe.train, steps)
     # From here on ranks wait for each other: all of them hear a signal to one of them, at the end of a step.
     run.signals.immediate = args.world_size == 1
-    return Schedule(steps, stream_of(steps, ready), step_seconds)
+    mean = trial.mean_length or sum(len(example["input_ids"]) for example in examples) / len(examples)
+    return Schedule(steps, stream_of(steps, ready), mean, step_seconds)
 
 
 def start(
     run: Run, ready: Prepared, schedule: Schedule, args: TrainingArguments, *, allow_changed: bool
 ) -> Path | None:
     """The checkpoint to resume from, None for a fresh start. Takes the directory and prints what is about to happen."""
-    recipe, stream = ready.recipe, schedule.stream
+    recipe = ready.recipe
     facts = {
         "training data": data_hash(recipe.data),
         "architecture": text_hash(ready.config.to_json_string()),
@@ -134,7 +145,7 @@ def start(
     num_trained = ready.model.num_parameters(only_trainable=recipe.lora.enabled)
     checkpoint = on_main_process(lambda: run.start(identity(recipe, **facts), num_trained, allow_changed=allow_changed))
     say(summary(ready, schedule, run.directory))
-    say(batch_line(recipe, stream))
+    say(batch_line(batch_size(recipe, num_devices(recipe)), schedule.mean_tokens))
     say(f"expected time: {duration(schedule.step_seconds() * schedule.steps)} for training on this machine")
     if checkpoint is not None:
         say(f"resuming from step {step_of(checkpoint)} ({checkpoint})")
@@ -154,15 +165,12 @@ def summary(ready: Prepared, schedule: Schedule, directory: Path) -> str:
     return f"training: {', '.join(parts)}, into {directory}"
 
 
-def batch_line(recipe: Recipe, stream: TrainingStream | StreamedExamples) -> str:
-    """What one optimizer step takes in: examples, how they are divided, and their mean number of tokens."""
-    batch = batch_size(recipe, num_devices(recipe))
-    examples = stream.sample(batch.per_process)
-    mean = stream.mean_length or sum(len(example["input_ids"]) for example in examples) / len(examples)
+def batch_line(batch: BatchSize, mean_tokens: float) -> str:
+    """What one optimizer step takes in: examples, how they are divided, and about how many tokens they have."""
     passes, processes = counted(batch.accumulation_steps, "pass"), counted(batch.devices, "process")
     return (
         f"each step: {counted(batch.total, 'row')} ({batch.per_device:,} in a pass x {passes} x {processes}), "
-        f"about {mean * batch.total:,.0f} tokens"
+        f"about {mean_tokens * batch.total:,.0f} tokens"
     )
 
 
