@@ -2,8 +2,8 @@
 
 import json
 import re
-import resource
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -169,27 +169,36 @@ def test_another_global_batch_is_another_run(folder, tmp_path, capsys):
     assert "train.global_batch_size: 4 -> 8 (fix: undo the change, or --allow-changed)" in capsys.readouterr().err
 
 
+LIMITED = """
+import resource, sys
+import psutil
+import torch
+from hfkit.cli.main import main
+
+torch.ones(512, 512) @ torch.ones(512, 512)  # the threads and their stacks are there now
+limit = psutil.Process().memory_info().data + (800 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_auto_takes_what_fits_and_keeps_the_step(folder, tmp_path, capsys):
-    """Under a limit that has room for some hundred rows: a row of 16 tokens needs about 200 KB of scores and more."""
+    """A row of 16 tokens needs about 200 KB, 8,192 rows 1.6 GB. A new process has no freed memory to reuse."""
     run = tmp_path / "run"
-    options = ["--global-batch-size", "2048", "--batch-size", "auto", "--max-steps", "1"]
-    used = int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (used + (300 << 20), before[1]))
-    try:
-        assert main(command(folder, run, *options)) == 0
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-    said = capsys.readouterr().err
-    rows = int(re.search(r"batch: ([\d,]+) rows fit in a pass, 2,048 don't", said)[1].replace(",", ""))
-    assert 64 <= rows <= 1024
-    assert f"each step: 2,048 rows ({rows:,} in a pass x {2048 // rows} passes x 1 process)" in said
+    options = ["--global-batch-size", "8192", "--batch-size", "auto", "--max-steps", "1"]
+    limited = subprocess.run(
+        [sys.executable, "-c", LIMITED, *command(folder, run, *options)], capture_output=True, text=True
+    )
+    assert limited.returncode == 0, limited.stderr
+    rows = int(re.search(r"batch: ([\d,]+) rows fit in a pass, 8,192 don't", limited.stderr)[1].replace(",", ""))
+    assert 64 <= rows <= 4096
+    assert f"each step: 8,192 rows ({rows:,} in a pass x {8192 // rows} passes x 1 process)" in limited.stderr
     saved = yaml.safe_load((run / "recipe.yaml").read_text())["train"]
-    assert (saved["global_batch_size"], saved["per_device_train_batch_size"]) == (2048, rows)
+    assert (saved["global_batch_size"], saved["per_device_train_batch_size"]) == (8192, rows)
     assert main(command(folder, run, *options, "--resume", "auto")) == 0
     assert "nothing to do" in capsys.readouterr().err  # it is not searched for again, where more would fit now
     assert main(command(folder, run, *options, "--resume", "auto", "--extend", "--max-steps", "2")) == 0
-    assert f"each step: 2,048 rows ({rows:,} in a pass" in capsys.readouterr().err
+    assert f"each step: 8,192 rows ({rows:,} in a pass" in capsys.readouterr().err
 
 
 def test_auto_is_the_whole_step_where_there_is_room(folder, tmp_path, capsys):
