@@ -32,7 +32,7 @@ def failure_of(error: BaseException, train: Train, directory: Path, signals: Sto
 def smaller_batch(train: Train) -> str:
     """What to type for the same optimizer step in smaller micro-batches."""
     size, steps = train.per_device_train_batch_size, train.gradient_accumulation_steps or 1
-    if 1 in (size, train.global_batch_size):
+    if size == "auto" or 1 in (size, train.global_batch_size):
         return "shorter rows (--block-size, --max-length) or a smaller model"
     if train.global_batch_size is None and isinstance(size, int):
         return f"--batch-size {size // 2} --gradient-accumulation-steps {steps * 2} for the same step"
