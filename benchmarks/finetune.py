@@ -228,14 +228,14 @@ class Hfkit(Side):
         rows = task.encode(splits["train"], self.tokenizer, self.model, recipe)
         size = options.batch_size
         steps = WARM_UP + options.steps
-        stream = TrainingStream(rows, steps=steps, step_rows=size, seed=recipe.train.seed)
+        stream = TrainingStream(rows, steps=steps, global_batch_size=size, seed=recipe.train.seed)
         task.adapt(self.model, task.collate(stream.sample(size), self.tokenizer))
         self.trainer = new_trainer(
             self.model,
             training_arguments(recipe, Path(options.folder) / "run"),
             train_dataset=stream,
             data_collator=partial(collate, task, self.tokenizer),
-            compute_loss_func=partial(task.loss, options=LossOptions(step_rows=size)),
+            compute_loss_func=partial(task.loss, options=LossOptions(global_batch_size=size)),
         )
 
 

@@ -148,10 +148,10 @@ class Hfkit:
         if like is not None:
             self.model.load_state_dict(like.model.state_dict())
         rows = self.task.encode(texts, self.tokenizer, self.model, recipe)
-        self.stream = TrainingStream(rows, steps=1000, step_rows=batch_size, seed=recipe.train.seed)
+        self.stream = TrainingStream(rows, steps=1000, global_batch_size=batch_size, seed=recipe.train.seed)
         self.task.adapt(self.model, self.batch(0))
         args = training_arguments(recipe, folder / "run")
-        loss = partial(self.task.loss, options=LossOptions(step_rows=batch_size))
+        loss = partial(self.task.loss, options=LossOptions(global_batch_size=batch_size))
         self.trainer = new_trainer(self.model, args, compute_loss_func=loss)
 
     def batch(self, number: int) -> dict[str, Any]:

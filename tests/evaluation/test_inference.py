@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from hfkit.evaluation.inference import EvaluationRows
-from hfkit.tasks.base import Rows
+from hfkit.tasks.base import Examples
 
 
-class DrawnRows(Rows):
-    """Rows of so many tokens, each with a number drawn at random."""
+class DrawnRows(Examples):
+    """Examples of so many tokens, each with a number drawn at random."""
 
     def __init__(self, *lengths: int) -> None:
         self.lengths = np.array(lengths)

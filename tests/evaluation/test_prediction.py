@@ -167,7 +167,7 @@ def test_a_run_reads_the_column_it_was_trained_on(run, tmp_path, capsys):
 @pytest.mark.portable
 def test_a_run_cuts_texts_as_in_training(run, capsys):
     first, second = hfkit.predict(str(run), ["fox " * 10, "fox " * 10 + "dog " * 20])
-    assert "1 of 2 rows (50.0%) were cut at the end (fix: --long-documents window)" in capsys.readouterr().err
+    assert "1 of 2 texts (50.0%) were truncated at the end (fix: --long-documents window)" in capsys.readouterr().err
     assert ("truncated" in first, second["truncated"]) == (False, True)
     assert first["probabilities"] == pytest.approx(second["probabilities"], abs=1e-6)
     assert list(first["probabilities"]) == ["1", "3"]

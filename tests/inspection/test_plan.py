@@ -189,7 +189,7 @@ def test_what_is_timed_is_as_long_as_what_is_trained_on():
     make the time of a step four times what it is."""
     draw = np.random.default_rng(0)
     lengths = np.clip(draw.lognormal(2.2, 0.8, 4000).round(), 3, 200).astype(int)
-    stream = TrainingStream(Lengths(lengths), steps=50, step_rows=32, seed=0)
+    stream = TrainingStream(Lengths(lengths), steps=50, global_batch_size=32, seed=0)
     widths = [max(len(stream[32 * batch + row]["input_ids"]) for row in range(32)) for batch in range(50)]
     batches, longer = stream.spread(32, 5)
     timed = [max(len(example["input_ids"]) for example in batch) for batch in batches]
@@ -203,7 +203,7 @@ def test_what_is_timed_is_as_long_as_what_is_trained_on():
 
 
 def test_rows_of_one_length_need_one_batch():
-    stream = TrainingStream(Lengths([8] * 40), steps=50, step_rows=8, seed=0)
+    stream = TrainingStream(Lengths([8] * 40), steps=50, global_batch_size=8, seed=0)
     batches, longer = stream.spread(4, 5)
     assert ([len(batch) for batch in batches], longer) == ([4], 1.0)
     assert len(stream.longest(100)) == 100  # more than there are

@@ -108,7 +108,7 @@ def test_an_evaluation_has_the_numbers_of_one_process(
 
 @pytest.mark.portable
 def test_metrics_while_training_are_those_of_one_process(material: Material, tmp_path: Path) -> None:
-    """Six validation rows in batches of four: an odd share for each of two ranks."""
+    """Six validation examples in batches of four: an odd share for each of two ranks."""
     logged = []
     for ranks, more in ((1, ["--gradient-accumulation-steps", "2"]), (2, [])):
         run = tmp_path / f"run-{ranks}"

@@ -297,8 +297,8 @@ def test_a_thousand_classes_of_one_row_are_a_warning(bert, capsys):
     write("a.csv", "text,label\n" + "".join(f"dog,c{number}\n" for number in range(1000)))
     assert finetune(bert, "a.csv", "--batch-size", "2") == 0
     err = capsys.readouterr().err
-    assert "validation: 50 rows stay in the training data, which has no other of their label" in err
-    assert "warning: no row can be held out: each would take the only one of its label" in err
+    assert "validation: 50 examples stay in the training data, which has no other of their label" in err
+    assert "warning: no example can be held out: each would take the only one of its label" in err
     assert "warning: 1,000 of 1,000 labels have only one training row each" in err
     assert AutoConfig.from_pretrained("run").num_labels == 1000
 
@@ -384,7 +384,9 @@ def test_losses_are_those_of_torch():
     plain = functional.cross_entropy(logits, classes)
     torch.testing.assert_close(TASK.loss({"logits": logits}, classes), plain)
     each = functional.cross_entropy(logits, classes, reduction="none")
-    weighted = TASK.loss({"logits": logits}, classes, options=LossOptions(step_rows=12, class_weights=weights.tolist()))
+    weighted = TASK.loss(
+        {"logits": logits}, classes, options=LossOptions(global_batch_size=12, class_weights=weights.tolist())
+    )
     torch.testing.assert_close(weighted, (each * weights[classes]).sum() / 12)
     several = functional.binary_cross_entropy_with_logits(logits, flags)
     torch.testing.assert_close(TASK.loss({"logits": logits}, flags), several)
@@ -453,11 +455,12 @@ def test_windows_see_what_truncation_cuts_off(bert, capsys):
     write("b.csv", long_rows(seed=1))
     common = ["--validation", "b.csv", "--max-length", "16", "--dropout", "0"]
     cut = learned(bert, "a.csv", *common, "--allow-truncation", run="cut")
-    assert "warning: 160 of 160 rows (100.0%) are longer than 16 tokens and were cut (fix: --max-length 32)" in (
-        capsys.readouterr().err
+    assert (
+        "warning: 160 of 160 examples (100.0%) are longer than 16 tokens and were truncated (fix: --max-length 32)"
+        in (capsys.readouterr().err)
     )
     windows = learned(bert, "a.csv", *common, "--long-documents", "window", "--window-pooling", "max", run="windows")
-    assert "160 of 160 rows (100.0%) are longer than 16 tokens and make 480 windows" in capsys.readouterr().err
+    assert "160 of 160 examples (100.0%) are longer than 16 tokens and make 480 windows" in capsys.readouterr().err
     assert cut["eval_accuracy"] < 0.7
     assert windows["eval_accuracy"] > 0.95
     with open("b.csv") as file:
@@ -490,12 +493,12 @@ def test_many_cut_rows_take_a_decision(bert, capsys):
     write("few.csv", "text,label\n" + short * 20 + "dog " * 40 + ",b\n")
     write("many.csv", "text,label\n" + short * 5 + "dog " * 40 + ",b\n")
     assert finetune(bert, "few.csv", "--max-length", "16", "--validation-split", "0") == 0
-    assert "warning: 1 of 41 rows (2.4%) are longer than 16 tokens and were cut (fix: --max-length 42)" in (
+    assert "warning: 1 of 41 examples (2.4%) are longer than 16 tokens and were truncated (fix: --max-length 42)" in (
         capsys.readouterr().err
     )
     assert finetune(bert, "many.csv", "--max-length", "16", "--validation-split", "0", run="other") == 3
     assert (
-        "error: 1 of 11 rows (9.1%) are longer than 16 tokens and would be cut "
+        "error: 1 of 11 examples (9.1%) are longer than 16 tokens and would be truncated "
         "(fix: --max-length 42, or --long-documents window, or --allow-truncation)"
     ) in capsys.readouterr().err
 

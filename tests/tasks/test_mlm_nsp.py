@@ -153,7 +153,7 @@ def test_random_texts_come_from_everywhere_else():
 def test_counts_are_said_aloud(capsys):
     encoded([[4, 4], [3], [40], [2]], block_size=32)
     assert (
-        "pairs: 3 rows from 4 documents; of one line, so only ever random second texts: 2; "
+        "pairs: 3 examples from 4 documents; of one line, so only ever random second texts: 2; "
         "lines of more than 14 tokens, divided: 1\n"
     ) in capsys.readouterr().err
 
@@ -200,7 +200,7 @@ def test_loss_is_that_of_the_model_itself():
     assert NSP.loss(outputs, labels).item() == pytest.approx(expected.item(), rel=1e-5)
     # a step of two such passes, whose labels the Trainer counts together
     count = 2 * (labels != IGNORED).sum()
-    assert NSP.loss(outputs, labels, count, LossOptions(step_rows=8)).item() == pytest.approx(
+    assert NSP.loss(outputs, labels, count, LossOptions(global_batch_size=8)).item() == pytest.approx(
         expected.item() / 2, rel=1e-5
     )
     assert NSP.loss(outputs, labels, count / 2).item() == pytest.approx(expected.item(), rel=1e-5)

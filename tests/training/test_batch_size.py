@@ -141,11 +141,11 @@ def test_it_is_told_before_data_is_read(folder, tmp_path, capsys):
 @pytest.mark.portable
 def test_a_step_is_the_same_however_it_is_divided(folder, tmp_path, capsys):
     weights = []
-    for rows, passes in ((8, "1 pass"), (2, "4 passes")):
+    for rows, steps in ((8, "1 accumulation step"), (2, "4 accumulation steps")):
         run = tmp_path / str(rows)
         assert main(command(folder, run, "--global-batch-size", "8", "--batch-size", str(rows))) == 0
         said = capsys.readouterr().err
-        line = rf"each step: 8 rows \({rows} in a pass x {passes} x 1 process\), about (\d+) tokens\n"
+        line = rf"each step: 8 examples \({rows} in a micro-batch x {steps} x 1 process\), about (\d+) tokens\n"
         tokens = int(re.search(line, said)[1])
         seen = json.loads((run / "run.json").read_text())["tokens_seen"]
         assert tokens == pytest.approx(seen / 4, rel=0.1)
@@ -190,15 +190,20 @@ def test_auto_takes_what_fits_and_keeps_the_step(folder, tmp_path, capsys):
         [sys.executable, "-c", LIMITED, *command(folder, run, *options)], capture_output=True, text=True
     )
     assert limited.returncode == 0, limited.stderr
-    rows = int(re.search(r"batch: ([\d,]+) rows fit in a pass, 8,192 don't", limited.stderr)[1].replace(",", ""))
+    rows = int(
+        re.search(r"batch: ([\d,]+) examples fit in a micro-batch, 8,192 don't", limited.stderr)[1].replace(",", "")
+    )
     assert 64 <= rows <= 4096
-    assert f"each step: 8,192 rows ({rows:,} in a pass x {8192 // rows} passes x 1 process)" in limited.stderr
+    assert (
+        f"each step: 8,192 examples ({rows:,} in a micro-batch x {8192 // rows} accumulation steps x 1 process)"
+        in limited.stderr
+    )
     saved = yaml.safe_load((run / "recipe.yaml").read_text())["train"]
     assert (saved["global_batch_size"], saved["per_device_train_batch_size"]) == (8192, rows)
     assert main(command(folder, run, *options, "--resume", "auto")) == 0
     assert "nothing to do" in capsys.readouterr().err  # it is not searched for again, where more would fit now
     assert main(command(folder, run, *options, "--resume", "auto", "--extend", "--max-steps", "2")) == 0
-    assert f"each step: 8,192 rows ({rows:,} in a pass" in capsys.readouterr().err
+    assert f"each step: 8,192 examples ({rows:,} in a micro-batch" in capsys.readouterr().err
 
 
 def test_auto_is_the_whole_step_where_there_is_room(folder, tmp_path, capsys):
@@ -209,5 +214,5 @@ def test_auto_is_the_whole_step_where_there_is_room(folder, tmp_path, capsys):
     words = ["finetune", "--model", str(folder / "bert"), "--data", str(table), "--validation-split", "0"]
     assert main([*words, "--batch-size", "auto", "--max-steps", "1", "--output-dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
-    assert "batch: 32 rows fit in a pass\n" in said
-    assert "each step: 32 rows (32 in a pass x 1 pass x 1 process), about " in said
+    assert "batch: 32 examples fit in a micro-batch\n" in said
+    assert "each step: 32 examples (32 in a micro-batch x 1 accumulation step x 1 process), about " in said

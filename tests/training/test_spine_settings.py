@@ -37,14 +37,15 @@ def test_max_train_samples_takes_a_seeded_sample_beside_the_same_validation_data
     assert (len(whole["train"]), len(whole["validation"])) == (30, 10)
     capsys.readouterr()
     sample = splits_of(**{"data.max_train_samples": 7})
-    assert "training on 7 of 30 rows, drawn with seed 42\n" in capsys.readouterr().err
+    assert "training on 7 of 30 examples, sampled with seed 42\n" in capsys.readouterr().err
     chosen = sorted(random.Random(42).sample(range(30), 7))
     assert sample == {"train": [whole["train"][place] for place in chosen], "validation": whole["validation"]}
     assert splits_of(**{"data.max_train_samples": 7}) == sample
     capsys.readouterr()
     assert splits_of(**{"data.max_train_samples": 31}) == whole
     assert (
-        "warning: data.max_train_samples 31 has no effect: the training data has 30 rows\n" in capsys.readouterr().err
+        "warning: data.max_train_samples 31 has no effect: the training data has 30 examples\n"
+        in capsys.readouterr().err
     )
 
 
@@ -52,7 +53,7 @@ def test_max_train_samples_trains_on_as_many_rows(data: Path, capsys: pytest.Cap
     make_bert(data / "bert")
     line = "finetune --model ./bert --data train.csv --validation-split 0.25 --epochs 2 --batch-size 4 --no-interval"
     assert main([*line.split(), "--max-train-samples", "8", "--class-weights", "balanced", "-o", "run"]) == 0
-    assert "training: 8 rows, 10 validation rows, 4 steps of 4 rows (2 epochs)" in capsys.readouterr().err
+    assert "training: 8 examples, 10 validation examples, 4 steps of 4 examples (2 epochs)" in capsys.readouterr().err
 
 
 def test_a_stream_has_no_sample(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,8 +30,8 @@ def packed(count):
     return Rows([32] * (count - 1) + [5])
 
 
-def stream_of(rows, *, steps, step_rows, seed=1):
-    return TrainingStream(rows, steps=steps, step_rows=step_rows, seed=seed)
+def stream_of(rows, *, steps, global_batch_size, seed=1):
+    return TrainingStream(rows, steps=steps, global_batch_size=global_batch_size, seed=seed)
 
 
 def indices(stream, positions=None):
@@ -40,12 +40,12 @@ def indices(stream, positions=None):
 
 @pytest.mark.parametrize("kind", [varied, packed])
 @pytest.mark.parametrize(
-    ("count", "step_rows", "epochs"), [(12, 4, 3), (13, 4, 3), (1000, 8, 2), (997, 8, 2), (3, 8, 5)]
+    ("count", "global_batch_size", "epochs"), [(12, 4, 3), (13, 4, 3), (1000, 8, 2), (997, 8, 2), (3, 8, 5)]
 )
-def test_every_row_comes_once_per_epoch(kind, count, step_rows, epochs):
-    steps = -(-count * epochs // step_rows)
-    stream = stream_of(kind(count), steps=steps, step_rows=step_rows)
-    assert len(stream) == steps * step_rows
+def test_every_row_comes_once_per_epoch(kind, count, global_batch_size, epochs):
+    steps = -(-count * epochs // global_batch_size)
+    stream = stream_of(kind(count), steps=steps, global_batch_size=global_batch_size)
+    assert len(stream) == steps * global_batch_size
     times = Counter(indices(stream))
     assert set(times) == set(range(count))
     whole, rest = divmod(len(stream), count)  # the last step may begin one epoch more
@@ -54,7 +54,7 @@ def test_every_row_comes_once_per_epoch(kind, count, step_rows, epochs):
 
 @pytest.mark.parametrize("kind", [varied, packed])
 def test_megabatches_hold_each_row_of_an_epoch_once(kind):
-    stream = stream_of(kind(1000), steps=250, step_rows=8)  # two epochs; a megabatch is 50 steps, 400 rows
+    stream = stream_of(kind(1000), steps=250, global_batch_size=8)  # two epochs; a megabatch is 50 steps, 400 rows
     assert sorted(indices(stream, range(400)) + indices(stream, range(400, 800))) == sorted(
         set(indices(stream, range(800)))
     )
@@ -63,24 +63,24 @@ def test_megabatches_hold_each_row_of_an_epoch_once(kind):
 @pytest.mark.parametrize("kind", [varied, packed])
 def test_order_does_not_depend_on_how_a_position_is_reached(kind):
     positions = np.random.default_rng(7).permutation(123 * 6)
-    forward = indices(stream_of(kind(97), steps=123, step_rows=6))
-    jumping = stream_of(kind(97), steps=123, step_rows=6)
+    forward = indices(stream_of(kind(97), steps=123, global_batch_size=6))
+    jumping = stream_of(kind(97), steps=123, global_batch_size=6)
     assert [jumping.row(int(position)) for position in positions] == [forward[position] for position in positions]
-    late = stream_of(kind(97), steps=123, step_rows=6)
+    late = stream_of(kind(97), steps=123, global_batch_size=6)
     assert indices(late, range(500, 738)) == forward[500:]
 
 
 def test_seed_decides_the_order_and_epochs_differ():
-    first, again = (indices(stream_of(packed(40), steps=20, step_rows=4)) for _ in range(2))
+    first, again = (indices(stream_of(packed(40), steps=20, global_batch_size=4)) for _ in range(2))
     assert first == again
-    assert first != indices(stream_of(packed(40), steps=20, step_rows=4, seed=2))
+    assert first != indices(stream_of(packed(40), steps=20, global_batch_size=4, seed=2))
     assert first[:40] != first[40:]
     assert first[:40] != sorted(first[:40])
 
 
 def test_rows_of_a_step_have_like_lengths():
     rows = varied(2000)
-    stream = stream_of(rows, steps=250, step_rows=8)
+    stream = stream_of(rows, steps=250, global_batch_size=8)
     steps = rows.lengths[indices(stream)].reshape(-1, 8)
     useful = steps.sum() / (steps.max(1) * 8).sum()
     shuffled = np.random.default_rng(0).permutation(rows.lengths).reshape(-1, 8)
@@ -90,14 +90,14 @@ def test_rows_of_a_step_have_like_lengths():
 
 
 def test_packed_blocks_are_shuffled_freely():
-    stream = stream_of(packed(400), steps=50, step_rows=8)
+    stream = stream_of(packed(400), steps=50, global_batch_size=8)
     assert not stream.by_length
-    assert stream_of(varied(400), steps=50, step_rows=8).by_length
+    assert stream_of(varied(400), steps=50, global_batch_size=8).by_length
 
 
 def test_tokens_are_those_of_the_rows():
     rows = varied(97)
-    stream = stream_of(rows, steps=60, step_rows=6)
+    stream = stream_of(rows, steps=60, global_batch_size=6)
     lengths = [len(stream[position]["input_ids"]) for position in range(len(stream))]
     for start, stop in [(0, 360), (0, 1), (17, 18), (90, 97), (95, 301), (300, 360), (8, 8)]:
         assert stream.tokens(start, stop) == sum(lengths[start:stop])
@@ -105,7 +105,7 @@ def test_tokens_are_those_of_the_rows():
 
 def test_random_choices_depend_on_seed_and_position_alone():
     def draws(seed, positions):
-        stream = TrainingStream(varied(10), steps=10, step_rows=4, seed=seed)
+        stream = TrainingStream(varied(10), steps=10, global_batch_size=4, seed=seed)
         return {position: stream[position]["draw"] for position in positions}
 
     forward, backward = draws(3, range(40)), draws(3, reversed(range(40)))
@@ -124,6 +124,8 @@ def test_evaluation_has_every_row_once_longest_first():
 
 
 def test_padding_is_what_rows_as_long_as_the_longest_of_their_step_would_take():
-    assert stream_of(Rows([4, 4, 4, 2]), steps=2, step_rows=2).padding() == pytest.approx(2 / 16)  # [4, 4], [4, 2]
-    assert stream_of(packed(9), steps=3, step_rows=3).padding() < 0.11
-    assert stream_of(varied(400), steps=100, step_rows=4).padding() < 0.03
+    assert stream_of(Rows([4, 4, 4, 2]), steps=2, global_batch_size=2).padding() == pytest.approx(
+        2 / 16
+    )  # [4, 4], [4, 2]
+    assert stream_of(packed(9), steps=3, global_batch_size=3).padding() < 0.11
+    assert stream_of(varied(400), steps=100, global_batch_size=4).padding() < 0.03

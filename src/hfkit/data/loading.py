@@ -38,7 +38,7 @@ STREAM_SAMPLE = 1000  # first rows of a stream, from which its text column is fo
 def load_data(data: Data) -> DatasetDict:
     """The splits that `data` names, and the validation split of the training data set if none is named.
 
-    The task holds out validation rows (`hold_out`). Raises DataError for the content of a file, UsageError for a
+    The task holds out validation examples (`hold_out`). Raises DataError for the content of a file, UsageError for a
     setting, StorageError for the cache.
     """
     from datasets import DatasetDict

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from hfkit.system.processes import all_gather, shard
-from hfkit.tasks.base import Rows, Task
+from hfkit.tasks.base import Examples, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ def predict_rows(
     task: Task,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
+    rows: Examples,
     *,
     batch_size: int,
     seed: int = 0,
@@ -55,7 +55,7 @@ def predict_rows(
 class EvaluationRows(TorchDataset[dict[str, Any]]):
     """Every example once, longest first; the random choices of example i depend on (seed, i) alone."""
 
-    def __init__(self, rows: Rows, seed: int) -> None:
+    def __init__(self, rows: Examples, seed: int) -> None:
         self.rows, self.seed = rows, seed
         self.order = np.argsort(-rows.lengths, kind="stable")
 

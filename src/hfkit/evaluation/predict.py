@@ -127,7 +127,7 @@ def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> 
             total, cut = total + 1, cut + answer.get("truncated", False)
             yield {name: column[place] for name, column in columns.items()} | answer
     if cut:
-        warn(f"{cut:,} of {total:,} rows ({cut / total:.1%}) were cut at the end", "--long-documents window")
+        warn(f"{cut:,} of {total:,} texts ({cut / total:.1%}) were truncated at the end", "--long-documents window")
 
 
 def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:

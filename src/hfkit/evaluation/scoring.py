@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hfkit.metrics.sample import Score
     from hfkit.settings import Recipe
-    from hfkit.tasks.base import Rows, Task
+    from hfkit.tasks.base import Examples, Task
 
 
 def measure_split(
@@ -26,7 +26,7 @@ def measure_split(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     recipe: Recipe,
-    rows: Rows | None = None,
+    rows: Examples | None = None,
 ) -> Measured:
     """The final scores of `model` on `dataset`, and what to keep about its examples; `rows`: the dataset, encoded."""
     measured = task.measure(model, tokenizer, dataset, recipe)
@@ -46,7 +46,7 @@ def score_split(
     dataset: Dataset,
     recipe: Recipe,
     output_prefix: Path | None = None,
-    rows: Rows | None = None,
+    rows: Examples | None = None,
 ) -> dict[str, Score]:
     """As `measure_split`, the scores alone. The names of files about the examples begin with `output_prefix`."""
     measured = measure_split(task, model, tokenizer, dataset, recipe, rows)

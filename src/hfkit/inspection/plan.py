@@ -23,7 +23,7 @@ from hfkit.settings import Recipe
 from hfkit.system import console, files
 from hfkit.system.console import counted, duration, say, scaled, size
 from hfkit.tasks import TASKS
-from hfkit.tasks.base import Rows, Task
+from hfkit.tasks.base import Examples, Task
 from hfkit.training.arguments import set_steps, training_arguments
 from hfkit.training.batch import BatchSize, batch_size, batch_sizes, num_devices
 from hfkit.training.pace import Pace, number_of_steps, pace, padded_tokens, trial
@@ -272,13 +272,13 @@ def counted_pass(ready: Prepared, examples: Sequence[dict[str, Any]], args: Trai
         },
     )
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with trial(ready, args) as run_pass, counter, hooks:
-        run_pass(examples)
+    with trial(ready, args) as run_micro_batch, counter, hooks:
+        run_micro_batch(examples)
     tokens = padded_tokens(examples)
     return counter.get_total_flops() / tokens, sum(kept.values()) / tokens
 
 
-def length_facts(rows: Rows | None) -> dict[str, int]:
+def length_facts(rows: Examples | None) -> dict[str, int]:
     """The lengths of the shortest, median and longest example in tokens; nothing for a stream."""
     if rows is None:
         return {}

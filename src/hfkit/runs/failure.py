@@ -33,7 +33,7 @@ def smaller_batch(train: Train) -> str:
     """What to type for the same optimizer step in smaller micro-batches."""
     size, steps = train.per_device_train_batch_size, train.gradient_accumulation_steps or 1
     if size == "auto" or 1 in (size, train.global_batch_size):
-        return "shorter rows (--block-size, --max-length) or a smaller model"
+        return "shorter examples (--block-size, --max-length) or a smaller model"
     if train.global_batch_size is None and isinstance(size, int):
         return f"--batch-size {size // 2} --gradient-accumulation-steps {steps * 2} for the same step"
     return "--batch-size auto for the same step in micro-batches that fit"

@@ -29,11 +29,11 @@ class LossOptions(NamedTuple):
     """What the loss depends on beside a batch."""
 
     smoothing: float = 0.0  # share of each label that is spread over all labels
-    step_rows: int | None = None  # examples of one optimizer step; None: those of the batch
+    global_batch_size: int | None = None  # examples of one optimizer step; None: those of the batch
     class_weights: Sequence[float] | None = None  # by class id
 
 
-class Rows(ABC):
+class Examples(ABC):
     """A data set as a task encoded it; `lengths` are the tokens of each example, shape (examples,)."""
 
     lengths: np.ndarray
@@ -92,14 +92,14 @@ class Task(ABC):
     @abstractmethod
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
-    ) -> Rows:
+    ) -> Examples:
         """The dataset as token ids."""
 
     @abstractmethod
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Examples as one padded batch."""
 
-    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:  # noqa: B027
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:  # noqa: B027
         """Makes the model ready for this task's batches and checks it on a first `batch`; again it does nothing.
 
         `rows`: the training data, from which a new head can start better than at random.
@@ -128,24 +128,28 @@ class Task(ABC):
         vocabulary-sized tensor is kept."""
 
     @abstractmethod
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
+    def scores(
+        self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
+    ) -> dict[str, Score]:
         """The metrics over all `rows`: `reduced` (rows, k) from `reduce`, `labels` as collated."""
 
-    def samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, seed: int) -> list[str]:
+    def samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Examples, seed: int
+    ) -> list[str]:
         """Lines that show what the model does with some of the validation `rows` now; none if numbers say it all."""
         return []
 
     def tune(  # noqa: B027 - most tasks have nothing to tune
-        self, model: PreTrainedModel, rows: Rows, evaluation: Evaluation, predict: Predict
+        self, model: PreTrainedModel, rows: Examples, evaluation: Evaluation, predict: Predict
     ) -> None:
         """Puts into the trained model's config what the validation `rows` decide; `predict` runs the model on them."""
 
-    def answers(self, reduced: np.ndarray, rows: Rows, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    def answers(self, reduced: np.ndarray, rows: Examples, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         """What `hfkit predict` says of each text or pair, in order: flat objects, the main answer first."""
         raise UsageError("this task has no answers to predict", "hfkit generate")
 
     def results(
-        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation
+        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
     ) -> Measured:
         """The final scores of one pass over all `rows` of `dataset`, and what to keep about each example."""
         from hfkit.metrics.sample import Measured
@@ -159,11 +163,11 @@ class Task(ABC):
         return None
 
 
-def batch_defaults(given: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """`rows` in a step, however many processes share them; in a pass where `given` says how many passes are a step."""
-    device_rows, passes = (
+def batch_defaults(given: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """A global batch of `size` examples; a micro-batch of `size` where `given` holds gradient accumulation steps."""
+    micro_batch_size, steps = (
         given.get(f"train.{name}") for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
     )
-    if given.get("train.global_batch_size") is not None or device_rows not in (None, "auto"):
+    if given.get("train.global_batch_size") is not None or micro_batch_size not in (None, "auto"):
         return {}
-    return {f"train.{'global' if passes is None else 'per_device_train'}_batch_size": rows}
+    return {f"train.{'global' if steps is None else 'per_device_train'}_batch_size": size}

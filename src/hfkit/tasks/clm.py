@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
-from hfkit.tasks.base import Batch, Rows
+from hfkit.tasks.base import Batch, Examples
 from hfkit.tasks.language_modeling import LanguageModel, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.packing import Blocks, pack
 
@@ -43,7 +43,7 @@ class CausalLM(LanguageModel):
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
-    ) -> Rows:
+    ) -> Examples:
         if tokenizer.eos_token_id is None and len(dataset) > 1:
             raise ModelError(
                 f"the tokenizer of {tokenizer.name_or_path} has no end-of-text token to put between documents",
@@ -75,7 +75,7 @@ class CausalLM(LanguageModel):
             batch["position_ids"] = positions
         return batch
 
-    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:
         if "position_ids" in batch:
             model.config.use_cache = False  # with a cache the library makes no mask between documents
             check_document_masking(model, batch)
@@ -88,7 +88,9 @@ class CausalLM(LanguageModel):
     ) -> torch.Tensor:
         return token_statistics(*self.align(outputs[0], labels), end=_end(tokenizer))
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
+    def scores(
+        self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
+    ) -> dict[str, Score]:
         """As seen while training, block by block; the final number, of `measure`, gives every token its context."""
         from hfkit.metrics.sample import Score
 
@@ -106,7 +108,9 @@ class CausalLM(LanguageModel):
             )
         return scores
 
-    def samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, seed: int) -> list[str]:
+    def samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Examples, seed: int
+    ) -> list[str]:
         """How the model goes on, greedily, from the beginning of the first document."""
         import torch
 
@@ -154,7 +158,7 @@ class CausalLM(LanguageModel):
         return Measured(found.scores(interval=wanted.interval, seed=wanted.seed), found.rows())
 
 
-class PackedText(Rows):
+class PackedText(Examples):
     """Blocks of text whose tokens are the labels."""
 
     def __init__(self, blocks: Blocks) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError, UsageError
-from hfkit.tasks.base import Batch, Rows
+from hfkit.tasks.base import Batch, Examples
 from hfkit.tasks.language_modeling import LanguageModel, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.packing import Blocks, pack
 
@@ -44,7 +44,7 @@ class Denoising(LanguageModel):
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
-    ) -> Rows:
+    ) -> Examples:
         import numpy as np
 
         density, mean_length = recipe.data.mask_probability, recipe.data.mean_span_length
@@ -81,7 +81,7 @@ class Denoising(LanguageModel):
         decoder = pad_blocks(shifted, tokenizer)  # padding only ever follows, where the decoder can't see it
         return {**encoder, "decoder_input_ids": decoder["input_ids"], "labels": decoder["labels"]}
 
-    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:
         for part in (model, model.get_decoder()):  # T5's decoder has a config of its own
             part.config.use_cache = False
 
@@ -90,7 +90,9 @@ class Denoising(LanguageModel):
     ) -> torch.Tensor:
         return token_statistics(outputs[0], labels)
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
+    def scores(
+        self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
+    ) -> dict[str, Score]:
         how = f"target tokens of span corruption of the text alone, spans drawn once from seed {evaluation.seed}"
         return nll_scores(reduced, evaluation, how)
 
@@ -130,7 +132,7 @@ def segments(num_tokens: int, num_segments: int, random: np.random.Generator) ->
     return np.diff(cuts, prepend=0, append=num_tokens)[:num_segments]
 
 
-class _NoisyRows(Rows):
+class _NoisyRows(Examples):
     """Blocks, each closed by EOS, with what their corruption needs; `lengths` are those of the corrupted inputs."""
 
     def __init__(self, blocks: Blocks, shared: dict[str, Any]) -> None:

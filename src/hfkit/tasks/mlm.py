@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hfkit.tasks.base import Batch, Rows
+from hfkit.tasks.base import Batch, Examples
 from hfkit.tasks.language_modeling import LanguageModel, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.masked_head import add_positions, filled_masks, flat_labels, narrow_head
 from hfkit.tasks.masking import Masking, hide, masked_definition
@@ -32,7 +32,7 @@ class MaskedLM(LanguageModel):
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
-    ) -> Rows:
+    ) -> Examples:
         alone = recipe.evaluation.pseudo_perplexity
         if alone:
             recipe = replace(recipe, data=replace(recipe.data, packing=False, masking="token"))
@@ -55,10 +55,12 @@ class MaskedLM(LanguageModel):
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         return add_positions(pad_blocks(examples, tokenizer))
 
-    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:
         narrow_head(model, batch)
 
-    def samples(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, seed: int) -> list[str]:
+    def samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Examples, seed: int
+    ) -> list[str]:
         """What the model puts in place of some masks of the longest example."""
         import numpy as np
 
@@ -74,19 +76,21 @@ class MaskedLM(LanguageModel):
     ) -> torch.Tensor:
         return token_statistics(outputs[0], labels)
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
+    def scores(
+        self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
+    ) -> dict[str, Score]:
         assert isinstance(rows, MaskableRows)
         return nll_scores(reduced, evaluation, masked_definition(rows.masking, evaluation.seed))
 
     def results(
-        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation
+        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
     ) -> Measured:
         if isinstance(rows, OneHidden):
             return pseudo_perplexity(dataset["text"][:], reduced, rows, evaluation)
         return super().results(dataset, reduced, labels, rows, evaluation)
 
 
-class MaskableRows(Rows):
+class MaskableRows(Examples):
     """Blocks whose tokens are hidden anew whenever an example is made."""
 
     def __init__(self, blocks: Blocks, masking: Masking) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError, ModelError, UsageError
 from hfkit.system.console import say_once
-from hfkit.tasks.base import Batch, LossOptions, Rows
+from hfkit.tasks.base import Batch, Examples, LossOptions
 from hfkit.tasks.language_modeling import nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.masked_head import add_positions
 from hfkit.tasks.masking import Masking, hide, masked_definition
@@ -51,7 +51,7 @@ class MaskedLMWithPairs(MaskedLM):
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
-    ) -> Rows:
+    ) -> Examples:
         masking = Masking(tokenizer, model, recipe)
         if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
             raise ModelError(
@@ -87,7 +87,7 @@ class MaskedLMWithPairs(MaskedLM):
         count = labels.ne(IGNORED).sum()
         items = count if num_items_in_batch is None else num_items_in_batch
         rows = (
-            options.step_rows or len(labels) * items / count
+            options.global_batch_size or len(labels) * items / count
         )  # in evaluation those of all ranks, taken to be like this one's
         of_tokens = super().loss({"logits": outputs["prediction_logits"]}, tokens, items - rows, options)
         of_pairs = torch.nn.functional.cross_entropy(
@@ -105,7 +105,9 @@ class MaskedLMWithPairs(MaskedLM):
         right = (outputs[1].argmax(-1) == follows).double()
         return torch.cat([token_statistics(outputs[0], tokens), nll[:, None], right[:, None]], dim=1)
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
+    def scores(
+        self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
+    ) -> dict[str, Score]:
         import numpy as np
 
         from hfkit.metrics.sample import Score, ratio_interval
@@ -126,8 +128,8 @@ class MaskedLMWithPairs(MaskedLM):
         }
 
 
-class _Pairs(Rows):
-    """Rows of consecutive segments of a document, `room` tokens at most, from which pairs are drawn.
+class _Pairs(Examples):
+    """Examples of consecutive segments of a document, `room` tokens at most, from which pairs are drawn.
 
     A segment is a line, or a piece of one where that is longer than half the room: so any segment fits beside a first
     text of half the room, and nothing is ever cut off.
@@ -185,7 +187,7 @@ class _Pairs(Rows):
             )
         if alone or num_divided:
             say_once(
-                f"pairs: {len(self.rows):,} rows from {total:,} documents; of one line, so only ever random second "
+                f"pairs: {len(self.rows):,} examples from {total:,} documents; of one line, so only ever random second "
                 f"texts: {alone:,}; lines of more than {self.room // 2} tokens, divided: {num_divided:,}"
             )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED
-from hfkit.tasks.base import Rows
+from hfkit.tasks.base import Examples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hfkit.tasks.packing import Blocks
 
 
-class OneHidden(Rows):
+class OneHidden(Examples):
     """An example for every token that is not special: its block with this token hidden.
 
     `documents`: which document each example is of, shape (examples,).

@@ -24,7 +24,7 @@ from hfkit.data.labels import (
 )
 from hfkit.errors import DataError, UsageError
 from hfkit.system.console import say, warn
-from hfkit.tasks.base import Batch, LossOptions, Predict, Rows, Task, batch_defaults
+from hfkit.tasks.base import Batch, Examples, LossOptions, Predict, Task, batch_defaults
 from hfkit.tasks.windows import EncodedTexts
 
 if TYPE_CHECKING:
@@ -131,13 +131,13 @@ class TextClassification(Task):
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
-    ) -> Rows:
+    ) -> Examples:
         rows = EncodedTexts(dataset, tokenizer, model, recipe)
         if rows.labels is not None:  # `predict` counts over all its rows
             say_long(len(dataset), rows, recipe)
         return rows
 
-    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Rows | None = None) -> None:
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:
         """With several labels a text, the bias of a new head starts at the log-odds of each label.
 
         Most labels are rare. A head that starts at one half for each of them learns to say so through the text's
@@ -197,7 +197,7 @@ class TextClassification(Task):
             total = functional.cross_entropy(
                 logits, labels, weight=weight, reduction="sum", label_smoothing=options.smoothing
             )
-        rows = options.step_rows or len(labels)  # the labels of an example are all scored or none is
+        rows = options.global_batch_size or len(labels)  # the labels of an example are all scored or none is
         return total / (rows * labels[0].numel())
 
     def reduce(
@@ -205,7 +205,9 @@ class TextClassification(Task):
     ) -> torch.Tensor:
         return outputs[0].float()
 
-    def scores(self, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation) -> dict[str, Score]:
+    def scores(
+        self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
+    ) -> dict[str, Score]:
         import numpy as np
 
         from hfkit.metrics import table
@@ -225,7 +227,7 @@ class TextClassification(Task):
         found = measured(of_shares, answers) | measured([name for name in names if name not in of_shares], decisions)
         return {name: found[name] for name in names}
 
-    def tune(self, model: PreTrainedModel, rows: Rows, evaluation: Evaluation, predict: Predict) -> None:
+    def tune(self, model: PreTrainedModel, rows: Examples, evaluation: Evaluation, predict: Predict) -> None:
         """Sets the temperature and the threshold in the model's config, if they are asked for."""
         from hfkit.tasks import calibration
 
@@ -243,7 +245,7 @@ class TextClassification(Task):
             model.config.classifier_threshold = calibration.threshold(answered(reduced, rows), labels)
 
     def results(
-        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Rows, evaluation: Evaluation
+        self, dataset: Dataset, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
     ) -> Measured:
         """The scores, with the score of always giving the same answer."""
         from hfkit.metrics.sample import Measured
@@ -252,7 +254,7 @@ class TextClassification(Task):
         scores = {**self.scores(reduced, labels, rows, evaluation), **_baseline(dataset)}
         return Measured(scores, _prediction_rows(dataset, reduced, labels, rows, evaluation))
 
-    def answers(self, reduced: np.ndarray, rows: Rows, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    def answers(self, reduced: np.ndarray, rows: Examples, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         """One per text: label, score and probabilities; labels and probabilities; or the number."""
         assert isinstance(rows, EncodedTexts)
         for row, is_cut in zip(answered(reduced, rows).tolist(), rows.was_cut.tolist(), strict=True):
@@ -319,15 +321,15 @@ def say_long(num_texts: int, rows: EncodedTexts, recipe: Recipe) -> None:
     if num_long == 0:
         return
     share = num_long / num_texts
-    found = f"{num_long:,} of {num_texts:,} rows ({share:.1%}) are longer than {rows.limit} tokens"
+    found = f"{num_long:,} of {num_texts:,} examples ({share:.1%}) are longer than {rows.limit} tokens"
     if not rows.was_cut.any():
         say(f"{found} and make {len(rows):,} windows together with the others")
         return
     longer = f"--max-length {rows.longest}" if rows.longest <= rows.most else ""
     if share > MAX_CUT and rows.labels is not None and not recipe.data.allow_truncation:
         ways = [longer, "--long-documents window", "--allow-truncation"]
-        raise DataError(f"{found} and would be cut", ", or ".join(filter(None, ways)))
-    warn(f"{found} and were cut", longer)
+        raise DataError(f"{found} and would be truncated", ", or ".join(filter(None, ways)))
+    warn(f"{found} and were truncated", longer)
 
 
 def _require_sense(recipe: Recipe, kind: str) -> None:
@@ -350,7 +352,7 @@ def _require_sense(recipe: Recipe, kind: str) -> None:
 
 
 def _held_out(dataset: Dataset, recipe: Recipe) -> dict[str, Dataset]:
-    """Training and validation rows, with at least one training row of every label."""
+    """Training and validation examples, with at least one training row of every label."""
     from datasets import concatenate_datasets
 
     from hfkit.data.splits import hold_out
@@ -361,13 +363,13 @@ def _held_out(dataset: Dataset, recipe: Recipe) -> dict[str, Dataset]:
         is_known = [known.issuperset(flat([label])) for label in labels_of(validation)]
         back = [row for row, fine in enumerate(is_known) if not fine]
         if back:
-            say(f"validation: {len(back):,} rows stay in the training data, which has no other of their label")
+            say(f"validation: {len(back):,} examples stay in the training data, which has no other of their label")
             train = concatenate_datasets([train, validation.select(back)])
             validation = validation.select([row for row, fine in enumerate(is_known) if fine])
     if len(validation) == 0:
-        warn("no row can be held out: each would take the only one of its label", "--validation FILE")
+        warn("no example can be held out: each would take the only one of its label", "--validation FILE")
         return {"train": train}
-    say(f"validation: {len(validation):,} rows held out of the training data")
+    say(f"validation: {len(validation):,} examples held out of the training data")
     return {"train": train, "validation": validation}
 
 

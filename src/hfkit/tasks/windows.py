@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.data.labels import MULTIPLE, SINGLE, kind_of, labels_of, problem_type_of
 from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.tasks.base import Rows
+from hfkit.tasks.base import Examples
 from hfkit.tasks.packing import token_store
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Frame(NamedTuple):
         return example
 
 
-class EncodedTexts(Rows):
+class EncodedTexts(Examples):
     """Texts or pairs with their labels: an example for each, truncated at a length, or one for each of its windows.
 
     The tokens lie in a memory map that is made once for a data set (see `token_store`). Truncating and dividing only

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hfkit.training.prepared import Prepared
     from hfkit.training.stream import StreamedExamples, TrainingStream
 
-FILLED, SPARE = 0.9, 100 << 20  # share of free memory that a pass to fit may take, bytes that it must leave
+FILLED, SPARE = 0.9, 100 << 20  # fraction of free memory that a micro-batch may take, bytes that it must leave
 
 
 class BatchSize(NamedTuple):
@@ -53,10 +53,10 @@ def batch_size(recipe: Recipe, devices: int) -> BatchSize:
     possible values if train.global_batch_size can't be divided as asked.
     """
     settings, total = recipe.train, recipe.train.global_batch_size
-    rows, passes = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    per_device, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     if total is None:
-        assert isinstance(rows, int)
-        return BatchSize(rows, passes or 1, devices)
+        assert isinstance(per_device, int)
+        return BatchSize(per_device, accumulation or 1, devices)
     possible = batch_sizes(total, devices)
     if not possible:
         near = [f"{number * devices:,}" for number in (total // devices, total // devices + 1) if number]
@@ -65,10 +65,10 @@ def batch_size(recipe: Recipe, devices: int) -> BatchSize:
             f"train.global_batch_size {total:,} can't be divided equally among {devices} processes",
             f"--global-batch-size {' or '.join(near)}, or a number of processes that divides it: {counts}",
         )
-    asked = [one for one in possible if rows in (None, "auto", one.per_device)]
-    asked = [one for one in asked if passes in (None, one.accumulation_steps)]
+    asked = [one for one in possible if per_device in (None, "auto", one.per_device)]
+    asked = [one for one in asked if accumulation in (None, one.accumulation_steps)]
     if not asked:
-        given = {"--batch-size": rows, "--gradient-accumulation-steps": passes}
+        given = {"--batch-size": per_device, "--gradient-accumulation-steps": accumulation}
         wanted = " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)
         shown = ", ".join(f"{one.per_device} x {one.accumulation_steps}" for one in possible)
         raise UsageError(
@@ -78,7 +78,7 @@ def batch_size(recipe: Recipe, devices: int) -> BatchSize:
     usual = TASKS[recipe.task or ""].defaults(
         {f"model.{name}": getattr(recipe.model, name) for name in ("name", "type", "from_scratch")}
     )["train.global_batch_size"]
-    return next(one for one in asked if rows == "auto" or len(asked) == 1 or one.per_device <= usual)
+    return next(one for one in asked if per_device == "auto" or len(asked) == 1 or one.per_device <= usual)
 
 
 def batch_sizes(total: int, devices: int) -> list[BatchSize]:
@@ -108,10 +108,10 @@ def examples_that_fit(
 
     @find_executable_batch_size(starting_batch_size=largest, reduce_batch_size_fn=lambda: next(sizes, 0))  # type: ignore[untyped-decorator]
     def fits(size: int) -> int:
-        with trial(ready, args) as run_pass, within_free_memory():
+        with trial(ready, args) as run_micro_batch, within_free_memory():
             # AdamW's two moments and, of several processes, the gradients that are sent
             others = [torch.empty_like(w) for w in ready.model.parameters() for _ in range(2 + (batch.devices > 1))]
-            run_pass(stream.longest(size))
+            run_micro_batch(stream.longest(size))
             del others
         return size
 
@@ -121,9 +121,11 @@ def examples_that_fit(
         if "No executable batch size" not in str(error):
             raise
         raise OutOfMemoryError(
-            "not one row fits the memory", "shorter rows (--block-size, --max-length) or a smaller model"
+            "not one example fits in memory", "shorter examples (--block-size, --max-length) or a smaller model"
         ) from None
-    say(f"batch: {counted(found, 'row')} fit in a pass" + (f", {largest:,} don't" if found < largest else ""))
+    say(
+        f"batch: {counted(found, 'example')} fit in a micro-batch" + (f", {largest:,} don't" if found < largest else "")
+    )
     return found
 
 

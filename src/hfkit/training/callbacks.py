@@ -82,7 +82,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             "steps": steps,
             "world_size": self.trainer.args.world_size,
             "wall_seconds": round(time.monotonic() - self._created, 1),
-            "tokens_seen": self.stream.tokens(0, steps * self.stream.step_rows) or None,
+            "tokens_seen": self.stream.tokens(0, steps * self.stream.global_batch_size) or None,
             "best": None if self.best is None else {"step": self.best.step, self.best.metric: self.best.value},
             "peak_memory_mib": peak_memory_mib(),
         }
@@ -131,7 +131,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step = state.global_step
         rows = self.stream.num_rows or len(self.stream)
-        state.epoch = step * self.stream.step_rows / rows  # the library sees the whole stream as one epoch
+        state.epoch = step * self.stream.global_batch_size / rows  # the library sees the whole stream as one epoch
         stop = self.signals.on_any_rank(args.device)
         last = step >= state.max_steps or self._is_over()
         control.should_save = stop or last or step % self.save_steps == 0 or self._evaluates(state)
@@ -230,9 +230,9 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def _progress(self, state: TrainerState, logs: dict[str, Any]) -> None:
         now, step = time.monotonic(), state.global_step
         before, then = self._logged
-        rows = self.stream.step_rows
+        rows = self.stream.global_batch_size
         tokens = self.stream.tokens(before * rows, step * rows)
-        done, unit = (tokens, "tokens") if tokens else ((step - before) * rows, "rows")
+        done, unit = (tokens, "tokens") if tokens else ((step - before) * rows, "examples")
         norm = f"grad {logs['grad_norm']:.3g}  " if "grad_norm" in logs else ""
         say(
             f"step {step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {norm}"

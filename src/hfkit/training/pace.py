@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from hfkit.settings import Train
-    from hfkit.tasks.base import Rows
+    from hfkit.tasks.base import Examples
     from hfkit.training.prepared import Prepared
     from hfkit.training.stream import StreamedExamples, TrainingStream
 
@@ -32,7 +32,9 @@ PATIENCE = 5.0  # seconds that these may take; beyond, two rows must tell
 MEASURED_SHARE = 0.85  # of train.max_time that is planned for steps; the rest is for evaluations and saves
 
 
-def number_of_steps(settings: Train, rows: Rows | None, step_rows: int, step_seconds: Callable[[], float]) -> int:
+def number_of_steps(
+    settings: Train, rows: Examples | None, global_batch_size: int, step_seconds: Callable[[], float]
+) -> int:
     """Optimizer steps of the run, by the budget that is given: steps, time (then measured), tokens or epochs."""
     if settings.max_steps is not None:
         return settings.max_steps
@@ -43,8 +45,8 @@ def number_of_steps(settings: Train, rows: Rows | None, step_rows: int, step_sec
     if rows is None:
         raise UsageError("the length of a stream is not known", "--max-steps N, or --max-time 30m")
     if settings.max_tokens is not None:
-        return math.ceil(settings.max_tokens / (float(rows.lengths.mean()) * step_rows))
-    return math.ceil(len(rows) * (settings.num_train_epochs or 1.0) / step_rows)
+        return math.ceil(settings.max_tokens / (float(rows.lengths.mean()) * global_batch_size))
+    return math.ceil(len(rows) * (settings.num_train_epochs or 1.0) / global_batch_size)
 
 
 def seconds_of(time_given: str) -> float:
@@ -59,9 +61,9 @@ class Pace(NamedTuple):
     row: float
     update: float
 
-    def step(self, device_rows: int) -> float:
+    def step(self, micro_batch_size: int) -> float:
         """Seconds of an optimizer step with so many rows on each device."""
-        return device_rows * self.row + self.update + STEP_OVERHEAD
+        return micro_batch_size * self.row + self.update + STEP_OVERHEAD
 
 
 def pace(ready: Prepared, stream: TrainingStream | StreamedExamples, args: TrainingArguments) -> Pace:
@@ -70,11 +72,11 @@ def pace(ready: Prepared, stream: TrainingStream | StreamedExamples, args: Train
     Random states and weights stay as they are.
     """
     batches, longer = stream.spread(args.train_batch_size, TIMED_BATCHES)
-    with trial(ready, args) as run_pass:
+    with trial(ready, args) as run_micro_batch:
 
         def seconds(batch: Sequence[dict[str, Any]]) -> float:
             start = time.monotonic()
-            run_pass(batch)
+            run_micro_batch(batch)
             return time.monotonic() - start
 
         two = batches[-1][:2]
@@ -102,7 +104,7 @@ def trial(ready: Prepared, args: TrainingArguments) -> Iterator[Callable[[Sequen
     model = ready.model
     device, half = args.device, torch.float16 if args.fp16 else torch.bfloat16
 
-    def run_pass(examples: Sequence[dict[str, Any]]) -> None:
+    def run_micro_batch(examples: Sequence[dict[str, Any]]) -> None:
         batch = {name: tensor.to(device) for name, tensor in ready.collate(examples).items()}
         labels = batch.pop("labels")
         with torch.autocast(device.type, half, enabled=args.fp16 or args.bf16):
@@ -116,7 +118,7 @@ def trial(ready: Prepared, args: TrainingArguments) -> Iterator[Callable[[Sequen
         model.activation_checkpointing_enable()
     try:
         with torch.random.fork_rng():
-            yield run_pass
+            yield run_micro_batch
     finally:
         model.zero_grad()
 

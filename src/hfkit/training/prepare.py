@@ -81,13 +81,13 @@ def stream_of(steps: int, ready: Prepared) -> TrainingStream | StreamedExamples:
     recipe = ready.recipe
     batch, seed = batch_size(recipe, num_devices(recipe)), recipe.train.seed
     if ready.rows is not None:
-        return TrainingStream(ready.rows, steps=steps, step_rows=batch.total, seed=seed)
+        return TrainingStream(ready.rows, steps=steps, global_batch_size=batch.total, seed=seed)
     return StreamedExamples(
         ready.splits["train"],
         ready.encode,
         steps=steps,
-        step_rows=batch.total,
-        device_rows=batch.per_process,
+        global_batch_size=batch.total,
+        micro_batch_size=batch.per_process,
         seed=seed,
         buffer=recipe.data.shuffle_buffer,
     )
@@ -108,9 +108,9 @@ def load_splits(task: Task, recipe: Recipe) -> dict[str, Any]:
 def sampled(dataset: Dataset, num_rows: int, seed: int) -> Dataset:
     """`num_rows` random rows of `dataset` in their order; all rows if there are no more. Prints which."""
     if num_rows >= len(dataset):
-        warn(f"data.max_train_samples {num_rows:,} has no effect: the training data has {len(dataset):,} rows")
+        warn(f"data.max_train_samples {num_rows:,} has no effect: the training data has {len(dataset):,} examples")
         return dataset
-    say(f"training on {num_rows:,} of {len(dataset):,} rows, drawn with seed {seed}")
+    say(f"training on {num_rows:,} of {len(dataset):,} examples, sampled with seed {seed}")
     return dataset.select(sorted(random.Random(seed).sample(range(len(dataset)), num_rows)))
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkit.settings import Recipe
-from hfkit.tasks.base import Batch, Rows, Task
+from hfkit.tasks.base import Batch, Examples, Task
 
 
 class Prepared(NamedTuple):
@@ -23,8 +23,8 @@ class Prepared(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     use_cache: bool | None  # of the config; training turns the cache off
-    rows: Rows | None  # the training data, None if it is streamed
-    held_out: Rows | None  # the validation data, if there is any
+    rows: Examples | None  # the training data, None if it is streamed
+    held_out: Examples | None  # the validation data, if there is any
 
     @property
     def scoring(self) -> Recipe:
@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
             return self.recipe
         return replace(self.recipe, evaluation=replace(wanted, metrics=[*names, best]))
 
-    def encode(self, dataset: Dataset) -> Rows:
+    def encode(self, dataset: Dataset) -> Examples:
         """The examples of `dataset` as the model takes them."""
         return self.task.encode(dataset, self.tokenizer, self.model, self.recipe)
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hfkit.errors import DataError
-from hfkit.tasks.base import Rows
+from hfkit.tasks.base import Examples
 
 GROUP_ROWS = 1000  # rows of a streamed source that are encoded together
 
@@ -26,18 +26,20 @@ MEGABATCH = 50  # batches whose rows are ordered by length together: 97% useful 
 
 
 class TrainingStream(TorchDataset[dict[str, Any]]):
-    """Rows in shuffled epochs; where lengths differ, the rows of one `batch` have similar lengths.
+    """Examples in shuffled epochs; where lengths differ, the rows of one `batch` have similar lengths.
 
-    `step_rows`: the rows of one optimizer step over all devices; a batch above is one of these.
+    `global_batch_size`: the rows of one optimizer step over all devices; a batch above is one of these.
     """
 
-    def __init__(self, rows: Rows, *, steps: int, step_rows: int, seed: int) -> None:
-        self.rows, self.step_rows, self.seed = rows, step_rows, seed
-        self.length, self.num_rows, self.mean_length = steps * step_rows, len(rows), float(rows.lengths.mean())
+    def __init__(self, rows: Examples, *, steps: int, global_batch_size: int, seed: int) -> None:
+        self.rows, self.global_batch_size, self.seed = rows, global_batch_size, seed
+        self.length, self.num_rows, self.mean_length = steps * global_batch_size, len(rows), float(rows.lengths.mean())
         self.by_length = len(rows) > 2 and bool(
             np.ptp(rows.lengths[:-1]) > 0
         )  # of packed blocks only the last is short
-        self.size = step_rows * max(1, min(MEGABATCH, len(rows) // step_rows))  # positions in a megabatch
+        self.size = global_batch_size * max(
+            1, min(MEGABATCH, len(rows) // global_batch_size)
+        )  # positions in a megabatch
         self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
         self._megabatch: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
@@ -57,20 +59,22 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
         rows = np.resize(np.argsort(-self.rows.lengths, kind="stable"), count)
         return [self.rows.example(int(row), np.random.default_rng((self.seed, 1, 0))) for row in rows]
 
-    def spread(self, device_rows: int, count: int) -> tuple[list[list[dict[str, Any]]], float]:
+    def spread(self, micro_batch_size: int, count: int) -> tuple[list[list[dict[str, Any]]], float]:
         """At most `count` batches of one device that stand for all of the first megabatch, the longest last, and how
         much longer, padding counted, all of them are in the mean."""
-        widths = self.rows.lengths[self._order(0)].reshape(-1, device_rows).max(1)
+        widths = self.rows.lengths[self._order(0)].reshape(-1, micro_batch_size).max(1)
         count = min(count, len(widths)) if self.by_length else 1
         places = ((np.arange(count) + 0.5) / count * len(widths)).astype(int)
         chosen = np.argsort(widths, kind="stable")[places]
-        batches = [[self[batch * device_rows + row] for row in range(device_rows)] for batch in chosen.tolist()]
+        batches = [
+            [self[batch * micro_batch_size + row] for row in range(micro_batch_size)] for batch in chosen.tolist()
+        ]
         return batches, float(widths.mean() / widths[chosen].mean())
 
     def padding(self) -> float:
         """Share of padding in the first megabatch, where each step's rows are as long as the longest of them."""
-        lengths = self.rows.lengths[self._order(0)].reshape(-1, self.step_rows)
-        return 1 - float(lengths.sum() / (lengths.max(1).sum() * self.step_rows))
+        lengths = self.rows.lengths[self._order(0)].reshape(-1, self.global_batch_size)
+        return 1 - float(lengths.sum() / (lengths.max(1).sum() * self.global_batch_size))
 
     def row(self, position: int) -> int:
         """Index of the row at `position`."""
@@ -89,7 +93,7 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
         return total
 
     def _order(self, number: int) -> np.ndarray:
-        """Rows of one megabatch, cut from the shuffled epochs; ordered by length, then whole batches shuffled."""
+        """Examples of one megabatch, cut from the shuffled epochs; ordered by length, then whole batches shuffled."""
         positions = np.arange(number * self.size, min((number + 1) * self.size, self.length))
         epochs, places = np.divmod(positions, len(self.rows))
         rows = np.concatenate([self._epoch(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
@@ -98,7 +102,7 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
         random = np.random.default_rng((self.seed, 2, number))
         rows = rows[np.argsort(self.rows.lengths[rows], kind="stable")]
         # shuffled inside a batch as well, so that ranks and accumulation steps get like shares of the long rows
-        batches = [random.permutation(batch) for batch in rows.reshape(-1, self.step_rows)]
+        batches = [random.permutation(batch) for batch in rows.reshape(-1, self.global_batch_size)]
         return np.concatenate([batches[index] for index in random.permutation(len(batches))])
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -110,7 +114,7 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
 
 
 class StreamedExamples(IterableDataset[dict[str, Any]]):
-    """Examples of a source that is read while training: pass after pass, shuffled through a buffer.
+    """Examples of a source that is read while training: epoch after epoch, shuffled through a buffer.
 
     Rows are encoded in groups, each by `encode` as a small data set of its own, and a group's examples are shuffled.
     With workers each makes the whole stream and hands out its turns, so that any number of them gives one order.
@@ -119,24 +123,24 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
     def __init__(
         self,
         source: Source,
-        encode: Callable[[Dataset], Rows],
+        encode: Callable[[Dataset], Examples],
         *,
         steps: int,
-        step_rows: int,
-        device_rows: int,
+        global_batch_size: int,
+        micro_batch_size: int,
         seed: int,
         buffer: int,
     ) -> None:
         self.source, self.encode = source.shuffle(seed=seed, buffer_size=buffer), encode
-        self.step_rows, self.device_rows, self.seed = step_rows, device_rows, seed
-        self.length = steps * step_rows
+        self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
+        self.length = steps * global_batch_size
         self.num_rows = self.mean_length = None  # known only when a pass has been read
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
         for position, (rows, index) in enumerate(itertools.islice(self._endless(), self.length)):
-            if position // self.device_rows % workers == own:
+            if position // self.micro_batch_size % workers == own:
                 yield rows.example(index, np.random.default_rng((self.seed, 1, position)))
 
     def sample(self, count: int) -> list[dict[str, Any]]:
@@ -147,11 +151,11 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
         """The first `count` examples: which are the longest of a stream is not known."""
         return self.sample(count)
 
-    def spread(self, device_rows: int, count: int) -> tuple[list[list[dict[str, Any]]], float]:
+    def spread(self, micro_batch_size: int, count: int) -> tuple[list[list[dict[str, Any]]], float]:
         """The first batch of one device, as all are: rows of a stream are not ordered by length."""
-        return [self.sample(device_rows)], 1.0
+        return [self.sample(micro_batch_size)], 1.0
 
-    def _endless(self) -> Iterator[tuple[Rows, int]]:
+    def _endless(self) -> Iterator[tuple[Examples, int]]:
         for number in itertools.count():
             self.source.set_epoch(number)  # shuffled anew in each pass
             group = -1

@@ -121,7 +121,9 @@ def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
         lambda: pace(ready, trial, args).step(args.train_batch_size * args.gradient_accumulation_steps)
     )
     begun = None if run.extend else run.steps_of_time()
-    steps = begun or on_main_process(lambda: number_of_steps(recipe.train, ready.rows, trial.step_rows, step_seconds))
+    steps = begun or on_main_process(
+        lambda: number_of_steps(recipe.train, ready.rows, trial.global_batch_size, step_seconds)
+    )
     set_steps(args, recipe.train, steps)
     # From here on ranks wait for each other: all of them hear a signal to one of them, at the end of a step.
     run.signals.immediate = args.world_size == 1
@@ -155,11 +157,11 @@ def start(
 def summary(ready: Prepared, schedule: Schedule, directory: Path) -> str:
     """What is about to happen, in one line."""
     stream = schedule.stream
-    parts = ["a stream of rows" if stream.num_rows is None else f"{stream.num_rows:,} rows"]
+    parts = ["a stream of examples" if stream.num_rows is None else f"{stream.num_rows:,} examples"]
     if ready.held_out is not None:
-        parts.append(f"{len(ready.held_out):,} validation rows")
+        parts.append(f"{len(ready.held_out):,} validation examples")
     epochs = "" if stream.num_rows is None else f" ({len(stream) / stream.num_rows:.2g} epochs)"
-    parts.append(f"{schedule.steps:,} steps of {stream.step_rows} rows{epochs}")
+    parts.append(f"{schedule.steps:,} steps of {stream.global_batch_size} examples{epochs}")
     if (padding := stream.padding()) >= 0.001:
         parts.append(f"{padding:.1%} padding")
     return f"training: {', '.join(parts)}, into {directory}"
@@ -167,11 +169,9 @@ def summary(ready: Prepared, schedule: Schedule, directory: Path) -> str:
 
 def batch_line(batch: BatchSize, mean_tokens: float) -> str:
     """What one optimizer step takes in: examples, how they are divided, and about how many tokens they have."""
-    passes, processes = counted(batch.accumulation_steps, "pass"), counted(batch.devices, "process")
-    return (
-        f"each step: {counted(batch.total, 'row')} ({batch.per_device:,} in a pass x {passes} x {processes}), "
-        f"about {mean_tokens * batch.total:,.0f} tokens"
-    )
+    steps, processes = counted(batch.accumulation_steps, "accumulation step"), counted(batch.devices, "process")
+    division = f"{batch.per_device:,} in a micro-batch x {steps} x {processes}"
+    return f"each step: {counted(batch.total, 'example')} ({division}), about {mean_tokens * batch.total:,.0f} tokens"
 
 
 def score_before_training(ready: Prepared, run: Run, checkpoint: Path | None) -> dict[str, Score]:

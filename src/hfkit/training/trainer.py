@@ -36,7 +36,7 @@ def build_trainer(
     """The stock Trainer, composed from the task's functions."""
     task, recipe = ready.task, ready.recipe
     weights = None if ready.rows is None else ready.rows.class_weights
-    options = LossOptions(recipe.train.label_smoothing, stream.step_rows, weights)
+    options = LossOptions(recipe.train.label_smoothing, stream.global_batch_size, weights)
     evaluation = replace(ready.scoring.evaluation, interval=False)
     held_out = None if ready.held_out is None else EvaluationRows(ready.held_out, recipe.evaluation.seed)
 
