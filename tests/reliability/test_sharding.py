@@ -1,4 +1,4 @@
-"""Weights that FSDP2 spreads over ranks: really spread, refused where they would not be, and put together by export.
+"""Weights that FSDP2 spreads over ranks: really spread, refused where they would not be, and merged by export.
 
 Accelerate leaves FSDP2 out on CPU. Where a test needs a whole sharded run, accelerate is told that these ranks are not
 on CPU; everything else is what runs on GPUs: torch's fully_shard, accelerate's preparation, the Trainer's checkpoints.

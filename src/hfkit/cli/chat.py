@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/reset": "Forget the conversation; the system message stays.",
-    "/system TEXT": "What the model is told before all else; without TEXT nothing.",
+    "/system TEXT": "Sets the system prompt; without TEXT, removes it.",
     "/set NAME=VALUE": "A generation setting: temperature=0.7, or as on the command line: --do-sample.",
     "/save FILE": "Add the conversation to a file, one a line; save again to replace it by its longer self.",
     "/load FILE": "Go on with the last conversation in a file.",
@@ -39,7 +39,7 @@ def chat(
     settings: dict[str, Any],
     model_: ModelArgument = None,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")
+        str | None, typer.Option("--system", metavar="TEXT", help="System prompt of the conversation.")
     ] = None,
     set_: Set = None,
 ) -> None:

@@ -31,7 +31,7 @@ def export(
 ) -> None:
     """Write the model of a run, a checkpoint or a GGUF file to a new directory.
 
-    The weights of a checkpoint that FSDP2 has sharded are put together.
+    The weights of a checkpoint that FSDP2 sharded are merged.
 
     [bold]Examples[/bold]
 

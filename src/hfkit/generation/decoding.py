@@ -173,7 +173,7 @@ class SeededDraw(LogitsProcessor):  # type: ignore[misc]
         self.step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores, shape (rows, vocabulary), of which the drawn token alone is not -inf: the inverse of the
+        """Scores, shape (rows, vocabulary), of which the sampled token alone is not -inf: the inverse of the
         distribution function at the row's random number."""
         cumulative = scores.double().softmax(-1).cumsum(-1)
         uniform = self.uniform[:, self.step, None].to(scores.device) * cumulative[:, -1:]

@@ -207,7 +207,7 @@ class Generator:
         self, numbers: Sequence[int], prompts: Sequence[Sequence[int]], write: Callable[[str], None] | None = None
     ) -> list[list[Answer]]:
         """The answers to prompts that have the same room, computed together; `numbers`, theirs in the whole input,
-        decide what is drawn. `write` hears the text of a single one as it is made."""
+        decide what is sampled. `write` gets the text of a single prompt as it is generated."""
         import torch
         from transformers import set_seed
 

@@ -33,7 +33,7 @@ def export(name: str, directory: Path, *, merged: bool, dtype: str | None) -> No
     """The model `name`, read back once written, in a new `directory`, or nothing at all.
 
     `merged`: with its adapter added to the weights; `dtype`: their number type (default: as it is). The weights of a
-    sharded checkpoint are put together. Raises UsageError if there is something in `directory` or nothing to merge.
+    sharded checkpoint are merged. Raises UsageError if there is something in `directory` or nothing to merge.
     """
     _require_new(directory)
     checkpoint = sharded.checkpoint_of(name)

@@ -31,7 +31,7 @@ def require_same_settings(
 
 
 def newest_whole(directory: Path, run_id: str) -> Path | None:
-    """The newest whole checkpoint of the run, with a warning for each that is passed over.
+    """The newest complete checkpoint of the run, with a warning for each that is passed over.
 
     None if the run has none yet: even its first save was interrupted, so there is nothing to lose. Raises ModelError
     if it has checkpoints and none of them is whole.

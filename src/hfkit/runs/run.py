@@ -64,7 +64,7 @@ class Run:
         self.resume, self.overwrite = resume, overwrite
         self.id = uuid.uuid4().hex
         self.manifest: dict[str, Any] = {}
-        self.saved: int | None = None  # the step of the last whole checkpoint, as far as this process knows
+        self.saved: int | None = None  # the step of the last complete checkpoint, as far as this process knows
         self.extend = False  # whether a finished run may go on to more steps
         self._lock: BaseFileLock | None = None
         self._started = False
@@ -261,7 +261,7 @@ class Run:
             self._lock.release()
 
     def safe(self) -> str:
-        """What a person still has: the last whole checkpoint."""
+        """What is saved of the run: its last complete checkpoint."""
         saved = self.saved
         if not is_main_process():  # which alone knows what it has committed
             there = checkpoints.all_checkpoints(self.directory)

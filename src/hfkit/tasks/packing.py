@@ -158,7 +158,7 @@ def token_store(
     except (OSError, ValueError):
         warn(f"{folder}: these cached tokens are damaged and are made again")
     with ExitStack() as stack:
-        with suppress(OSError):  # of a cache that can't be written, which is told below
+        with suppress(OSError):  # the cache can't be written; the warning comes below
             stack.enter_context(locked(folder))
         with suppress(OSError, ValueError):
             return _read(folder)  # another process has made them in the meantime

@@ -67,7 +67,7 @@ class Pace(NamedTuple):
 
 
 def pace(ready: Prepared, stream: TrainingStream | StreamedExamples, args: TrainingArguments) -> Pace:
-    """The pace of this machine, from timed passes over batches of all lengths in the stream.
+    """The pace of this machine, from timed micro-batches of all lengths in the stream.
 
     Random states and weights stay as they are.
     """

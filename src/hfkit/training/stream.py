@@ -134,7 +134,7 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
         self.source, self.encode = source.shuffle(seed=seed, buffer_size=buffer), encode
         self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
         self.length = steps * global_batch_size
-        self.num_rows = self.mean_length = None  # known only when a pass has been read
+        self.num_rows = self.mean_length = None  # known only after an epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()

@@ -48,7 +48,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains what `recipe` says; returns {"run": directory, **the run's flat results such as "eval_accuracy"}.
 
-    `resume`: "auto" (the newest whole checkpoint of the run directory, else a fresh start) or a checkpoint's path;
+    `resume`: "auto" (the newest complete checkpoint of the run directory, else a fresh start) or a checkpoint's path;
     `allow_changed`: also if settings or data differ from those of the checkpoint; `extend`: for more steps.
     Raises an HfkitError, before anything is written, if settings, data or model are at fault.
     """
@@ -73,7 +73,7 @@ def train(
         callback = RunCallback(run, ready, schedule.stream, schedule.steps)
         callback.train(build_trainer(ready, args, schedule.stream, callback), checkpoint)
         if sharded.is_asked(args) and not is_main_process():
-            return run.results()  # one whole model is put together, not one for each process
+            return run.results()  # rank 0 alone merges the shards
         model = trained_model(ready, run, callback, args)
         scores = export_and_score(ready, run, model, args)
         run.finish(({"before training": before} if before else {}) | scores, **callback.facts())
