@@ -124,8 +124,7 @@ def test_evaluation_has_every_row_once_longest_first():
 
 
 def test_padding_is_what_rows_as_long_as_the_longest_of_their_step_would_take():
-    assert stream_of(Rows([4, 4, 4, 2]), steps=2, global_batch_size=2).padding() == pytest.approx(
-        2 / 16
-    )  # [4, 4], [4, 2]
+    uneven = stream_of(Rows([4, 4, 4, 2]), steps=2, global_batch_size=2)  # [4, 4], [4, 2]
+    assert uneven.padding() == pytest.approx(2 / 16)
     assert stream_of(packed(9), steps=3, global_batch_size=3).padding() < 0.11
     assert stream_of(varied(400), steps=100, global_batch_size=4).padding() < 0.03

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import find_executable_batch_size
 
 from hfkit.errors import OutOfMemoryError, UsageError
+from hfkit.runs.failure import smaller_batch
 from hfkit.system.console import counted, say
 from hfkit.system.processes import num_processes
 from hfkit.tasks import TASKS
@@ -120,12 +121,9 @@ def examples_that_fit(
     except RuntimeError as error:
         if "No executable batch size" not in str(error):
             raise
-        raise OutOfMemoryError(
-            "not one example fits in memory", "shorter examples (--block-size, --max-length) or a smaller model"
-        ) from None
-    say(
-        f"batch: {counted(found, 'example')} fit in a micro-batch" + (f", {largest:,} don't" if found < largest else "")
-    )
+        raise OutOfMemoryError("not one example fits in memory", smaller_batch(ready.recipe.train)) from None
+    refused = f", {largest:,} don't" if found < largest else ""
+    say(f"batch: {counted(found, 'example')} fit in a micro-batch{refused}")
     return found
 
 

@@ -37,9 +37,8 @@ class TrainingStream(TorchDataset[dict[str, Any]]):
         self.by_length = len(rows) > 2 and bool(
             np.ptp(rows.lengths[:-1]) > 0
         )  # of packed blocks only the last is short
-        self.size = global_batch_size * max(
-            1, min(MEGABATCH, len(rows) // global_batch_size)
-        )  # positions in a megabatch
+        batches = max(1, min(MEGABATCH, len(rows) // global_batch_size))
+        self.size = global_batch_size * batches  # positions in a megabatch
         self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
         self._megabatch: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
