@@ -8,7 +8,9 @@ import re
 import select
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from hfkit.cli.main import main
@@ -53,6 +55,15 @@ class Terminal:
             assert self.read(), f"{pattern!r} did not come: {self.screen!r}"
         self.seen = found.end()
         return found[0]
+
+    def prompt(self, pattern="> "):
+        """Reads on to the prompt, until the program waits there.
+
+        CPython's readline module loses a Ctrl-C that comes after it writes the prompt and before it waits for a key.
+        """
+        self.until(pattern)
+        while psutil.Process(self.process.pid).status() != psutil.STATUS_SLEEPING:
+            time.sleep(0.01)
 
     def read(self):
         """Takes what has been written; False at the end."""
@@ -119,26 +130,26 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(endless, tmp_path):
     path = tmp_path / "chat.jsonl"
     with Terminal("chat", endless, *HOURS) as terminal:
         terminal.until("/help says what can be typed")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type("w1 w2\r")
         terminal.until(r"(w\d+ ){20}")
         terminal.type("\x03")
         terminal.until(r"\(stopped\)")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type("/set max_new_tokens=-1\r")
         terminal.until(r"error: max_new_tokens: must be at least 1, not -1 \(fix: e.g. 8\)")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type("/set max_new_tokens=3\r")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type("w3\r")
         terminal.until("warning: the answer was cut after 3 tokens")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type(f"/save {path}\r")
         terminal.until("1 conversation")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type("\x03")
         terminal.until(r"\(Ctrl-C again or Ctrl-D ends the chat\)")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type("\x03")
         assert terminal.exit_code() == 130
         assert "Traceback" not in terminal.screen
@@ -153,15 +164,15 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(endless, tmp_path):
 def test_any_script_can_be_typed_and_ctrl_d_ends_the_chat(polyglot, tmp_path):
     path = tmp_path / "chat.jsonl"
     with Terminal("chat", polyglot) as terminal:
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type('"""x你好 😀\r')
-        terminal.until(r"\. ")
+        terminal.prompt(r"\. ")
         terminal.type('שלום"""\r')
         terminal.until("né")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type(f"/save {path}\r")
         terminal.until("1 conversation")
-        terminal.until("> ")
+        terminal.prompt()
         terminal.type("\x04")
         assert terminal.exit_code() == 0
     said, answer = json.loads(path.read_text())["messages"]

@@ -25,17 +25,28 @@ class StopSignal:
     """What the two signals do in this process; `caught` is the first one that came (0: none).
 
     While `immediate`, the first signal raises SystemExit or KeyboardInterrupt, which no library catches as an error of
-    its own. Training sets `immediate` to False and looks at `caught` after each step. A second Ctrl-C always raises at
-    once; a second SIGTERM changes nothing.
+    its own; one that comes during an import raises after it. Training sets `immediate` to False and looks at `caught`
+    after each step. A second Ctrl-C always raises at once; a second SIGTERM changes nothing.
     """
 
     def __init__(self) -> None:
         self.immediate, self.caught = True, 0
+        self.postponed: threading.Timer | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.immediate and _importing(frame):
+            self._postpone(number)
+            return
         again, self.caught = bool(self.caught), self.caught or number
         if (again and number == signal.SIGINT) or (self.immediate and not again):
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def _postpone(self, number: int) -> None:
+        """Sends this process the signal again in a moment; does nothing while one is on its way."""
+        if self.postponed is None or not self.postponed.is_alive():
+            self.postponed = threading.Timer(0.1, os.kill, (os.getpid(), number))
+            self.postponed.daemon = True
+            self.postponed.start()
 
     def on_any_rank(self, device: Any) -> bool:
         """Whether a signal has come to any process of the run; every process gets the same answer and `caught`.
@@ -64,6 +75,20 @@ class StopSignal:
         if in_main_thread():
             for number in NUMBERS:
                 signal.signal(number, signal.SIG_IGN)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether `frame` runs in an import that hfkit began.
+
+    What is raised there may pass through the C++ code of a library, which then aborts the process.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        if frame.f_globals.get("__name__", "").startswith("hfkit.") and frame.f_code.co_name != "<module>":
+            return False  # a function of hfkit; the program that called it may itself be in an import
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
