@@ -195,9 +195,9 @@ class Stock(Side):
 
 
 class Hfkit(Side):
-    """Model, batches and Trainer as `hfkit finetune` makes them."""
+    """Model, batches and Trainer as `hfkit finetune` makes them, with some settings of the data."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, settings: dict[str, Any]) -> None:
         from transformers import set_seed
 
         from hfkit import load_recipe
@@ -211,10 +211,9 @@ class Hfkit(Side):
         from hfkit.training.stream import TrainingStream
         from hfkit.training.trainer import collate
 
-        settings = {"data.columns.text": "sentence", "data.columns.label": "label", "data.validation_split": 0.0}
         recipe = load_recipe(
             "finetune",
-            **{"model.name": options.model, "data.train": [options.data], **settings},
+            **{"model.name": options.model, "data.train": [options.data], "data.validation_split": 0.0, **settings},
             **{"train.per_device_train_batch_size": options.batch_size},
         )
         task = TASKS[str(recipe.task)]
@@ -242,7 +241,7 @@ class Hfkit(Side):
 SIDES: dict[str, Any] = {
     "run_glue": partial(Stock, pad_to_max_length=True),
     "dynamic": partial(Stock, pad_to_max_length=False),
-    "hfkit": Hfkit,
+    "hfkit": partial(Hfkit, settings={"data.columns.text": "sentence", "data.columns.label": "label"}),
 }
 
 

@@ -77,7 +77,7 @@ def tree(folder: Path) -> list[tuple[str, int, int]]:
 
 
 TUNE = "finetune --model ./bert --data"
-READ_AS = "rename it to one of: .csv .tsv .json .jsonl .txt .parquet .arrow"
+READ_AS = "rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow"
 CASES = {
     "unknown key": (f"{TUNE} good.csv --set train.learning_rat=1", 2,
         "--set train.learning_rat: unknown setting (fix: did you mean 'train.learning_rate'?)"),

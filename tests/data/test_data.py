@@ -217,7 +217,7 @@ WRONG = [
     ("a.parquet", b"PAR1 is not enough", "a damaged .parquet file: Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file. (fix: make or fetch it again)"),
     ("a.arrow", b"xxx", "a damaged .arrow file: File is too small: 3 (fix: make or fetch it again)"),
     ("a.parquet.gz", b"x", ".parquet files can't be read compressed (fix: decompress it first)"),
-    ("a.xlsx", b"x", "unknown kind of file '.xlsx' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .parquet .arrow)"),
+    ("a.xlsx", b"x", "unknown kind of file '.xlsx' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow)"),
 ]  # fmt: skip
 
 
@@ -274,7 +274,7 @@ def test_missing_files() -> None:
     assert problem("x" * 5000 + ".txt").endswith(".txt: no such file")
     expected = "*.nope: no file matches this pattern (fix: put the pattern in quotes, check the folder)"
     assert problem("*.nope") == expected
-    kinds = ".csv .tsv .json .jsonl .txt .parquet .arrow"
+    kinds = ".csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow"
     assert problem("./empty") == f"./empty: no data files in this folder (fix: known kinds: {kinds})"
 
 

@@ -32,15 +32,19 @@ def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.
             line += ["--vocab-size", "300"]
     else:
         make_bert(tmp_path / "bert")
+        suffix = next(iter(TASKS[settings["task"]].suffixes), ".csv")
         texts = [text.replace(",", "") for text in TEXT]
         rows = [f"{text},{'ab'[number % 2]}" for number, text in enumerate(texts)]
         if data.get("problem_type") == "regression":
             rows = [f"{text},{text},{number / 2}" for number, text in enumerate(texts)]
         columns = {"text": "text", "label": "label", **data.get("columns", {})}
         header = [] if data.get("header") is False else [f"{columns['text']},{columns['label']}"]
-        Path("rows.csv").write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
-        line += ["--model", "./bert", "--data", "rows.csv", "--max-length", "32"]
-        line += [] if "validation_split" in data else ["--validation", "rows.csv"]
+        if suffix != ".csv":  # words with tags
+            header, rows = [], [f"{word}\tB-x" for text in texts for word in [*text.split(), "a"]] + ["the\tO"]
+        data_file = f"rows{suffix}"
+        Path(data_file).write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
+        line += ["--model", "./bert", "--data", data_file, "--max-length", "32"]
+        line += [] if "validation_split" in data else ["--validation", data_file]
     assert main(line) == 0
     assert json.loads(Path("run/status.json").read_text())["step"] == 2
 

@@ -55,10 +55,13 @@ class Material:
         words = [word for text in tiny_models.TEXT for word in text.split()]
         draw = random.Random(0)
         rows = [" ".join(draw.choices(words, k=draw.randint(4, 20))) for _ in range(60)]
-        self.text, self.table = folder / "text.txt", folder / "table.csv"
+        self.text, self.table, self.tags = folder / "text.txt", folder / "table.csv", folder / "tags.conll"
         self.text.write_text("\n\n".join(rows), encoding="utf-8")
         labelled = [f'"{row}",{"yes" if "fox" in row else "no"}' for row in rows]
         self.table.write_text("\n".join(["text,label", *labelled]), encoding="utf-8")
+        tag = {"fox": "B-animal", "dog": "B-animal"}
+        tagged = ["".join(f"{word} {tag.get(word, 'O')}\n" for word in row.split()) for row in rows]
+        self.tags.write_text("\n".join(tagged), encoding="utf-8")
 
     def command(self, task: str, run: Path, *more: str) -> list[str]:
         """The command line of a run of STEPS steps with dropout, saved and evaluated every EVERY steps."""
@@ -66,6 +69,7 @@ class Material:
             "clm": ["pretrain", "--model", str(self.gpt2), "--data", str(self.text), "--block-size", "16"],
             "mlm": ["pretrain", "--objective", "mlm", "--model", str(self.bert), "--data", str(self.text)],
             "classification": ["finetune", "--model", str(self.bert), "--data", str(self.table)],
+            "tags": ["finetune", "--model", str(self.bert), "--data", str(self.tags)],
         }[task]
         settings = {
             "--max-steps": STEPS,

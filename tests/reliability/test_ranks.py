@@ -24,6 +24,7 @@ Unbroken = Callable[..., str]
         pytest.param("clm", (), id="clm"),
         pytest.param("mlm", (), id="mlm"),
         pytest.param("classification", (), id="classification"),
+        pytest.param("tags", (), id="tags"),
         pytest.param("clm", STREAMING, id="clm-streaming"),
         pytest.param("mlm", STREAMING, id="mlm-streaming"),
     ],

@@ -208,7 +208,7 @@ def test_checkpoint_of_the_stock_trainer_is_a_model(killed: Path, material: Mate
     assert ended.code == 0, ended.err
 
 
-@pytest.mark.parametrize("task", ["clm", "mlm", "classification"])
+@pytest.mark.parametrize("task", ["clm", "mlm", "classification", "tags"])
 @pytest.mark.portable
 def test_workers_change_nothing(task: str, unbroken: Unbroken) -> None:
     assert unbroken(task) == unbroken(task, "--dataloader-num-workers", "2")

@@ -11,7 +11,7 @@ from hfkit.cli.training import run_training
 
 @with_settings("finetune", partial(run_training, "finetune"))
 def finetune(settings: dict[str, Any], **options: Any) -> None:
-    """Fine-tune a model on labeled text (classification).
+    """Fine-tune a model on labeled text (classification) or tagged words (entities).
 
     [bold]Examples[/bold]
 
@@ -20,6 +20,8 @@ def finetune(settings: dict[str, Any], **options: Any) -> None:
     hfkit finetune --model bert-base-uncased --data train.csv --validation dev.csv
 
     hfkit finetune --model runs/pretrain-bert --data a.tsv --label-column stars
+
+    hfkit finetune --model bert-base-cased --data train.conll --test dev.conll
 
     hfkit finetune finetune-docstrings --model bert-base-uncased --epochs 2
 

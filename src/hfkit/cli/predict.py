@@ -1,4 +1,4 @@
-"""`hfkit predict`: labels for texts."""
+"""`hfkit predict`: labels for texts, and entities in them."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ def predict(
     json: JsonLines = False,
     launch: Launch | None = None,
 ) -> None:
-    """Label texts with a fine-tuned classifier.
+    """Label texts, or find entities in them, with a fine-tuned classifier.
 
     A line per text: its label with probability and the next three, or all its
-    labels, or its number.
+    labels, or its number; or its entities, each with type, probability and
+    place (the first character and the one after the last).
 
     [bold]Examples[/bold]
 
@@ -84,6 +85,11 @@ def predict(
 
 def shown(answer: dict[str, Any]) -> str:
     """An answer as one line: the answer itself, its probability, what else was likely."""
+    if "entities" in answer:
+        parts = ((one, f"{one['label']} {one['score']:.3f}, {one['start']}-{one['end']}") for one in answer["entities"])
+        return "; ".join(f"{one['text']} ({facts})" for one, facts in parts) or "-"
+    if "words" in answer:
+        return " ".join(f"{one['text']}/{one['label']}" for one in answer["words"])
     if "value" in answer:
         return f"{answer['value']:.4g}"
     ranked = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])

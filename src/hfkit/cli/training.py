@@ -50,7 +50,8 @@ def run_training(
         return
     if resolved.model.name is None and resolved.model.type is None:
         raise UsageError("no model is named", "--model bert-base-uncased, or a directory")
-    if recipe is None and not any("data.train" in given for given in (*settings, *(set_ or ()))):
+    named = any("data.train" in given for given in (*settings, *(set_ or ())))
+    if recipe is None and not named and resolved.data.train:
         console.say(f"no --data given: training on {resolved.data.train[0]}, which every Python brings")
     if plan:
         _plan(resolved, launch, json)

@@ -24,6 +24,10 @@ PAIR_NAMES = (
     ("question", "passage"), ("text", "text_pair"),
 )  # fmt: skip
 
+TOKEN_NAMES = ("tokens", "words", "token", "word", "text", "sentence")
+
+TAG_NAMES = ("tags", "ner_tags", "entities", "spans", "labels", "ner", "pos_tags", "upos", "tag", "label")
+
 GUESSED_ROWS = 1000  # that a guess from the content looks at
 
 FLAGS = {
@@ -59,6 +63,33 @@ def input_column(dataset: Dataset, data: Data, role: str = "text", usual: Sequen
     elif named is None and column.lower() not in (usual or TEXT_NAMES):
         say(f"{role} column: {short(column)} (change with --no-header, if that is a {role})")
     return column
+
+
+def words_column(dataset: Dataset, data: Data) -> str | None:
+    """The column that holds the words of a sentence as a list; None if the text is in one piece."""
+    lower = {name.lower(): name for name in dataset.column_names}
+    usual = next((lower[name] for name in TOKEN_NAMES if name in lower), None)
+    column = data.columns.text if data.columns.text in dataset.column_names else usual
+    return column if column is not None and are_words(dataset[0][column]) else None
+
+
+def is_tagged(dataset: Dataset, data: Data) -> bool:
+    """Whether the data set holds lists of words, or spans of texts."""
+    return words_column(dataset, data) is not None or spans_column(dataset) is not None
+
+
+def spans_column(dataset: Dataset) -> str | None:
+    """The column that holds spans of a text, each {"start", "end", "label"}; None if there is none."""
+    columns = {name.lower(): name for name in dataset.column_names}
+    return next((columns[name] for name in TAG_NAMES if name in columns and has_spans(dataset, columns[name])), None)
+
+
+def has_spans(dataset: Dataset, column: str) -> bool:
+    return isinstance(getattr(dataset.features[column], "feature", None), dict)
+
+
+def are_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def find_text(splits: dict[str, Dataset], data: Data) -> str:
@@ -127,6 +158,24 @@ def find_classification(splits: dict[str, Dataset], data: Data) -> tuple[str, st
     if label is None:
         raise _unclear(splits, data, "label", columns, labels or free())
     return text, pair, label
+
+
+def tagged_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
+    """(words or text, tags of the words or spans of the text), each named or guessed; a guess is printed."""
+    columns = shared_columns(splits)
+    words, tags = (_named(splits, data, role) for role in ("text", "label"))
+    lower = {column.lower(): column for column in columns}
+    words = words or next((lower[name] for name in TOKEN_NAMES if name in lower and lower[name] != tags), None)
+    tags = tags or next((lower[name] for name in TAG_NAMES if name in lower and lower[name] != words), None)
+    for role, column in (("text", words), ("label", tags)):
+        if column is None:
+            free = [name for name in columns if name not in (words, tags)]
+            raise _unclear(splits, data, role, columns, free)
+    assert words is not None
+    assert tags is not None
+    if len(columns) > 2 and (data.columns.text is None or data.columns.label is None) and _is_first(splits, data):
+        say(f"words: column {words}, tags: column {tags} (change with {FLAGS['text']}, {FLAGS['label']})")
+    return words, tags
 
 
 def _by_content(splits: dict[str, Dataset], columns: list[str]) -> tuple[list[str], list[str]]:

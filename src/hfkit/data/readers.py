@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.conll import is_conll, read_conll
 from hfkit.data.lines import format_of, read_lines
 from hfkit.errors import DataError, UsageError, first_line
 from hfkit.system.console import say, short
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # where each row is ("line 3"), and its values
 
-VERSION = 1  # part of every cache key: raise it when a reader gives other rows for the same bytes
+VERSION = 2  # part of every cache key: raise it when a reader gives other rows for the same bytes
 
 ROWS_PER_BATCH = 1000
 
@@ -274,9 +275,15 @@ def _infer_schema(path: Path, rows: Rows) -> Any:
 
 
 def read_text(path: Path, layout: Layout) -> tuple[Any, Rows]:
-    """Plain text: the file as it is, its paragraphs, or its lines without their ends; blank lines only divide."""
+    """Plain text: the file as it is, its paragraphs, or its lines without their ends; blank lines only divide.
+
+    Lines that all hold a word and its BIO tag are read as a CoNLL file.
+    """
     import pyarrow as pa
 
+    if layout.documents == "row" and is_conll(path, layout.encoding):
+        say(f"{path}: read as CoNLL, because each line holds a word and its tag")
+        return read_tagged(path, layout)
     return pa.schema([("text", pa.string())]), _text_rows(path, layout)
 
 
@@ -304,6 +311,11 @@ def _text_rows(path: Path, layout: Layout) -> Rows:
         raise DataError(f"{path}: no rows, {reason}", "give a file with text")
     if num_blank and documents == "row":
         say(f"{path}: {num_blank:,} blank lines skipped")
+
+
+def read_tagged(path: Path, layout: Layout) -> tuple[Any, Rows]:
+    """A CoNLL file: a word and its tags on each line, a blank line after each sentence."""
+    return read_conll(path, layout.encoding)
 
 
 def read_parquet(path: Path, layout: Layout) -> tuple[Any, Iterator[Any]]:
@@ -367,6 +379,8 @@ def _plain_strings(schema: Any) -> Any:
     return pa.schema([(field.name, plain(field.type)) for field in schema])
 
 
+TAGGED = (".conll", ".bio", ".iob", ".iob2")
+
 _DIALECT = ("header", "separator", "quoting", "encoding")
 
 # By suffix. All but the columnar ones can also end in .gz, .bz2, .xz or .zst.
@@ -376,6 +390,7 @@ FORMATS = {
     ".json": Format(read_json),
     ".jsonl": Format(read_json),
     ".txt": Format(read_text, ("documents", "encoding")),
+    **dict.fromkeys(TAGGED, Format(read_tagged, ("encoding",))),
     ".parquet": Format(read_parquet, is_columnar=True),
     ".arrow": Format(read_arrow, is_columnar=True),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hfkit.errors import DataError, UsageError
@@ -53,6 +53,30 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Datase
     num_held_out = min(max(1, round(len(dataset) * share)), len(dataset) - 1)
     halves = dataset.train_test_split(test_size=num_held_out, seed=seed)
     return halves["train"], halves["test"]
+
+
+def hold_out_known(
+    dataset: Dataset, share: float, seed: int, labels: Callable[[Dataset], Iterable[Iterable[str]]]
+) -> dict[str, Dataset]:
+    """Training and validation examples; none is held out that has a label which no training example has.
+
+    `labels` gives the labels of each example. Prints how many were held out.
+    """
+    from datasets import concatenate_datasets
+
+    train, validation = hold_out(dataset, share, seed)
+    known = set(itertools.chain.from_iterable(labels(train)))
+    is_known = [known.issuperset(some) for some in labels(validation)]
+    back = [row for row, fine in enumerate(is_known) if not fine]
+    if back:
+        console.say(f"validation: {len(back):,} examples stay in the training data, which has no other of their label")
+        train = concatenate_datasets([train, validation.select(back)])
+        validation = validation.select([row for row, fine in enumerate(is_known) if fine])
+    if len(validation) == 0:
+        console.warn("no example can be held out: each would take the only one of its label", "--validation FILE")
+        return {"train": train}
+    console.say(f"validation: {len(validation):,} examples held out of the training data")
+    return {"train": train, "validation": validation}
 
 
 def hold_out_end(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hfkit.errors import DataError
 from hfkit.evaluation.row_metrics import samples_of
-from hfkit.metrics.sample import Array, Row, Sample, bootstrap, defined, percentiles
+from hfkit.metrics.sample import Array, Row, Sample, asked, bootstrap, defined, percentiles
 from hfkit.metrics.text import squad_f1
 
 MOST = 5  # rows shown of those where two systems differ most
@@ -114,7 +114,7 @@ def most_different(systems: Mapping[str, Sequence[Row]], most: int = MOST) -> li
     shown = []
     for place in chosen:
         row, other = systems[first][place], systems[second][place]
-        same: Row = {name: row[name] for name in ("text", "text_pair", "reference", "references") if name in row}
+        same = asked(row) | {name: row[name] for name in ("reference", "references") if name in row}
         answers = {first: _answer(row), second: _answer(other)}
         shown.append({"row": place + 1, **same, "answers": answers, "gain": float(gains[place])})
     return shown
@@ -126,6 +126,8 @@ def _answer(row: Row) -> Any:
 
 def _goodness(row: Row) -> float:
     """How good the answer of a row is: larger is better."""
+    if "loss" in row:
+        return -float(row["loss"])
     if "nll" in row:
         return -float(row["nll"]) / max(int(row["bytes"]), 1)
     if "probabilities" in row:
@@ -163,6 +165,6 @@ def digest_of(rows: Sequence[Row]) -> str:
 
     total = xxhash.xxh3_128()
     for row in rows:
-        asked = {name: row[name] for name in ("text", "text_pair", "digest", "reference", "references") if name in row}
-        total.update(json.dumps(asked, sort_keys=True).encode())
+        question = asked(row) | {name: row[name] for name in ("digest", "reference", "references") if name in row}
+        total.update(json.dumps(question, sort_keys=True).encode())
     return str(total.hexdigest())

@@ -1,4 +1,4 @@
-"""Where a classifier is wrong: a table of labels and answers, and the examples with the largest loss."""
+"""Where a model is wrong: a table of labels and answers, and the examples with the largest loss."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hfkit.metrics.inputs import Inputs, are_entities
 from hfkit.metrics.labels import confusion_matrix
-from hfkit.metrics.sample import Row
+from hfkit.metrics.sample import Row, asked
 from hfkit.system.files import write_atomically
 
 WORST = 100  # rows in the file of worst errors
@@ -22,7 +24,10 @@ SMALLEST = 1e-12  # the least probability in a loss
 
 def write_confusion(prefix: Path, rows: Sequence[Row]) -> None:
     """PREFIX_confusion.csv: examples by label (down) and answer (across); of several labels per example, the right and
-    wrong answers for each label. No file for numbers."""
+    wrong answers for each label; of entities, those with the same words by type. No file for numbers."""
+    if are_entities([row["reference"] for row in rows]):
+        _write_table(Path(f"{prefix}_confusion.csv"), _confusion_of_entities(rows))
+        return
     if "probabilities" not in rows[0]:
         return
     names = list(rows[0]["probabilities"])
@@ -37,9 +42,26 @@ def write_confusion(prefix: Path, rows: Sequence[Row]) -> None:
         _, matrix = confusion_matrix(answers, actual, labels=names)
         table = [["label \\ predicted", *names]]
         table += [[name, *map(str, counts)] for name, counts in zip(names, matrix.tolist(), strict=True)]
+    _write_table(Path(f"{prefix}_confusion.csv"), table)
+
+
+def _confusion_of_entities(rows: Sequence[Row]) -> list[list[str]]:
+    """Entities by type in the references (down) and in the answers (across); - where one side has none there."""
+    data = Inputs([row["prediction"] for row in rows], [row["reference"] for row in rows])
+    counts: Counter[tuple[str, str]] = Counter()
+    for predicted, actual in data.entities:
+        given = {(one.start, one.end): one.kind for one in predicted}
+        wanted = {(one.start, one.end): one.kind for one in actual}
+        counts.update((wanted.get(place, "-"), given.get(place, "-")) for place in given.keys() | wanted.keys())
+    kinds = [*sorted({kind for pair in counts for kind in pair} - {"-"}), "-"]
+    table = [["type \\ predicted", *kinds]]
+    return table + [[kind, *(str(counts[kind, other]) for other in kinds)] for kind in kinds]
+
+
+def _write_table(path: Path, table: Sequence[Sequence[str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
-    write_atomically(Path(f"{prefix}_confusion.csv"), text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def write_worst_errors(prefix: Path, rows: Sequence[Row]) -> None:
@@ -49,18 +71,20 @@ def write_worst_errors(prefix: Path, rows: Sequence[Row]) -> None:
     lines = []
     for place in sorted(wrong, key=lambda place: -losses[place])[:WORST]:
         row = rows[place]
-        texts = {name: row[name] for name in ("text", "text_pair") if name in row}
         told: Row = {"label": row["reference"], "predicted": row["prediction"]}
         if "probabilities" in row:
             given, shares = row["prediction"], row["probabilities"]
             told["probability"] = [shares[name] for name in given] if isinstance(given, list) else shares[given]
         told |= {"loss": losses[place]}
-        lines.append(json.dumps({"row": place + 1, **texts, **told}, ensure_ascii=False) + "\n")
+        lines.append(json.dumps({"row": place + 1, **asked(row), **told}, ensure_ascii=False) + "\n")
     write_atomically(Path(f"{prefix}_worst_errors.jsonl"), "".join(lines))
 
 
 def loss_of(row: Row) -> float:
-    """The loss of an answer: -ln p of its label, the mean of that over several labels, or the squared error."""
+    """The loss of an answer: as the row has it, -ln p of its label, the mean of that over several labels, or the
+    squared error."""
+    if "loss" in row:
+        return float(row["loss"])
     if "probabilities" not in row:
         return float((row["prediction"] - row["reference"]) ** 2)
     shares, actual = row["probabilities"], row["reference"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from hfkit.data.labels import IGNORED
 from hfkit.system.processes import all_gather, shard
 from hfkit.tasks.base import Examples, Task
 
@@ -24,7 +26,7 @@ def predict_rows(
     batch_size: int,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`task.reduce` of every example, shape (rows, k), and the labels.
+    """`task.reduce` of every example, shape (rows, k), or (rows, tokens, k) filled up with IGNORED, and the labels.
 
     Labels: shape (rows,), or (rows, labels) if each is a row of numbers; -1 without labels, or with one for each token.
     Batches hold examples of similar length, so there is little padding, and numbers do not depend on `batch_size`
@@ -47,9 +49,22 @@ def predict_rows(
                 given = target.cpu().numpy()
             parts.append((ordered.order[start : start + batch_size], part, given))
     model.train(was_training)
-    order, reduced, labels = map(np.concatenate, zip(*all_gather(parts), strict=True))
+    order, reduced, labels = map(joined, zip(*all_gather(parts), strict=True))
     by_row = np.argsort(order)
     return reduced[by_row], labels[by_row]
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The parts one after the other, those with fewer tokens (axis 1) filled up with IGNORED."""
+    if parts[0].ndim < 3:
+        return np.concatenate(parts)
+    shape = sum(map(len, parts)), max(part.shape[1] for part in parts), parts[0].shape[2]
+    whole = np.full(shape, IGNORED, np.float32)
+    start = 0
+    for part in parts:
+        whole[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return whole
 
 
 class EvaluationRows(TorchDataset[dict[str, Any]]):

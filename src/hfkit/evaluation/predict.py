@@ -15,7 +15,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hfkit.data.columns import input_column, text_column
+from hfkit.data.columns import are_words, input_column, text_column, words_column
 from hfkit.data.lines import read_stdin
 from hfkit.data.loading import read_input
 from hfkit.data.readers import has_effect
@@ -23,6 +23,7 @@ from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.evaluation.inference import predict_rows
 from hfkit.evaluation.task import predicting_task
+from hfkit.metrics.sample import asked
 from hfkit.models.config import load_config
 from hfkit.models.loading import open_model
 from hfkit.models.tokenizer import load_tokenizer
@@ -35,7 +36,7 @@ CHUNK = 512  # texts that are sorted by length, answered and written together
 
 SAME = 1e-3  # largest difference of a text's probabilities between batches
 
-Text = tuple[str, str | None]  # a text, and the second text of a pair
+Question = dict[str, Any]  # "text", and "text_pair" of a pair; or the "tokens" of a sentence
 
 Answer = dict[str, Any]
 
@@ -44,14 +45,17 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
     """One {"text", ("text_pair"), **answer} per text, in order, from the model recipe.model.name.
 
     A classifier answers with "label", "score" and "probabilities" {label: p}; with several labels per text, "labels"
-    and "probabilities"; a regression, "value". "truncated" is true if the end of the text was cut off. `pairs`: the
-    second texts, for a model of pairs. Raises ModelError if the model is no classifier.
+    and "probabilities"; a regression, "value". "truncated" is true if the end of the text was cut off. A token
+    classifier answers with "entities" [{"text", "label", "start", "end", "score"}], or "words" in the same form.
+    `pairs`: the second texts, for a model of pairs. Raises ModelError if the model is no classifier.
     """
     if not texts:
         raise DataError("there is no text to classify", "--text 'some text' or --input FILE")
     if pairs and len(pairs) != len(texts):
         raise UsageError(f"{len(texts)} texts and {len(pairs)} second texts", "give one --text-pair for each --text")
-    rows = zip(texts, pairs or itertools.repeat(None, len(texts)), strict=True)
+    rows = [{"text": text} for text in texts]
+    for row, pair in zip(rows, pairs or (), strict=False):
+        row["text_pair"] = pair
     with distributed_inference():
         return list(answers(recipe, rows, chunk=len(texts)))
 
@@ -73,13 +77,13 @@ def _predict_file(
     recipe: Recipe, file: str, write: Callable[[Answer], None], output: Path | None, *, resume: bool, overwrite: bool
 ) -> None:
     if output is None:
-        for answer in answers(recipe, read_texts(recipe, file)):
+        for answer in answers(recipe, read_questions(recipe, file)):
             write(answer)
         return
     if output.exists() and file != "-" and os.path.exists(file) and output.samefile(file):
         raise UsageError(f"{output} is the input", "--output ANOTHER.jsonl")
     done = on_main_process(lambda: _kept(output, resume, overwrite))
-    rows = read_texts(recipe, file)
+    rows = read_questions(recipe, file)
     last = _skip(rows, output, done) if done else None
     if done:
         say(f"{output}: {done:,} rows are there already")
@@ -109,18 +113,18 @@ def _predict_file(
     say(f"{number:,} rows in {output}")
 
 
-def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> Iterator[Answer]:
-    """The answer to each text, in order; the model is loaded once, `chunk` (CHUNK) texts are in memory at a time."""
+def answers(recipe: Recipe, questions: Iterable[Question], chunk: int | None = None) -> Iterator[Answer]:
+    """The answer to each question, in order; the model is loaded once, `chunk` (CHUNK) of them are in memory."""
     with offline_for(recipe):
         config = load_config(recipe.model)
         task = predicting_task(config, recipe.model.name)
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
         model = open_model(task.auto_model, recipe.model, config, tokenizer)
-    texts, total, cut = iter(texts), 0, 0
-    while some := list(itertools.islice(texts, chunk or CHUNK)):
-        columns: dict[str, list[Any]] = {"text": [text for text, _ in some]}
-        if some[0][1] is not None:
-            columns["text_pair"] = [pair for _, pair in some]
+    questions, total, cut = iter(questions), 0, 0
+    while some := list(itertools.islice(questions, chunk or CHUNK)):
+        columns = {name: [question[name] for question in some] for name in some[0]}
+        if strange := [name for name in columns if name not in task.questions]:
+            raise UsageError(f"{recipe.model.name} can't read {' and '.join(strange)}", "give texts")
         rows = task.encode(Dataset.from_dict(columns), tokenizer, model, recipe)
         reduced, _ = predict_rows(task, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size)
         for place, answer in enumerate(task.answers(reduced, rows, recipe.evaluation)):
@@ -130,8 +134,8 @@ def answers(recipe: Recipe, texts: Iterable[Text], chunk: int | None = None) -> 
         warn(f"{cut:,} of {total:,} texts ({cut / total:.1%}) were truncated at the end", "--long-documents window")
 
 
-def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
-    """The texts in a file, with the second texts for a model of pairs; columns as in training."""
+def read_questions(recipe: Recipe, file: str) -> Iterator[Question]:
+    """The texts in a file, with the second texts for a model of pairs, or lists of words; columns as in training."""
     if file == "-":
         yield from _read_stdin(recipe)
         return
@@ -139,6 +143,9 @@ def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
     if not has_effect("header", file):  # the settings of the run are those of another kind of file
         data = dataclasses.replace(data, header=None, csv=Csv())
     dataset, _ = read_input(file, data)
+    if words := words_column(dataset, data):
+        yield from ({"tokens": tokens} for tokens in dataset[words])
+        return
     names = ["text"]  # a .txt file has no column of any other name
     if dataset.column_names != ["text"] or columns.text_pair is not None:
         names = [input_column(dataset, data), *([] if columns.text_pair is None else [columns.text_pair])]
@@ -146,17 +153,21 @@ def read_texts(recipe: Recipe, file: str) -> Iterator[Text]:
             text_column(dataset, dataclasses.replace(data, columns=Columns(text=name)))
     for start in range(0, len(dataset), CHUNK):
         part = dataset[start : start + CHUNK]
-        yield from zip(part[names[0]], part[names[1]] if len(names) > 1 else itertools.repeat(None), strict=False)
+        for row in zip(*(part[name] for name in names), strict=True):
+            yield dict(zip(("text", "text_pair"), row, strict=False))
 
 
-def _read_stdin(recipe: Recipe) -> Iterator[Text]:
+def _read_stdin(recipe: Recipe) -> Iterator[Question]:
     """Texts from stdin: one per line, or one JSON object per line with columns as in training."""
     text, pair = recipe.data.columns.text or "text", recipe.data.columns.text_pair
     for number, row in read_stdin():
         if isinstance(row, str):
             if pair is not None:
                 raise DataError("stdin: this model takes pairs", f'write {{"{text}": "...", "{pair}": "..."}} lines')
-            yield row, None
+            yield {"text": row}
+            continue
+        if (text not in row or isinstance(row[text], list)) and are_words(words := row.get("tokens", row.get(text))):
+            yield {"tokens": words}
             continue
         wanted = [name for name in (text, pair) if name is not None]
         if missing := [name for name in wanted if name not in row]:
@@ -165,7 +176,7 @@ def _read_stdin(recipe: Recipe) -> Iterator[Text]:
         texts = [row[name] for name in wanted]
         if not all(isinstance(one, str) for one in texts):
             raise DataError(f"stdin: line {number}: {texts} is not text", 'write {"text": "..."}')
-        yield texts[0], texts[1] if len(texts) > 1 else None
+        yield dict(zip(("text", "text_pair"), texts, strict=False))
 
 
 def _kept(output: Path, resume: bool, overwrite: bool) -> int:
@@ -187,7 +198,7 @@ def _kept(output: Path, resume: bool, overwrite: bool) -> int:
     return done
 
 
-def _skip(rows: Iterator[Text], output: Path, done: int) -> Answer | None:
+def _skip(rows: Iterator[Question], output: Path, done: int) -> Answer | None:
     """Skips the rows that `output` answers, and returns the last answer. Raises DataError if they do not match."""
     last: Answer | None = None
     with output.open("rb") as file:
@@ -199,19 +210,23 @@ def _skip(rows: Iterator[Text], output: Path, done: int) -> Answer | None:
             row = next(rows, None)
             if row is None:
                 raise DataError(f"{output} has {done:,} lines, and the input only {number - 1:,} rows", "--overwrite")
-            if (last.get("text"), last.get("text_pair")) != row:
+            if asked(last) != row:
                 raise DataError(f"{output}: line {number} is of another text than that row of the input", "--overwrite")
     return last
 
 
 def _require_same_model(recipe: Recipe, last: Answer, output: Path) -> None:
     """Raises DataError if this model's answer differs from the last line."""
-    (again,) = answers(recipe, [(last["text"], last.get("text_pair"))])
-    before, now = (_numbers(answer) for answer in (last, again))
+    (again,) = answers(recipe, [asked(last)])
+    before, now = (dict(_numbers(answer)) for answer in (last, again))
     if before.keys() != now.keys() or any(abs(before[name] - now[name]) > SAME for name in now):
         raise DataError(f"{output}: its last line is not what {recipe.model.name} answers", "--overwrite")
 
 
-def _numbers(answer: Answer) -> dict[str, float]:
-    given = answer.get("probabilities") or {"value": answer.get("value")}
-    return {name: float(number) for name, number in given.items() if number is not None}
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers in an answer, with the keys that lead to them."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(part, f"{place}.{key}")
+    elif isinstance(value, int | float):
+        yield place, float(value)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from hfkit.settings import Recipe
 
 # Column names of prediction files; the first one that is there is used.
-PREDICTION_NAMES = ("prediction", "predictions", "predicted", "generated", "output", "text")
+PREDICTION_NAMES = ("prediction", "predictions", "predicted", "generated", "output", "tags", "entities", "text")
 
-REFERENCE_NAMES = ("references", "reference", "target", "label", "labels", "value", "text")
+REFERENCE_NAMES = ("references", "reference", "target", "label", "labels", "value", "tags", "entities", "text")
 
 ANSWER_NAMES = ("label", "labels", "value")  # the answers of `hfkit predict`, beside the text
 

@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from hfkit.data.columns import FLAGS, as_splits, find_classification, find_text, place_of, shared_columns
+from hfkit.data.columns import (
+    FLAGS,
+    as_splits,
+    find_classification,
+    find_text,
+    is_tagged,
+    place_of,
+    shared_columns,
+    tagged_columns,
+)
 from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, flat, label_columns, labels_of, with_labels
 from hfkit.data.loading import load_data
 from hfkit.data.readers import LABEL_NAMES, has_effect
 from hfkit.data.sources import is_local, local_files, offline_for, type_name
+from hfkit.data.tagged import load_tagged, words_of
+from hfkit.data.tags import entities
 from hfkit.errors import DataError, UsageError, did_you_mean
 from hfkit.inspection.findings import Facts, Findings, of_rows, split_findings
 from hfkit.settings import Data, Model, Recipe, Tokenizer
@@ -25,6 +36,8 @@ from hfkit.tasks.windows import MAX_LENGTH
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+TAGGING = next(name for name, task in TASKS.items() if "tokens" in task.questions)  # the task of tagged words
 
 BATCH_ROWS = 1000
 
@@ -55,6 +68,8 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
     data = recipe.data
     splits = as_splits(load_data(data))
     findings: Findings = []
+    if task is None and all(is_tagged(dataset, data) for dataset in splits.values()):
+        task = TAGGING
     roles = _roles(splits, recipe, task, findings)
     facts: Facts = {
         "task": task or DEFAULT_TASKS["finetune" if "label" in roles else "pretrain"],
@@ -62,6 +77,8 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
         "columns": _columns(splits, roles),
         "splits": {split: {"rows": len(dataset)} for split, dataset in splits.items()},
     }
+    if task == TAGGING:
+        splits, roles = _sentences(splits, recipe, facts), {"text": "text"}
     if roles:
         encoder, longest = _tokenizer(recipe)
         labels = _labels(splits, roles, recipe, findings) if "label" in roles else {}
@@ -78,10 +95,26 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
                 part["tokens"] = _tokens(dataset, texts, encoder, limit if "label" in roles else None)
             if split in labels:
                 part |= _label_facts(labels[split])
-            findings += _missing(split, dataset, roles, recipe)
+            findings += _missing(split, dataset, roles, recipe) if task != TAGGING else []
             findings += split_findings(split, facts, longest)
     facts["findings"] = [{"problem": problem, "fix": fix} for problem, fix in findings]
     return facts
+
+
+def _sentences(splits: dict[str, Dataset], recipe: Recipe, facts: Facts) -> dict[str, Dataset]:
+    """The text of each tagged sentence; adds words, invalid tags and entities by type to `facts`."""
+    from datasets import Dataset
+
+    texts = {}
+    for split, dataset in load_tagged(splits, recipe.data).items():
+        kinds = Counter(entity.kind for tags in dataset["tags"] for entity in entities(tags))
+        words = words_of(dataset)
+        facts["splits"][split] |= {
+            "words": sum(len(one.starts) for one in words),
+            "entities": dict(kinds.most_common()),
+        }
+        texts[split] = Dataset.from_dict({"text": [one.text for one in words]})
+    return texts
 
 
 def _has_text_files(data: Data) -> bool:
@@ -105,6 +138,8 @@ def _roles(splits: dict[str, Dataset], recipe: Recipe, task: str | None, finding
     """The column of each role. If it is not clear and none is named: no roles, and a finding that says why."""
     has_label = "label" in TASKS[task].roles if task is not None else _may_have_labels(splits, recipe)
     try:
+        if task == TAGGING:
+            return dict(zip(("text", "label"), tagged_columns(splits, recipe.data), strict=True))
         if has_label:
             columns = zip(("text", "text_pair", "label"), find_classification(splits, recipe.data), strict=True)
             roles = {role: column for role, column in columns if column is not None}

@@ -43,8 +43,9 @@ def as_text(facts: Facts) -> str:
     if "characters" in part and part["rows"] > 1:
         unit = "tokens" if "tokens" in part else "characters"
         blocks.append(table([[f"{unit} in a row, {first}"], *_bars(part[unit]["histogram"])], "<><"))
-    if part.get("labels"):
-        blocks.append(table(_label_counts(splits), "<>"))
+    for name in ("labels", "entities"):
+        if part.get(name):
+            blocks.append(table(_label_counts(splits, name), "<>"))
     if "values" in part:
         ends = [
             [f"  {key}", *(f"{other['values'][key]:.4g}" for other in splits.values())]
@@ -54,12 +55,12 @@ def as_text(facts: Facts) -> str:
     return "\n\n".join(blocks)
 
 
-def _label_counts(splits: Facts) -> list[list[str]]:
-    """For each of the most frequent labels of the first split, its count in every split."""
-    labels = next(iter(splits.values()))["labels"]
-    rows = [["labels", *(f"{len(part['labels']):,} in {split}" for split, part in splits.items())]]
+def _label_counts(splits: Facts, name: str) -> list[list[str]]:
+    """For each of the most frequent labels (or types of "entities") of the first split, its count in every split."""
+    labels = next(iter(splits.values()))[name]
+    rows = [[name, *(f"{len(part[name]):,} in {split}" for split, part in splits.items())]]
     for label in list(labels)[:LABELS_SHOWN]:
-        shares = [_share(part["labels"].get(label, 0), part["rows"]) for part in splits.values()]
+        shares = [_share(part[name].get(label, 0), part["rows"] if name == "labels" else 0) for part in splits.values()]
         rows.append([f"  {short(label)}", *shares])
     more = len(labels) - LABELS_SHOWN
     return rows + ([[f"  and {more:,} more"]] if more > 0 else [])
@@ -80,6 +81,7 @@ def _numbers(splits: Facts) -> list[list[str]]:
             lines.append([name, *cells])
 
     add("rows", "rows")
+    add("words", "words")
     add("bytes of text", "bytes")
     add("empty texts", "empty", share=True)
     add("repeated texts", "repeated", "rows", share=True)
@@ -106,7 +108,7 @@ def _bars(histogram: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 def _share(count: int, rows: int) -> str:
-    return f"{count:,} ({count / rows:.1%})" if count else "0"
+    return f"{count:,}" + (f" ({count / rows:.1%})" if count and rows else "")
 
 
 def _sample(text: str) -> str:

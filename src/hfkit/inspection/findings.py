@@ -23,6 +23,8 @@ def split_findings(split: str, facts: Facts, longest: int | None) -> Findings:
     """What needs a decision in one split; `longest`: the number of tokens that the model takes, if it is limited."""
     findings = [*_text_findings(split, facts), *_token_findings(split, facts, longest)]
     part, train = facts["splits"][split], facts["splits"].get("train", {})
+    if new := [kind for kind in part.get("entities", ()) if kind not in train.get("entities", part["entities"])]:
+        findings.append((f"{split}: types that are not in train: {_some(new)}", "correct them, or add training rows"))
     if part.get("labels"):
         if split == "train":
             findings += _label_findings(part)
@@ -35,7 +37,7 @@ def split_findings(split: str, facts: Facts, longest: int | None) -> Findings:
 def _text_findings(split: str, facts: Facts) -> Findings:
     """Empty and repeated texts, texts with different labels, and texts that are also in train."""
     part: Facts = facts["splits"][split]
-    rows, repeated, has_labels = part["rows"], part["repeated"], "problem_type" in part
+    rows, repeated, has_labels = part["rows"], part["repeated"], bool({"problem_type", "entities"} & part.keys())
     findings: Findings = []
     if part["empty"]:
         fix = "delete them" if has_labels else "hfkit pretrain ... --set data.clean.white_space=true"

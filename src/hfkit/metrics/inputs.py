@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from hfkit.data.tags import TAG, entities, of_dicts, strict_entities
 from hfkit.errors import DataError, UsageError
 from hfkit.metrics.sample import additive
 
 if TYPE_CHECKING:
+    from hfkit.data.tags import Entity
     from hfkit.metrics.sample import Array, Codes, Label, Sample
-
-TAG = re.compile(r"O|[BI]-.+")
 
 
 class Inputs:
@@ -83,6 +82,24 @@ class Inputs:
             if table.shape != tables[1].shape or table.ndim != 2 or not np.isin(table, (0, 1)).all():
                 raise DataError(f"{side}: no table of 0 and 1, a column for each label", "apply a threshold")
         return tables
+
+    @cached_property
+    def entities(self) -> list[tuple[set[Entity], set[Entity]]]:
+        """Predicted and reference entities of each row, from tags or from spans of characters."""
+        return self._found(entities)
+
+    @cached_property
+    def strict_entities(self) -> list[tuple[set[Entity], set[Entity]]]:
+        """As `entities`, without those that no B- begins."""
+        return self._found(strict_entities)
+
+    def _found(self, find: Callable[[Sequence[str]], set[Entity]]) -> list[tuple[set[Entity], set[Entity]]]:
+        if are_spans(self.predictions) or are_spans(self.references):
+            return [
+                (set(of_dicts(predicted)), set(of_dicts(actual)))
+                for predicted, actual in zip(self.predictions, self.references, strict=True)
+            ]
+        return [(find(predicted), find(actual)) for predicted, actual in self.word_tags]
 
     @cached_property
     def word_tags(self) -> list[tuple[list[str], list[str]]]:
@@ -217,6 +234,18 @@ def row_error(side: str, row: int, problem: str, fix: str) -> DataError:
 
 def is_table(values: Any) -> bool:
     return np.ndim(values[0]) == 1
+
+
+def are_spans(rows: Any) -> bool:
+    """Whether the rows are lists of {"start", "end", "label"}: the first that is not empty says so."""
+    first = next((row for row in rows if isinstance(row, list) and row), [None])
+    return isinstance(first[0], dict)
+
+
+def are_entities(rows: Any) -> bool:
+    """Whether the rows are lists of BIO tags or of spans."""
+    first = next((row for row in rows if isinstance(row, list) and row), [None])
+    return are_spans(rows) or all(isinstance(tag, str) and TAG.fullmatch(tag) for tag in first)
 
 
 def plain(values: Any) -> list[Any]:

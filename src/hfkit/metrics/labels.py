@@ -79,31 +79,51 @@ def f1_of_rows(data: Inputs) -> Array:
     return share(2 * total(predicted * actual), total(predicted) + total(actual))
 
 
-def entity_sample(data: Inputs) -> Sample:
+def entity_sample(data: Inputs, *, strict: bool = False, kind: str | None = None) -> Sample:
     """Entities found with their exact words and type, as conlleval counts them over all rows (Tjong Kim Sang and De
-    Meulder 2003, https://aclanthology.org/W03-0419)."""
-    found = [(entities(predicted), entities(actual)) for predicted, actual in data.word_tags]
-    rows = np.array([[len(predicted & actual), len(predicted), len(actual)] for predicted, actual in found], float)
+    Meulder 2003, https://aclanthology.org/W03-0419). `kind`: those of one type alone."""
+    pairs = data.strict_entities if strict else data.entities
+    if kind is not None:
+        pairs = [({one for one in p if one.kind == kind}, {one for one in a if one.kind == kind}) for p, a in pairs]
+    rows = np.array([[len(predicted & actual), len(predicted), len(actual)] for predicted, actual in pairs], float)
 
-    def aggregate(sums: Array) -> Array:
-        hits, predicted, actual = sums.T
-        return np.stack([share(hits, predicted), share(hits, actual), 2 * hits / (predicted + actual)], axis=1)
-
-    definition = "of entities with exact words and type, over all rows; an I- that continues nothing begins one"
-    return additive(data.rows, rows, aggregate, definition, ("entity_precision", "entity_recall", "entity_f1"))
+    definition = "of entities with exact words and type, over all rows; an I- that continues nothing "
+    definition += "is none (seqeval's strict IOB2)" if strict else "begins one (conlleval)"
+    names = [f"entity_{name}{'_strict' * strict}" for name in ("precision", "recall", "f1")]
+    return additive(data.rows, rows, _precision_recall_f1, definition, tuple(names))
 
 
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """(type, first word, word after the last) of each."""
-    found, current, start = set(), "", 0
-    for place, tag in enumerate([*tags, "O"]):
-        prefix, _, kind = tag.partition("-")
-        if current and not (prefix == "I" and kind == current):
-            found.add((current, start, place))
-            current = ""
-        if kind and not current:
-            current, start = kind, place
-    return found
+def loose_entity_sample(data: Inputs, way: str) -> Sample:
+    """Entities that overlap, as nervaluate counts them (SemEval 2013 task 9, https://aclanthology.org/S13-2056).
+
+    `way`: "partial", whatever the types; words that are not exactly the same count one half. "type", of the same type.
+    """
+    from nervaluate import entities as its
+    from nervaluate import strategies
+
+    judge = {"partial": strategies.PartialEvaluation, "type": strategies.EntityTypeEvaluation}[way](1.0)
+    rows = []
+    for pair in data.entities:
+        predicted, actual = (
+            [its.Entity(one.kind, one.start, one.end - 1) for one in sorted(side, key=lambda one: one[1:])]
+            for side in pair
+        )
+        found, _ = judge.evaluate(actual, predicted, [])
+        rows.append([found.correct + found.partial / 2, len(predicted), len(actual)])
+
+    said = {
+        "partial": "with the same words, 1/2 for some of them, of any type",
+        "type": "of the same type that overlap",
+    }
+    names = [f"entity_{name}_{way}" for name in ("precision", "recall", "f1")]
+    definition = f"of entities {said[way]} (nervaluate)"
+    return additive(data.rows, np.array(rows, float), _precision_recall_f1, definition, tuple(names))
+
+
+def _precision_recall_f1(sums: Array) -> Array:
+    """From the sums (resamples, 3) of hits, predicted and actual entities; F1 is undefined without any."""
+    hits, predicted, actual = sums.T
+    return np.stack([share(hits, predicted), share(hits, actual), 2 * hits / (predicted + actual)], axis=1)
 
 
 def accuracy(c: Confusion) -> Array:

@@ -174,6 +174,13 @@ def share(part: Array, whole: Array) -> Array:
 
 Row = dict[str, Any]
 
+QUESTIONS = ("text", "text_pair", "tokens")
+
+
+def asked(row: Row) -> Row:
+    """What a row says that the system was asked: texts, or lists of words (a number of "tokens" is none)."""
+    return {name: row[name] for name in QUESTIONS if isinstance(row.get(name), str | list)}
+
 
 class Measured(NamedTuple):
     """Scores of a data set, and what to keep about each example, in order; no rows: nothing to keep."""

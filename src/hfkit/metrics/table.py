@@ -26,6 +26,7 @@ from hfkit.metrics.labels import (
     f1_pooled,
     f1_weighted,
     label_sample,
+    loose_entity_sample,
     mcc,
     precision,
     recall,
@@ -157,8 +158,11 @@ METRICS: dict[str, Metric] = {
     "average_precision": Metric(
         lambda d: ranking_sample(d, average_precision, "average precision"), needs="probabilities"
     ),
-    # Tags of the words of each row, as a list or with blanks between.
+    # Tags of the words of each row, as a list or with blanks between; or {"start", "end", "label"} for each entity.
     "entity_f1": Metric(entity_sample),
+    "entity_f1_strict": Metric(lambda d: entity_sample(d, strict=True)),
+    "entity_f1_partial": Metric(lambda d: loose_entity_sample(d, "partial")),
+    "entity_f1_type": Metric(lambda d: loose_entity_sample(d, "type")),
     # Numbers.
     "pearson": Metric(pearson),
     "spearman": Metric(spearman),
@@ -183,6 +187,8 @@ DEFAULT_METRICS = {
     MULTIPLE: ("f1_macro", "f1_micro", "subset_accuracy", "log_loss"),
     REGRESSION: ("pearson", "spearman", "rmse", "mae"),
 }
+
+ENTITY_METRICS = ("entity_f1",)  # of tags of words, if no metric is named
 
 
 def lower_is_better(name: str) -> bool:

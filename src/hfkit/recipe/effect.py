@@ -21,14 +21,19 @@ def acts_for(task: str | None, name: str) -> bool:
     return task is None or not tasks or task in tasks
 
 
-def idle_because(name: str, values: Mapping[str, Any]) -> Problem | None:
-    """The problem that another setting leaves `name` without effect; None if it has one."""
+def idle_because(name: str, values: Mapping[str, Any], task: str | None) -> Problem | None:
+    """The problem that another setting leaves `name` without effect; None if it has one.
+
+    A setting that `task` does not have is not needed there either.
+    """
     metadata = SETTINGS[name].metadata if name in SETTINGS else {}
     for other in metadata.get("unless", ()):
         if values.get(other) not in (None, [], False):
             return f"has no effect with {other}", "leave one of them out"
     needed, _, wanted = metadata.get("needs", "").partition("=")
-    if needed and (values.get(needed, SETTINGS[needed].default) != wanted if wanted else not values.get(needed)):
+    if not needed or not acts_for(task, needed):
+        return None
+    if values.get(needed, SETTINGS[needed].default) != wanted if wanted else not values.get(needed):
         return f"has no effect without {needed}{wanted and f'={wanted}'}", f"--set {needed}={wanted or 'true'}"
     return None
 

@@ -44,7 +44,7 @@ def problem_with(command: str, task: str | None, key: str, values: Mapping[str, 
         return f"has no effect in `hfkit {command}`", f"leave it out; it acts in {', '.join(commands)}"
     if not acts_for(task, name):
         return f"has no effect for {task}", f"leave it out; it acts for {', '.join(tasks_with(name))}"
-    if idle := idle_because(name, values):
+    if idle := idle_because(name, values, task):
         return idle
     is_extra = name == "train.extra" and key != name
     return _wrong_extra(key.removeprefix("train.extra."), values[key]) if is_extra else None

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from hfkit.data.lines import format_of
 from hfkit.data.readers import is_table
 from hfkit.errors import Problem, UsageError, did_you_mean
 from hfkit.recipe.checks import wrong_values
@@ -76,7 +77,7 @@ def dump_yaml(recipe: Recipe, command: str) -> str:
         name = setting_of(key) or key
         if not (key in SETTINGS and value in (None, [])) and acts(command, name) and acts_for(recipe.task, name):
             values[key] = value
-    return write_yaml({key: value for key, value in values.items() if not idle_because(key, values)})
+    return write_yaml({key: value for key, value in values.items() if not idle_because(key, values, recipe.task)})
 
 
 def json_schema() -> dict[str, Any]:
@@ -160,9 +161,18 @@ def _normalized(key: str, value: Any) -> Any:
 
 
 def _task(command: str, given: _Given) -> str | None:
-    """The task that was given, or the default of `command`; None, and a problem, if `command` does not have it."""
-    task = given.values.get("task") or DEFAULT_TASKS.get(command)
+    """The task that was given, or that of the files, or the default of `command`.
+
+    None, and a problem, if `command` does not have it.
+    """
     choices = [name for name, one in TASKS.items() if one.command == command or command not in DEFAULT_TASKS]
+    task = given.values.get("task") or DEFAULT_TASKS.get(command)
+    for source in given.values.get("data.train") or () if "task" not in given.values and task is not None else ():
+        suffix = format_of(Path(str(source)))[0]
+        if only := next((name for name in choices if suffix in TASKS[name].suffixes), None):
+            say(f"task: {only}, because {source} holds tagged words (change with --task)")
+            task = only
+            break
     if task is None or task in choices:
         return task
     known = TASKS.get(str(task))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.errors import ModelError, UsageError
+from hfkit.settings import SETTINGS
 from hfkit.system import checkpoints
 from hfkit.system.console import warn
 
@@ -60,6 +61,8 @@ def require_same_run(
     """
     marker = checkpoints.read_marker(checkpoint)
     old = marker.get("identity", {})
+    new = {key: SETTINGS[key].default for key in identity.keys() - old.keys() if key in SETTINGS}
+    old = {**new, **old}  # a setting that hfkit did not have yet was at its default
     keys = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
     if extend and "train.max_steps" in keys and (before := old["train.max_steps"]) < identity["train.max_steps"]:
         keys.remove("train.max_steps")

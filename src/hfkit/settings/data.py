@@ -102,6 +102,8 @@ class Data(Section):
         "--window-pooling", "mean", only="finetune predict evaluate", needs="data.long_documents=window",
         rare=True,
         help="How to combine the logits of an example's windows: mean, or max per label.")
+    subword_labels: Literal["first", "all"] = setting("--subword-labels", "first", only="finetune evaluate", rare=True,
+        help="Which tokens of a word are trained to show its tag: the first one, or all (the later ones as I-).")
     allow_truncation: bool = setting("--allow-truncation", False, only="finetune evaluate",
         help="Continue even if more than 5% of the examples are truncated.")
     max_length: int | None = setting("--max-length --max-seq-length", only="finetune predict evaluate", ge=2,

@@ -8,6 +8,7 @@ from hfkit.tasks.denoising import Denoising
 from hfkit.tasks.mlm import MaskedLM
 from hfkit.tasks.mlm_nsp import MaskedLMWithPairs
 from hfkit.tasks.text_classification import TextClassification
+from hfkit.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, Task] = {
     "clm": CausalLM(),
@@ -15,6 +16,7 @@ TASKS: dict[str, Task] = {
     "mlm-nsp": MaskedLMWithPairs(),
     "denoising": Denoising(),
     "text-classification": TextClassification(),
+    "token-classification": TokenClassification(),
 }
 
 # What a command does by default.

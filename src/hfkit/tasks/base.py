@@ -54,7 +54,9 @@ class Task(ABC):
     auto_model: str  # the Auto class of transformers that has its head
     watched: tuple[str, ...] = ()  # the names that train.best may hold where they are not those of `metrics`
     metrics: tuple[str, ...]  # the names that evaluation.metrics may hold
+    suffixes: tuple[str, ...] = ()  # of files that are for no other task of the command
     roles: tuple[str, ...] = ("text",)  # the columns that it reads, by their names in data.columns
+    questions: tuple[str, ...] = ("text", "text_pair")  # what `encode` takes of a row without labels
     summary = ""  # what is learned, in a few words, for the help
     settings: frozenset[str] = frozenset()  # dotted keys of its settings that not every task has
 

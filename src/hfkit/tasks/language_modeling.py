@@ -45,23 +45,28 @@ class LanguageModel(Task):
         num_items_in_batch: Any = None,
         options: LossOptions = LossOptions(),  # noqa: B008
     ) -> torch.Tensor:
-        """Cross-entropy in nats, divided by the scored labels of the whole optimizer step."""
-        import torch
-
-        logits, labels = self.align(outputs["logits"], labels)
-        total = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(),
-            labels.reshape(-1),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=options.smoothing,
-        )
-        scored = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / torch.as_tensor(scored).clamp(min=1)  # 0: a last block of one token predicts nothing
+        return token_loss(*self.align(outputs["logits"], labels), num_items_in_batch, options)
 
     def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and the labels that they predict, position by position."""
         return logits, labels
+
+
+def token_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any, options: LossOptions
+) -> torch.Tensor:
+    """Cross-entropy in nats, divided by the scored labels of the whole optimizer step."""
+    import torch
+
+    total = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(),
+        labels.reshape(-1),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=options.smoothing,
+    )
+    scored = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(scored).clamp(min=1)  # 0: a last block of one token predicts nothing
 
 
 def language_model_defaults(given: Mapping[str, Any], new_type: str) -> dict[str, Any]:

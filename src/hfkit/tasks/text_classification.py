@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.columns import spans_column, words_column
 from hfkit.data.labels import (
     COLUMNS,
     MULTIPLE,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Measured, Row, Score
-    from hfkit.settings import Evaluation, Recipe
+    from hfkit.settings import Data, Evaluation, Recipe
 
 BUILTIN_LABELLED = "builtin:python-docstrings"
 
@@ -97,9 +98,11 @@ class TextClassification(Task):
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         from hfkit.data.columns import classification_columns
         from hfkit.data.loading import load_data
+        from hfkit.data.splits import hold_out_known
         from hfkit.models.config import load_config
 
         loaded = load_data(recipe.data)
+        _refuse_tagged(next(iter(loaded.values())), recipe.data)
         text, pair, label = classification_columns(loaded, recipe.data)
         texts = {text: "text"} | ({} if pair is None else {pair: "text_pair"})
         kept = [*texts, *label_columns(next(iter(loaded.values())), label)]
@@ -110,7 +113,7 @@ class TextClassification(Task):
         splits = {name: part.rename_columns(renamed) for name, part in splits.items()}
         _require_sense(recipe, kind_of(next(iter(splits.values()))) or SINGLE)
         if "train" in splits and "validation" not in splits and recipe.data.validation_split > 0:
-            splits |= _held_out(splits["train"], recipe)
+            splits |= hold_out_known(splits["train"], recipe.data.validation_split, recipe.train.seed, _names_of)
         return splits
 
     def model_config(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
@@ -351,26 +354,19 @@ def _require_sense(recipe: Recipe, kind: str) -> None:
         raise UsageError.of(problems)
 
 
-def _held_out(dataset: Dataset, recipe: Recipe) -> dict[str, Dataset]:
-    """Training and validation examples, with at least one training row of every label."""
-    from datasets import concatenate_datasets
+def _refuse_tagged(dataset: Dataset, data: Data) -> None:
+    """DataError for data of another task: words with tags, or a text with spans."""
+    column = words_column(dataset, data) or spans_column(dataset)
+    if column is not None:
+        kind = "lists of words" if words_column(dataset, data) else "spans of the text"
+        raise DataError(f"column '{column}' holds {kind}, not a text or a label", "--task token-classification")
 
-    from hfkit.data.splits import hold_out
 
-    train, validation = hold_out(dataset, recipe.data.validation_split, recipe.train.seed)
-    if kind_of(dataset) != REGRESSION:
-        known = set(flat(labels_of(train)))
-        is_known = [known.issuperset(flat([label])) for label in labels_of(validation)]
-        back = [row for row, fine in enumerate(is_known) if not fine]
-        if back:
-            say(f"validation: {len(back):,} examples stay in the training data, which has no other of their label")
-            train = concatenate_datasets([train, validation.select(back)])
-            validation = validation.select([row for row, fine in enumerate(is_known) if fine])
-    if len(validation) == 0:
-        warn("no example can be held out: each would take the only one of its label", "--validation FILE")
-        return {"train": train}
-    say(f"validation: {len(validation):,} examples held out of the training data")
-    return {"train": train, "validation": validation}
+def _names_of(dataset: Dataset) -> list[list[str]]:
+    """The labels of each row; a number is no label."""
+    if kind_of(dataset) == REGRESSION:
+        return [[]] * len(dataset)
+    return [flat([label]) for label in labels_of(dataset)]
 
 
 def _baseline(dataset: Dataset) -> dict[str, Score]:

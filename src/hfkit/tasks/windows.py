@@ -79,7 +79,7 @@ class EncodedTexts(Examples):
 
         self.config, self.pooling = model.config, recipe.data.window_pooling
         self.names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-        self.limit, self.most = _limits(tokenizer, model, recipe)
+        self.limit, self.most = token_limits(tokenizer, model, recipe)
         columns = [name for name in ("text", "text_pair") if name in dataset.column_names]
         self.stores = [token_store(dataset, tokenizer, column=name) for name in columns]
         # tokens of each text, shape (1, examples), or (2, examples) of pairs
@@ -208,7 +208,7 @@ def _first_with_tokens(dataset: Dataset, column: str, counts: np.ndarray) -> str
     return str(dataset[int(found[0])][column]) if len(found) else "a"
 
 
-def _limits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> tuple[int, int]:
+def token_limits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> tuple[int, int]:
     """Tokens of a row at most, by the recipe and by the model."""
     from hfkit.models.config import max_tokens
 

@@ -1,0 +1,119 @@
+"""CoNLL files: a word and its tags on each line, a blank line after each sentence."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hfkit.data.lines import read_lines
+from hfkit.data.tags import TAG
+from hfkit.errors import DataError
+from hfkit.system.console import short
+
+DOCUMENT = "-DOCSTART-"  # the word of a line between documents in the files of CoNLL-2003
+
+SNIFFED = 50  # lines
+
+
+class Columns(NamedTuple):
+    """What is on a line: the separator (None: blanks), and the names of its fields."""
+
+    separator: str | None
+    names: list[str]
+    line: int  # the first one with these fields
+
+    @property
+    def tags(self) -> int | None:
+        return self.names.index("tags") if "tags" in self.names else None
+
+
+def read_conll(path: Path, encoding: str) -> tuple[Any, Iterator[tuple[str, dict[str, Any]]]]:
+    """A row for each sentence: lists of text in the columns `tokens` and `tags`; other columns have their number.
+
+    Fields are divided by tabs, else by blanks. The tags are the last column that holds BIO tags, else the last one; the
+    words are the first of the others that does not number them. A line that begins with # is a comment unless it has
+    the fields of a word, with a BIO tag where there are such.
+    """
+    import pyarrow as pa
+
+    columns = _columns(path, encoding)
+    return pa.schema([(name, pa.list_(pa.string())) for name in columns.names]), _sentences(path, encoding, columns)
+
+
+def is_conll(path: Path, encoding: str) -> bool:
+    """Whether the first lines have the same fields each, one of them always a BIO tag."""
+    lines = [line for _, line in itertools.islice(read_lines(path, encoding), SNIFFED) if line.strip()]
+    rows = [line.strip().split("\t" if "\t" in lines[0].strip() else None) for line in lines]
+    sizes = {len(row) for row in rows if row != [DOCUMENT]}
+    is_tagged = len(sizes) == 1 and any(all(map(TAG.fullmatch, column)) for column in zip(*rows, strict=False))
+    return is_tagged and min(sizes) > 1
+
+
+def _columns(path: Path, encoding: str) -> Columns:
+    separator, size, first = None, 0, 0
+    tagged: list[int] = []
+    numbered: list[int] = []
+    num_words = 0
+    for number, line in read_lines(path, encoding):
+        text = line.strip()
+        if not text or (text.startswith("#") and not num_words):
+            continue
+        if not num_words:
+            separator = "\t" if "\t" in text else None
+            first, size = number, len(text.split(separator))
+            tagged, numbered = [0] * size, [0] * size
+        fields = text.split(separator)
+        if len(fields) != size or fields[0] == DOCUMENT:
+            continue  # counted, and refused, when the rows are read
+        num_words += 1
+        for place, field in enumerate(fields):
+            tagged[place] += TAG.fullmatch(field) is not None
+            numbered[place] += field.isdecimal()
+    if not num_words:
+        raise DataError(f"{path}: no rows, no line holds a word", "give a file with a word and its tag on each line")
+    names = list(map(str, range(size)))
+    if size > 1:
+        tags = max((place for place in range(size) if 2 * tagged[place] > num_words), default=size - 1)
+        words = next(
+            (place for place in range(size) if place != tags and 2 * numbered[place] <= num_words), 0 if tags else 1
+        )
+        names[tags] = "tags"
+        names[words] = "tokens"
+    else:
+        names = ["tokens"]
+    return Columns(separator, names, first)
+
+
+def _sentences(path: Path, encoding: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows: list[list[str]] = []
+    start = 0
+    for number, line in itertools.chain(read_lines(path, encoding), [(0, "")]):
+        text = line.strip()
+        fields = text.split(columns.separator) if text else []
+        if text.startswith("#") and not _is_word(fields, columns):
+            continue
+        if not fields or fields[0] == DOCUMENT:
+            if rows:
+                yield f"line {start}", dict(zip(columns.names, map(list, zip(*rows, strict=True)), strict=True))
+            rows = []
+            continue
+        if len(fields) != len(columns.names):
+            divided = "tab" if columns.separator else "blank"
+            problem = f"{path}: line {number}: {_fields(len(fields))}, but {len(columns.names)} in line {columns.line}"
+            raise DataError(f"{problem}: '{short(text)}'", f"write the same fields on each line, a {divided} between")
+        if not rows:
+            start = number
+        rows.append(fields)
+
+
+def _is_word(fields: list[str], columns: Columns) -> bool:
+    """Whether a line that begins with # has the fields of a word."""
+    if len(fields) != len(columns.names):
+        return False
+    return columns.tags is None or columns.separator is not None or TAG.fullmatch(fields[columns.tags]) is not None
+
+
+def _fields(count: int) -> str:
+    return f"{count} field{'s' * (count != 1)}"
