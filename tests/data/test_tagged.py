@@ -157,6 +157,20 @@ def test_what_is_wrong_is_named_with_its_line(name, text, message, tmp_path, mon
     assert error.value.problems[0][1]
 
 
+def test_inspect_counts_entities_by_type(tmp_path, capsys):
+    train = write(tmp_path / "train.conll", "EU B-ORG\nin O\nBonn B-LOC\n\nBonn B-LOC\n")
+    dev = write(tmp_path / "dev.conll", "May B-PER\nin O\nBonn B-LOC\n")
+    assert main(["data", "inspect", str(train), "--validation", str(dev), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["task"] == "token-classification"
+    assert facts["columns"]["tokens"]["role"] == "text"
+    assert (facts["splits"]["train"]["rows"], facts["splits"]["train"]["words"]) == (2, 4)
+    assert facts["splits"]["train"]["entities"] == {"LOC": 2, "ORG": 1}
+    assert {"problem": "validation: types that are not in train: PER", "fix": "correct them, or add training rows"} in (
+        facts["findings"]
+    )
+
+
 def test_files_of_tags_are_scored_without_a_model(tmp_path, capsys):
     gold = write(tmp_path / "gold.conll", "EU B-ORG\nin O\nBonn B-LOC\n\nBonn B-LOC\n")
     made = write(tmp_path / "made.conll", "EU B-ORG\nin I-ORG\nBonn B-LOC\n\nBonn O\n")

@@ -56,12 +56,15 @@ class Material:
         draw = random.Random(0)
         rows = [" ".join(draw.choices(words, k=draw.randint(4, 20))) for _ in range(60)]
         self.text, self.table, self.tags = folder / "text.txt", folder / "table.csv", folder / "tags.conll"
+        self.questions = folder / "questions.jsonl"
         self.text.write_text("\n\n".join(rows), encoding="utf-8")
         labelled = [f'"{row}",{"yes" if "fox" in row else "no"}' for row in rows]
         self.table.write_text("\n".join(["text,label", *labelled]), encoding="utf-8")
         tag = {"fox": "B-animal", "dog": "B-animal"}
         tagged = ["".join(f"{word} {tag.get(word, 'O')}\n" for word in row.split()) for row in rows]
         self.tags.write_text("\n".join(tagged), encoding="utf-8")
+        asked = ({"question": row.split()[0], "context": row, "answers": [row.split()[-1]]} for row in rows)
+        self.questions.write_text("".join(json.dumps(one) + "\n" for one in asked), encoding="utf-8")
 
     def command(self, task: str, run: Path, *more: str) -> list[str]:
         """The command line of a run of STEPS steps with dropout, saved and evaluated every EVERY steps."""
@@ -70,6 +73,10 @@ class Material:
             "mlm": ["pretrain", "--objective", "mlm", "--model", str(self.bert), "--data", str(self.text)],
             "classification": ["finetune", "--model", str(self.bert), "--data", str(self.table)],
             "tags": ["finetune", "--model", str(self.bert), "--data", str(self.tags)],
+            "questions": [
+                *("finetune", "--task", "question-answering", "--model", str(self.bert)),
+                *("--data", str(self.questions)),
+            ],
         }[task]
         settings = {
             "--max-steps": STEPS,

@@ -25,6 +25,7 @@ Unbroken = Callable[..., str]
         pytest.param("mlm", (), id="mlm"),
         pytest.param("classification", (), id="classification"),
         pytest.param("tags", (), id="tags"),
+        pytest.param("questions", (), id="questions"),
         pytest.param("clm", STREAMING, id="clm-streaming"),
         pytest.param("mlm", STREAMING, id="mlm-streaming"),
     ],

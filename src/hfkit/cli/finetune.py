@@ -11,7 +11,7 @@ from hfkit.cli.training import run_training
 
 @with_settings("finetune", partial(run_training, "finetune"))
 def finetune(settings: dict[str, Any], **options: Any) -> None:
-    """Fine-tune a model on labeled text (classification) or tagged words (entities).
+    """Fine-tune a model on labeled text, tagged words or questions with answers.
 
     [bold]Examples[/bold]
 
@@ -22,6 +22,8 @@ def finetune(settings: dict[str, Any], **options: Any) -> None:
     hfkit finetune --model runs/pretrain-bert --data a.tsv --label-column stars
 
     hfkit finetune --model bert-base-cased --data train.conll --test dev.conll
+
+    hfkit finetune --model bert-base-cased --task question-answering --data a.json
 
     hfkit finetune finetune-docstrings --model bert-base-uncased --epochs 2
 

@@ -14,10 +14,18 @@ from hfkit.system.launcher import Launch
 from hfkit.system.launcher import run as run_processes
 from hfkit.system.processes import num_processes
 
-Text = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text; can be given several times.")]
+Text = Annotated[
+    list[str] | None, typer.Option("--text", "--question", metavar="TEXT", help="A text, or a question; repeatable.")
+]
 
 TextPair = Annotated[
-    list[str] | None, typer.Option("--text-pair", metavar="TEXT", help="The second text of a pair, one per --text.")
+    list[str] | None,
+    typer.Option(
+        "--text-pair",
+        "--context",
+        metavar="TEXT",
+        help="The second text of a pair, or the text that a question is about: one per --text, or one for all.",
+    ),
 ]
 
 Input = Annotated[
@@ -48,7 +56,7 @@ def predict(
     json: JsonLines = False,
     launch: Launch | None = None,
 ) -> None:
-    """Label texts, or find entities in them, with a fine-tuned classifier.
+    """Label texts, find entities in them, or answer questions about them.
 
     A line per text: its label with probability and the next three, or all its
     labels, or its number; or its entities, each with type, probability and
@@ -59,6 +67,8 @@ def predict(
     hfkit predict runs/finetune-bert-base-uncased --text "a fine film"
 
     hfkit predict runs/my-classifier --input new.csv --output answers.jsonl
+
+    hfkit predict runs/squad --question "Who?" --context "Ada wrote it."
 
     cat new.txt | hfkit predict runs/finetune-bert-base-uncased --input - --json
     """
@@ -88,6 +98,9 @@ def shown(answer: dict[str, Any]) -> str:
     if "entities" in answer:
         parts = ((one, f"{one['label']} {one['score']:.3f}, {one['start']}-{one['end']}") for one in answer["entities"])
         return "; ".join(f"{one['text']} ({facts})" for one, facts in parts) or "-"
+    if "answer" in answer:
+        others = ", ".join(f"{one['answer'] or '-'} {one['score']:.3f}" for one in answer["others"])
+        return f"{answer['answer'] or '-'}\t{answer['score']:.3f}\t({others})"
     if "words" in answer:
         return " ".join(f"{one['text']}/{one['label']}" for one in answer["words"])
     if "value" in answer:

@@ -28,6 +28,12 @@ TOKEN_NAMES = ("tokens", "words", "token", "word", "text", "sentence")
 
 TAG_NAMES = ("tags", "ner_tags", "entities", "spans", "labels", "ner", "pos_tags", "upos", "tag", "label")
 
+QUESTION_NAMES = {
+    "text": ("question", "query", "questions"),
+    "text_pair": ("context", "passage", "document", "paragraph", "text"),
+    "label": ("answers", "answer", "label"),
+}
+
 GUESSED_ROWS = 1000  # that a guess from the content looks at
 
 FLAGS = {
@@ -76,6 +82,12 @@ def words_column(dataset: Dataset, data: Data) -> str | None:
 def is_tagged(dataset: Dataset, data: Data) -> bool:
     """Whether the data set holds lists of words, or spans of texts."""
     return words_column(dataset, data) is not None or spans_column(dataset) is not None
+
+
+def is_asking(dataset: Dataset) -> bool:
+    """Whether the data set has questions, contexts and answers under their usual names."""
+    names = set(map(str.lower, dataset.column_names))
+    return {"question", "context"} <= names and bool({"answers", "answer"} & names)
 
 
 def spans_column(dataset: Dataset) -> str | None:
@@ -178,6 +190,23 @@ def tagged_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
     return words, tags
 
 
+def question_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str, str]:
+    """(question, context, answers), each named or with a usual name; DataError if one is missing."""
+    columns = shared_columns(splits)
+    lower = {column.lower(): column for column in columns}
+    found: dict[str, str] = {}
+    for role, usual in QUESTION_NAMES.items():
+        column = _named(splits, data, role)
+        column = column or next(
+            (lower[name] for name in usual if name in lower and lower[name] not in found.values()), None
+        )
+        if column is None:
+            left = [name for name in columns if name not in found.values()]
+            raise _unclear(splits, data, role, columns, left, called=usual[0])
+        found[role] = column
+    return found["text"], found["text_pair"], found["label"]
+
+
 def _by_content(splits: dict[str, Dataset], columns: list[str]) -> tuple[list[str], list[str]]:
     """Of columns without names: those with the longest texts, and those with repeated values, fewest first."""
     if not columns or not all(map(str.isdecimal, columns)):
@@ -239,7 +268,9 @@ def _of_text(splits: dict[str, Dataset], columns: list[str]) -> list[str]:
     return [column for column in columns if all(type_name(dataset, column) == "string" for dataset in splits.values())]
 
 
-def _unclear(splits: dict[str, Dataset], data: Data, role: str, columns: list[str], candidates: list[str]) -> DataError:
+def _unclear(
+    splits: dict[str, Dataset], data: Data, role: str, columns: list[str], candidates: list[str], called: str = ""
+) -> DataError:
     fix, found = f"{FLAGS[role]} {candidates[0] if candidates else 'NAME'}", listed(columns)
     if any(set(dataset.column_names) != set(columns) for dataset in splits.values()) and not candidates:
         found = ", ".join(f"{listed(dataset.column_names)} ({split})" for split, dataset in splits.items())
@@ -254,7 +285,7 @@ def _unclear(splits: dict[str, Dataset], data: Data, role: str, columns: list[st
     ):
         fix += ", or --no-header if these are values of a first row"
     name = ", ".join(_sources_of(data, next(iter(splits))))
-    return DataError(f"{name}: no column is clearly the {role}, found: {found}", fix)
+    return DataError(f"{name}: no column is clearly the {called or role}, found: {found}", fix)
 
 
 def _check_rows(splits: dict[str, Dataset], data: Data, texts: list[str], label: str | None = None) -> None:

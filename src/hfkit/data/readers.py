@@ -208,26 +208,72 @@ def _split_fields(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]
 
 
 def read_json(path: Path, layout: Layout) -> tuple[Any, Rows]:
-    """One JSON object a line, or one list of objects; types are kept, a missing key is None."""
+    """One JSON object a line, one list of objects, or one object with such a list under "data".
+
+    Types are kept, a missing key is None. A file in the form of SQuAD has a row for each question.
+    """
     return _infer_schema(path, _json_rows(path)), _json_rows(path)
 
 
 def _json_rows(path: Path) -> Rows:
     lines: Iterator[tuple[int, str]] = ((number, line) for number, line in read_lines(path) if line.strip())
-    number, first = next(lines, (0, ""))
+    begin = list(itertools.islice(lines, 2))
+    number, first = begin[0] if begin else (0, "")
     if first.lstrip().startswith("["):
-        whole = "\n" * (number - 1) + first + "".join(line for _, line in lines)
+        whole = "\n" * (number - 1) + "".join(line for _, line in (*begin, *lines))
         places: Iterable[tuple[str, Any]] = (
             (f"row {row}", value) for row, value in enumerate(_parse_json(path, 1, whole), 1)
         )
+    elif begin and (len(begin) == 1 or not _is_json(first)):  # one object in the file
+        rest = [*begin, *lines]
+        found = _rows_of_object("".join(line for _, line in rest))
+        places = found if found is not None else _json_lines(path, rest)
     else:
-        lines = itertools.chain([(number, first)] if first else [], lines)
-        places = ((f"line {number}", _parse_json(path, number, line.rstrip())) for number, line in lines)
+        places = _json_lines(path, itertools.chain(begin, lines))
     for place, row in places:
         if not isinstance(row, dict):
             kind = KINDS.get(type(row), "null")
             raise DataError(f"{path}: {place}: {kind} instead of an object", 'write {"text": "..."} on each line')
         yield place, row
+
+
+def _json_lines(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
+    return ((f"line {number}", _parse_json(path, number, line.rstrip())) for number, line in lines)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _rows_of_object(text: str) -> Iterable[tuple[str, Any]] | None:
+    """The rows under "data" of an object, or the questions of a SQuAD file; None if `text` is no such object."""
+    try:
+        data = json.loads(text)["data"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
+    if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
+        return None
+    if not all("paragraphs" in one for one in data):
+        return [(f"row {number}", row) for number, row in enumerate(data, 1)]
+    return [
+        (
+            f"question {question.get('id')}",
+            {
+                "id": question.get("id"),
+                "title": article.get("title"),
+                "context": paragraph.get("context"),
+                "question": question.get("question"),
+                "answers": question.get("answers", []),
+            },
+        )
+        for article in data
+        for paragraph in article["paragraphs"]
+        for question in paragraph.get("qas", ())
+    ]
 
 
 def _parse_json(path: Path, number: int, text: str) -> Any:

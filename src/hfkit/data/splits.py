@@ -79,6 +79,21 @@ def hold_out_known(
     return {"train": train, "validation": validation}
 
 
+def hold_out_groups(dataset: Dataset, column: str, share: float, seed: int) -> dict[str, Dataset]:
+    """Training and validation examples; those with the same value in `column` stay together, which is printed."""
+    from datasets import Dataset
+
+    values: list[str] = dataset[column][:]
+    unique = list(dict.fromkeys(values))
+    _, held_out = hold_out(Dataset.from_dict({"value": unique}), share, seed)
+    chosen = set(held_out["value"])
+    console.say(f"validation: {len(chosen):,} of {len(unique):,} {column}s held out of the training data")
+    return {
+        "train": dataset.select([row for row, value in enumerate(values) if value not in chosen]),
+        "validation": dataset.select([row for row, value in enumerate(values) if value in chosen]),
+    }
+
+
 def hold_out_end(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
     """(train, validation) of a data set of one row: the last `share` of its text is held out, which is printed."""
     text = dataset["text"][0]

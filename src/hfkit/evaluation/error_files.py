@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,10 @@ SMALLEST = 1e-12  # the least probability in a loss
 
 def write_confusion(prefix: Path, rows: Sequence[Row]) -> None:
     """PREFIX_confusion.csv: examples by label (down) and answer (across); of several labels per example, the right and
-    wrong answers for each label; of entities, those with the same words by type. No file for numbers."""
+    wrong answers for each label; of entities, those with the same words by type. No file for numbers and answers in
+    words."""
+    if "references" in rows[0]:
+        return
     if are_entities([row["reference"] for row in rows]):
         _write_table(Path(f"{prefix}_confusion.csv"), _confusion_of_entities(rows))
         return
@@ -67,11 +71,11 @@ def _write_table(path: Path, table: Sequence[Sequence[str]]) -> None:
 def write_worst_errors(prefix: Path, rows: Sequence[Row]) -> None:
     """PREFIX_worst_errors.jsonl: the wrong answers with the largest loss, the worst first."""
     losses = [loss_of(row) for row in rows]
-    wrong = [place for place, row in enumerate(rows) if row["prediction"] != row["reference"]]
+    wrong = [place for place, row in enumerate(rows) if row["prediction"] not in _right(row)]
     lines = []
     for place in sorted(wrong, key=lambda place: -losses[place])[:WORST]:
         row = rows[place]
-        told: Row = {"label": row["reference"], "predicted": row["prediction"]}
+        told: Row = {"label": row.get("reference", row.get("references")), "predicted": row["prediction"]}
         if "probabilities" in row:
             given, shares = row["prediction"], row["probabilities"]
             told["probability"] = [shares[name] for name in given] if isinstance(given, list) else shares[given]
@@ -80,9 +84,16 @@ def write_worst_errors(prefix: Path, rows: Sequence[Row]) -> None:
     write_atomically(Path(f"{prefix}_worst_errors.jsonl"), "".join(lines))
 
 
+def _right(row: Row) -> list[Any]:
+    """The answers that are right: of no reference, the empty one."""
+    return row["references"] or [""] if "references" in row else [row["reference"]]
+
+
 def loss_of(row: Row) -> float:
-    """The loss of an answer: as the row has it, -ln p of its label, the mean of that over several labels, or the
-    squared error."""
+    """The loss of an answer: as the row has it, 1 - its F1, -ln p of its label, the mean of that over several labels,
+    or the squared error."""
+    if "f1" in row:
+        return 1 - float(row["f1"])
     if "loss" in row:
         return float(row["loss"])
     if "probabilities" not in row:

@@ -36,6 +36,8 @@ CHUNK = 512  # texts that are sorted by length, answered and written together
 
 SAME = 1e-3  # largest difference of a text's probabilities between batches
 
+PAIRS = (("text", "text_pair"), ("question", "context"))  # what two texts are called
+
 Question = dict[str, Any]  # "text", and "text_pair" of a pair; or the "tokens" of a sentence
 
 Answer = dict[str, Any]
@@ -47,10 +49,13 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
     A classifier answers with "label", "score" and "probabilities" {label: p}; with several labels per text, "labels"
     and "probabilities"; a regression, "value". "truncated" is true if the end of the text was cut off. A token
     classifier answers with "entities" [{"text", "label", "start", "end", "score"}], or "words" in the same form.
-    `pairs`: the second texts, for a model of pairs. Raises ModelError if the model is no classifier.
+    `pairs`: the second texts, for a model of pairs, or the texts that the questions are about; one is for all. Raises
+    ModelError if the model has no such task.
     """
     if not texts:
         raise DataError("there is no text to classify", "--text 'some text' or --input FILE")
+    if pairs and len(pairs) == 1:
+        pairs = [*pairs] * len(texts)  # several questions about one text
     if pairs and len(pairs) != len(texts):
         raise UsageError(f"{len(texts)} texts and {len(pairs)} second texts", "give one --text-pair for each --text")
     rows = [{"text": text} for text in texts]
@@ -122,7 +127,11 @@ def answers(recipe: Recipe, questions: Iterable[Question], chunk: int | None = N
         model = open_model(task.auto_model, recipe.model, config, tokenizer)
     questions, total, cut = iter(questions), 0, 0
     while some := list(itertools.islice(questions, chunk or CHUNK)):
-        columns = {name: [question[name] for question in some] for name in some[0]}
+        names = as_asked(some[0], task.questions)
+        columns = {name: [question[given] for question in some] for given, name in names.items()}
+        if "context" in task.questions and "context" not in columns:
+            fix = "--question '...' --context '...', or a file with the columns question and context"
+            raise UsageError(f"{recipe.model.name} answers questions about texts, and no text is given", fix)
         if strange := [name for name in columns if name not in task.questions]:
             raise UsageError(f"{recipe.model.name} can't read {' and '.join(strange)}", "give texts")
         rows = task.encode(Dataset.from_dict(columns), tokenizer, model, recipe)
@@ -132,6 +141,13 @@ def answers(recipe: Recipe, questions: Iterable[Question], chunk: int | None = N
             yield {name: column[place] for name, column in columns.items()} | answer
     if cut:
         warn(f"{cut:,} of {total:,} texts ({cut / total:.1%}) were truncated at the end", "--long-documents window")
+
+
+def as_asked(question: Question, names: Sequence[str]) -> dict[str, str]:
+    """The keys of a question, and what a task with these `names` calls them; two texts go by their place."""
+    if tuple(names) in PAIRS and tuple(question) in PAIRS:
+        return dict(zip(question, names, strict=True))
+    return {name: name for name in question}
 
 
 def read_questions(recipe: Recipe, file: str) -> Iterator[Question]:
@@ -147,10 +163,12 @@ def read_questions(recipe: Recipe, file: str) -> Iterator[Question]:
         yield from ({"tokens": tokens} for tokens in dataset[words])
         return
     names = ["text"]  # a .txt file has no column of any other name
-    if dataset.column_names != ["text"] or columns.text_pair is not None:
+    if columns.text_pair is None and {"question", "context"} <= set(dataset.column_names):
+        names = ["question", "context"]
+    elif dataset.column_names != ["text"] or columns.text_pair is not None:
         names = [input_column(dataset, data), *([] if columns.text_pair is None else [columns.text_pair])]
-        for name in names:  # checks its rows
-            text_column(dataset, dataclasses.replace(data, columns=Columns(text=name)))
+    for name in names if not names == dataset.column_names == ["text"] else ():  # checks its rows
+        text_column(dataset, dataclasses.replace(data, columns=Columns(text=name)))
     for start in range(0, len(dataset), CHUNK):
         part = dataset[start : start + CHUNK]
         for row in zip(*(part[name] for name in names), strict=True):
@@ -169,6 +187,8 @@ def _read_stdin(recipe: Recipe) -> Iterator[Question]:
         if (text not in row or isinstance(row[text], list)) and are_words(words := row.get("tokens", row.get(text))):
             yield {"tokens": words}
             continue
+        if pair is None and {"question", "context"} <= row.keys():
+            text, pair = "question", "context"
         wanted = [name for name in (text, pair) if name is not None]
         if missing := [name for name in wanted if name not in row]:
             near = did_you_mean(missing[0], row) or f"found: {', '.join(row)}"

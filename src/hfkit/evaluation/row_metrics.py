@@ -10,7 +10,7 @@ from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE
 from hfkit.errors import UsageError
 from hfkit.metrics.inputs import Inputs, are_entities, pair
 from hfkit.metrics.sample import Row, Sample, Score, scored
-from hfkit.metrics.table import DEFAULT_METRICS, ENTITY_METRICS, LIKELIHOODS, METRICS, require_known
+from hfkit.metrics.table import ANSWER_METRICS, DEFAULT_METRICS, ENTITY_METRICS, LIKELIHOODS, METRICS, require_known
 from hfkit.system.console import warn
 
 TEXTS = ("bleu", "rouge")  # metrics of texts if none is named
@@ -31,6 +31,8 @@ def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
         return tuple(name for name, one in LIKELIHOODS.items() if one.needs in row and one.needs != "words")
     if "probabilities" in row:
         return DEFAULT_METRICS[MULTIPLE if isinstance(row["reference"], list) else SINGLE]
+    if "question" in row:
+        return ANSWER_METRICS
     if are_entities([row["prediction"] for row in rows]):
         return ENTITY_METRICS
     if isinstance(row["prediction"], list) and "reference" in row:

@@ -16,13 +16,16 @@ from hfkit.data.columns import (
     as_splits,
     find_classification,
     find_text,
+    is_asking,
     is_tagged,
     place_of,
+    question_columns,
     shared_columns,
     tagged_columns,
 )
 from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, flat, label_columns, labels_of, with_labels
 from hfkit.data.loading import load_data
+from hfkit.data.questions import load_questions
 from hfkit.data.readers import LABEL_NAMES, has_effect
 from hfkit.data.sources import is_local, local_files, offline_for, type_name
 from hfkit.data.tagged import load_tagged, words_of
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-TAGGING = next(name for name, task in TASKS.items() if "tokens" in task.questions)  # the task of tagged words
+TAGGING, ASKING = (  # the tasks of tagged words, and of questions about texts
+    next(name for name, task in TASKS.items() if column in task.questions) for column in ("tokens", "context")
+)
 
 BATCH_ROWS = 1000
 
@@ -70,6 +75,8 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
     findings: Findings = []
     if task is None and all(is_tagged(dataset, data) for dataset in splits.values()):
         task = TAGGING
+    if task is None and all(is_asking(dataset) for dataset in splits.values()):
+        task = ASKING
     roles = _roles(splits, recipe, task, findings)
     facts: Facts = {
         "task": task or DEFAULT_TASKS["finetune" if "label" in roles else "pretrain"],
@@ -79,6 +86,8 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
     }
     if task == TAGGING:
         splits, roles = _sentences(splits, recipe, facts), {"text": "text"}
+    if task == ASKING:
+        splits, roles = _questions(splits, recipe, facts), {"text": "question", "text_pair": "context"}
     if roles:
         encoder, longest = _tokenizer(recipe)
         labels = _labels(splits, roles, recipe, findings) if "label" in roles else {}
@@ -95,7 +104,7 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
                 part["tokens"] = _tokens(dataset, texts, encoder, limit if "label" in roles else None)
             if split in labels:
                 part |= _label_facts(labels[split])
-            findings += _missing(split, dataset, roles, recipe) if task != TAGGING else []
+            findings += _missing(split, dataset, roles, recipe) if task not in (TAGGING, ASKING) else []
             findings += split_findings(split, facts, longest)
     facts["findings"] = [{"problem": problem, "fix": fix} for problem, fix in findings]
     return facts
@@ -115,6 +124,18 @@ def _sentences(splits: dict[str, Dataset], recipe: Recipe, facts: Facts) -> dict
         }
         texts[split] = Dataset.from_dict({"text": [one.text for one in words]})
     return texts
+
+
+def _questions(splits: dict[str, Dataset], recipe: Recipe, facts: Facts) -> dict[str, Dataset]:
+    """Questions and contexts; adds to `facts` how many contexts there are, and questions without an answer."""
+    found = load_questions(splits, recipe.data)
+    for split, dataset in found.items():
+        facts["splits"][split] |= {
+            "rows": len(dataset),
+            "contexts": len(set(dataset["context"])),
+            "open": sum(not texts for texts in dataset["answers"]),
+        }
+    return found
 
 
 def _has_text_files(data: Data) -> bool:
@@ -140,6 +161,8 @@ def _roles(splits: dict[str, Dataset], recipe: Recipe, task: str | None, finding
     try:
         if task == TAGGING:
             return dict(zip(("text", "label"), tagged_columns(splits, recipe.data), strict=True))
+        if task == ASKING:
+            return dict(zip(("text", "text_pair", "label"), question_columns(splits, recipe.data), strict=True))
         if has_label:
             columns = zip(("text", "text_pair", "label"), find_classification(splits, recipe.data), strict=True)
             roles = {role: column for role, column in columns if column is not None}

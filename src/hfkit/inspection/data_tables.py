@@ -81,6 +81,8 @@ def _numbers(splits: Facts) -> list[list[str]]:
             lines.append([name, *cells])
 
     add("rows", "rows")
+    add("contexts", "contexts")
+    add("without an answer", "open", share=True)
     add("words", "words")
     add("bytes of text", "bytes")
     add("empty texts", "empty", share=True)

@@ -37,7 +37,8 @@ def split_findings(split: str, facts: Facts, longest: int | None) -> Findings:
 def _text_findings(split: str, facts: Facts) -> Findings:
     """Empty and repeated texts, texts with different labels, and texts that are also in train."""
     part: Facts = facts["splits"][split]
-    rows, repeated, has_labels = part["rows"], part["repeated"], bool({"problem_type", "entities"} & part.keys())
+    rows, repeated = part["rows"], part["repeated"]
+    has_labels = bool({"problem_type", "entities", "contexts"} & part.keys())
     findings: Findings = []
     if part["empty"]:
         fix = "delete them" if has_labels else "hfkit pretrain ... --set data.clean.white_space=true"

@@ -67,6 +67,15 @@ class Inputs:
                 raise row_error("references", row, "empty", "fill it in, or remove the row from both sides")
         return list(zip(self.generated, references, strict=True))
 
+    @cached_property
+    def answers(self) -> list[tuple[str, Sequence[str]]]:
+        """Prediction and references of each row, which may be empty: "" where there is no reference."""
+        references = [[given] if isinstance(given, str) else given for given in self.references]
+        for row, given in enumerate(references, 1):
+            if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+                raise row_error("references", row, f"{given!r} is not text", "give a text or a list of texts")
+        return [(text, given or [""]) for text, given in zip(self.generated, references, strict=True)]
+
     @property
     def tagged(self) -> bool:
         """Whether the references are a table of 0 and 1, one column per label."""

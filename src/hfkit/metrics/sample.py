@@ -174,7 +174,7 @@ def share(part: Array, whole: Array) -> Array:
 
 Row = dict[str, Any]
 
-QUESTIONS = ("text", "text_pair", "tokens")
+QUESTIONS = ("text", "text_pair", "tokens", "question", "context")
 
 
 def asked(row: Row) -> Row:

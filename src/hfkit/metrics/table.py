@@ -49,6 +49,7 @@ from hfkit.metrics.text import (
     distinct,
     exact,
     length_ratio,
+    of_best_answer,
     of_best_reference,
     repetition,
     rouge_sample,
@@ -92,12 +93,12 @@ METRICS: dict[str, Metric] = {
     ),
     "squad_exact_match": Metric(
         lambda d: share_sample(
-            d, of_best_reference(d, squad_exact), "% of rows equal to a reference, SQuAD-normalised", 100
+            d, of_best_answer(d, squad_exact), "% of rows equal to a reference, SQuAD-normalised", 100
         )
     ),
     "token_f1": Metric(
         lambda d: mean_sample(
-            d, 100 * of_best_reference(d, squad_f1), "F1 of SQuAD-normalised words 0-100, mean over rows"
+            d, 100 * of_best_answer(d, squad_f1), "F1 of SQuAD-normalised words 0-100, mean over rows"
         )
     ),
     "length_ratio": Metric(length_ratio),
@@ -187,6 +188,8 @@ DEFAULT_METRICS = {
     MULTIPLE: ("f1_macro", "f1_micro", "subset_accuracy", "log_loss"),
     REGRESSION: ("pearson", "spearman", "rmse", "mae"),
 }
+
+ANSWER_METRICS = ("squad_exact_match", "token_f1")  # of answers to questions, if no metric is named
 
 ENTITY_METRICS = ("entity_f1",)  # of tags of words, if no metric is named
 

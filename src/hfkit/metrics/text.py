@@ -119,6 +119,16 @@ def of_best_reference(data: Inputs, score: Callable[[str, str], float]) -> Array
     return np.array([max(score(text, other) for other in given) for text, given in data.texts], float)
 
 
+def of_best_answer(data: Inputs, score: Callable[[str, str], float]) -> Array:
+    """As `of_best_reference`, for answers to questions: no reference, or an empty one, says that there is no answer."""
+    return np.array([max(score(text, other) for other in given) for text, given in data.answers], float)
+
+
+def best_squad_f1(prediction: str, references: Sequence[str]) -> float:
+    """SQuAD's F1 of an answer, 0 to 1; without references the right one is empty."""
+    return max(squad_f1(prediction, reference) for reference in references or [""])
+
+
 def exact(prediction: str, reference: str) -> float:
     return prediction.strip() == reference.strip()
 

@@ -31,6 +31,8 @@ class Evaluation(Section):
     threshold: float | None = setting("--threshold", only="finetune predict evaluate", ge=0, le=1,
         help="In multi-label classification, the probability from which a label is predicted (default: the model's "
              "own, 0.5 if it has none).")
+    max_answer_length: int = setting("--max-answer-length", 30, only="finetune predict evaluate", rare=True, ge=1,
+        help="Maximum tokens of an answer in question answering.")
     tune_threshold: bool = setting("--tune-threshold", False, only="finetune", unless="evaluation.threshold",
         help="Choose the threshold with the best macro-F1 on the validation data, and save it in the model.")
     temperature_scaling: bool = setting("--temperature-scaling", False, only="finetune",

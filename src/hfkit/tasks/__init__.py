@@ -7,6 +7,7 @@ from hfkit.tasks.clm import CausalLM
 from hfkit.tasks.denoising import Denoising
 from hfkit.tasks.mlm import MaskedLM
 from hfkit.tasks.mlm_nsp import MaskedLMWithPairs
+from hfkit.tasks.question_answering import QuestionAnswering
 from hfkit.tasks.text_classification import TextClassification
 from hfkit.tasks.token_classification import TokenClassification
 
@@ -17,6 +18,7 @@ TASKS: dict[str, Task] = {
     "denoising": Denoising(),
     "text-classification": TextClassification(),
     "token-classification": TokenClassification(),
+    "question-answering": QuestionAnswering(),
 }
 
 # What a command does by default.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.columns import spans_column, words_column
+from hfkit.data.columns import is_asking, spans_column, words_column
 from hfkit.data.labels import (
     COLUMNS,
     MULTIPLE,
@@ -26,7 +26,7 @@ from hfkit.data.labels import (
 from hfkit.errors import DataError, UsageError
 from hfkit.system.console import say, warn
 from hfkit.tasks.base import Batch, Examples, LossOptions, Predict, Task, batch_defaults
-from hfkit.tasks.windows import EncodedTexts
+from hfkit.tasks.windows import EncodedTexts, padded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ class TextClassification(Task):
         from hfkit.models.config import load_config
 
         loaded = load_data(recipe.data)
-        _refuse_tagged(next(iter(loaded.values())), recipe.data)
+        _refuse_others(next(iter(loaded.values())), recipe.data)
         text, pair, label = classification_columns(loaded, recipe.data)
         texts = {text: "text"} | ({} if pair is None else {pair: "text_pair"})
         kept = [*texts, *label_columns(next(iter(loaded.values())), label)]
@@ -163,15 +163,7 @@ class TextClassification(Task):
                 biases[-1].copy_(torch.as_tensor(np.log(shares / (1 - shares))))
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        import numpy as np
-        import torch
-
-        tokens = [{name: values for name, values in one.items() if name != "labels"} for one in examples]
-        # on the right whatever the tokenizer prefers: a classifier's positions count from the first column
-        batch: Batch = dict(tokenizer.pad(tokens, padding_side="right", return_tensors="pt"))
-        if "labels" in examples[0]:
-            batch["labels"] = torch.from_numpy(np.stack([one["labels"] for one in examples]))
-        return batch
+        return padded(examples, tokenizer)
 
     def loss(
         self,
@@ -354,8 +346,10 @@ def _require_sense(recipe: Recipe, kind: str) -> None:
         raise UsageError.of(problems)
 
 
-def _refuse_tagged(dataset: Dataset, data: Data) -> None:
-    """DataError for data of another task: words with tags, or a text with spans."""
+def _refuse_others(dataset: Dataset, data: Data) -> None:
+    """DataError for data of another task: words with tags, a text with spans, or questions with answers."""
+    if is_asking(dataset) and data.columns.label is None:
+        raise DataError("the columns are question, context and answers", "--task question-answering")
     column = words_column(dataset, data) or spans_column(dataset)
     if column is not None:
         kind = "lists of words" if words_column(dataset, data) else "spans of the text"

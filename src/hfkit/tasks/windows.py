@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.data.labels import MULTIPLE, SINGLE, kind_of, labels_of, problem_type_of
 from hfkit.errors import DataError, ModelError, UsageError
-from hfkit.tasks.base import Examples
+from hfkit.tasks.base import Batch, Examples
 from hfkit.tasks.packing import token_store
 
 if TYPE_CHECKING:
@@ -208,8 +208,23 @@ def _first_with_tokens(dataset: Dataset, column: str, counts: np.ndarray) -> str
     return str(dataset[int(found[0])][column]) if len(found) else "a"
 
 
-def token_limits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> tuple[int, int]:
-    """Tokens of a row at most, by the recipe and by the model."""
+def padded(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Examples as one batch, their labels stacked."""
+    import numpy as np
+    import torch
+
+    tokens = [{name: values for name, values in one.items() if name != "labels"} for one in examples]
+    # on the right whatever the tokenizer prefers: a classifier's positions count from the first column
+    batch: Batch = dict(tokenizer.pad(tokens, padding_side="right", return_tensors="pt"))
+    if "labels" in examples[0]:
+        batch["labels"] = torch.from_numpy(np.stack([one["labels"] for one in examples]))
+    return batch
+
+
+def token_limits(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe, *, usual: int = MAX_LENGTH
+) -> tuple[int, int]:
+    """Tokens of a row at most, by the recipe (`usual` if it says nothing) and by the model."""
     from hfkit.models.config import max_tokens
 
     if tokenizer.pad_token is None:
@@ -217,7 +232,7 @@ def token_limits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, rec
             f"the tokenizer of {tokenizer.name_or_path} has no token to pad with", "choose another --model"
         )
     longest = min(tokenizer.model_max_length, max_tokens(model) or tokenizer.model_max_length)
-    limit = recipe.data.max_length or min(MAX_LENGTH, longest)
+    limit = recipe.data.max_length or min(usual, longest)
     if limit > longest:
         raise UsageError(
             f"data.max_length {limit} is longer than the model's {longest} tokens", f"--max-length {longest}"

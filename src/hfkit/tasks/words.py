@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED
@@ -13,6 +15,7 @@ from hfkit.tasks.windows import Frame, token_limits
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
+    from tokenizers import Encoding
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.settings import Recipe
@@ -77,11 +80,7 @@ class EncodedWords(Examples):
         ):
             ids += encoding.ids
             sizes.append(len(encoding.ids))
-            for piece, (begin, end) in zip(encoding.tokens, encoding.offsets, strict=True):
-                while begin < end and text[begin].isspace():  # byte-level tokens have the blank before a word
-                    begin += 1
-                if piece == BLANK:  # a lone one before the first word has the characters of that word
-                    end = begin
+            for begin, end in trimmed_offsets(text, encoding):
                 begins.append(shift + begin)
                 ends.append(shift + end)
         self.tokens, self.token_starts = np.array(ids, dtype=np.int32), _starts(sizes)
@@ -177,6 +176,20 @@ class EncodedWords(Examples):
         """The part of `values` (words,) that belongs to one sentence."""
         part: np.ndarray = values[self.word_starts[sentence] : self.word_starts[sentence + 1]]
         return part
+
+
+def trimmed_offsets(text: str, encoding: Encoding) -> Iterator[tuple[int, int]]:
+    """The first character of each token and the one after its last, without blanks before it.
+
+    Marks that a tokenizer strips, such as accents, belong to the character before them.
+    """
+    for piece, (begin, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+        while end < len(text) and unicodedata.category(text[end])[0] == "M":
+            end += 1
+        while begin < end and text[begin].isspace():  # byte-level tokens have the blank before a word
+            begin += 1
+        # a lone sign before the first word has the characters of that word
+        yield begin, begin if piece == BLANK else end
 
 
 def _starts(sizes: list[int]) -> np.ndarray:
