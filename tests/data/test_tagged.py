@@ -94,11 +94,25 @@ def test_spans_of_characters_become_tags_of_words(tmp_path, capsys):
     assert "1 of 4 entities begin or end within a word and can't be found exactly" in said
 
 
+def test_a_file_without_any_entity_is_read_as_the_others(tmp_path):
+    some, none = tmp_path / "some.jsonl", tmp_path / "none.jsonl"
+    some.write_text('{"text": "in Bonn", "entities": [{"start": 3, "end": 7, "label": "LOC"}]}\n')
+    none.write_text('{"text": "nothing", "entities": []}\n')
+    data = Data(train=[str(some)], validation=[str(none)])
+    assert load_tagged(load_data(data), data)["validation"]["tags"][:] == [["O"]]
+    both = Data(train=[str(none), str(some)])
+    assert load_tagged(load_data(both), both)["train"]["tags"][:] == [["O"], ["O", "B-LOC"]]
+
+
 def test_words_of_a_text():
     words = Words.of_text("don't naïve हिन्दी 北京 👩‍👩‍👧!")
     found = [words.text[start:end] for start, end in zip(words.starts, words.ends, strict=True)]
     assert found == ["don", "'", "t", "naïve", "हिन्दी", "北", "京", "👩‍👩‍👧", "!"]
     assert Words.of_tokens(["New York", "is"]) == Words("New York is", [0, 9], [8, 11])
+    mail = Words.of_text("mail a.b@c.de now")
+    tags = ["O", *["B-MAIL", "I-MAIL", "B-MAIL", "B-MAIL", "B-MAIL", "B-MAIL", "I-MAIL"], "B-MAIL"]
+    assert mail.spans(tags) == [Entity("MAIL", 5, 13), Entity("MAIL", 14, 17)]
+    assert Words.of_text("北京上海").spans(["B-LOC", "I-LOC"] * 2) == [Entity("LOC", 0, 2), Entity("LOC", 2, 4)]
     assert words.spans(["O", "O", "O", "O", "O", "B-LOC", "I-LOC", "O", "O"]) == [Entity("LOC", 19, 21)]
 
 

@@ -96,8 +96,10 @@ def spans_column(dataset: Dataset) -> str | None:
     return next((columns[name] for name in TAG_NAMES if name in columns and has_spans(dataset, columns[name])), None)
 
 
-def has_spans(dataset: Dataset, column: str) -> bool:
-    return isinstance(getattr(dataset.features[column], "feature", None), dict)
+def has_spans(dataset: Dataset, column: str) -> bool | None:
+    """Whether the column holds lists of spans; None if all lists are empty."""
+    inner = getattr(dataset.features[column], "feature", None)
+    return None if getattr(inner, "dtype", None) == "null" else isinstance(inner, dict)
 
 
 def are_words(value: object) -> bool:

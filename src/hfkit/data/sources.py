@@ -244,7 +244,7 @@ def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
             raise DataError(f"{name} has the columns {here}, but {first_name} has {there}", "give both the same")
         for column in first.column_names:
             here, there = type_name(part, column), type_name(first, column)
-            if here != there and "null" not in (here, there):
+            if here != there and "null" not in f"{here} {there}".split():
                 raise DataError(f"{name}: column '{column}' holds {here}, but {there} in {first_name}")
     return concatenate_datasets([part for _, part in chosen], split=first.split) if len(chosen) > 1 else first
 
@@ -274,8 +274,16 @@ def only(names: list[str]) -> str | None:
 
 
 def type_name(dataset: Dataset, column: str) -> str:
-    feature = dataset.features[column]
-    return str(getattr(feature, "dtype", feature)) if not hasattr(feature, "names") else f"classes {feature.names}"
+    return _kind_of(dataset.features[column])
+
+
+def _kind_of(feature: Any) -> str:
+    if hasattr(feature, "names"):
+        return f"classes {feature.names}"
+    if isinstance(feature, dict):
+        return "objects"
+    inner = getattr(feature, "feature", None)
+    return str(feature.dtype) if inner is None else f"list of {_kind_of(inner)}"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -36,7 +36,8 @@ def load_tagged(loaded: DatasetDict | dict[str, Dataset], data: Data) -> dict[st
     """
     splits = dict(loaded)
     words, tags = tagged_columns(splits, data)
-    if all(has_spans(dataset, tags) for dataset in splits.values()):
+    kinds = [has_spans(dataset, tags) for dataset in splits.values()]
+    if any(kinds) and all(kind is not False for kind in kinds):
         return {split: _with_spans(dataset, words, tags, data, split) for split, dataset in splits.items()}
     rows = {split: _tokens_and_tags(dataset, words, tags, data, split) for split, dataset in splits.items()}
     _require_one_scheme(rows, data)

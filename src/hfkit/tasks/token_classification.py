@@ -163,7 +163,7 @@ class TokenClassification(Task):
         for sentence, words in enumerate(rows.words):
             tags, shares = given.tags(sentence), rows.of_sentence(given.shares, sentence)
             if given.is_bio:
-                places = sorted(entities(tags), key=lambda entity: entity.start)
+                places = words.entities(tags)
             else:
                 places = [(tag, place, place + 1) for place, tag in enumerate(tags)]  # type: ignore[misc]
             found = [
