@@ -23,8 +23,28 @@ def docs():
 
 
 @pytest.fixture(scope="module")
+def names():
+    return builtin.load("python-names")
+
+
+@pytest.fixture(scope="module")
 def docstrings():
     return builtin.load("python-docstrings")
+
+
+def test_names_have_a_tag_for_each_word_and_every_type_in_every_split(names):
+    assert list(names) == SPLITS
+    for table in names.values():
+        rows = list(zip(*(map(str.split, table[column]) for column in ("tokens", "tags")), strict=True))
+        assert all(len(tokens) == len(tags) for tokens, tags in rows)
+        assert {tag for _, tags in rows for tag in tags} == {
+            "O", "B-parameter", "B-exception", "B-class", "B-function", "B-constant",
+        }  # fmt: skip
+        words = [pair for tokens, tags in rows for pair in zip(tokens, tags, strict=True)]
+        assert {tag for token, tag in words if token == "True"} == {"B-constant"}
+    table = dict(zip(*names["train"].values(), strict=True))
+    assert len(table) > 1500
+    assert table["Return the popped value . Raise KeyError if empty ."] == "O O O O O O B-exception O O O"
 
 
 def digest(dataset):
@@ -116,14 +136,14 @@ def test_no_near_duplicates_across_splits(docs, docstrings):
         assert not long_paragraphs[one] & long_paragraphs[other]
 
 
-def test_same_data_in_another_process_with_another_hash_seed(docs, docstrings):
+def test_same_data_in_another_process_with_another_hash_seed(docs, docstrings, names):
     code = (
         "import hashlib, json; from hfkit.data import builtin\n"
         "for name in builtin.BUILTINS: print(hashlib.sha256(json.dumps(builtin.load(name)).encode()).hexdigest())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == [digest(docs), digest(docstrings)]
+    assert result.stdout.split() == [digest(docs), digest(docstrings), digest(names)]
 
 
 def test_documents_come_from_the_library_without_tests_or_installed_packages(docs):
@@ -173,7 +193,7 @@ def test_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError) as caught:
         builtin.load("python-doc")
     assert str(caught.value) == (
-        "builtin:python-doc: no such data, found: python-docs, python-docstrings (fix: did you mean 'python-docs'?)"
+        f"builtin:python-doc: no such data, found: {', '.join(builtin.BUILTINS)} (fix: did you mean 'python-docs'?)"
     )
     assert caught.value.exit_code == 2
 

@@ -55,7 +55,14 @@ def test_a_hash_that_is_a_word_is_kept(tmp_path):
     ]
 
 
+def test_every_word_that_begins_with_a_hash_or_is_an_odd_blank_is_kept(tmp_path):
+    path = write(tmp_path / "pos.conll", "#fun XX\n# XX\na\u00a0b NN\n\u00a0 NN\n")
+    assert rows_of(path) == [{"tokens": ["#fun", "#", "a\u00a0b", "\u00a0"], "tags": ["XX", "XX", "NN", "NN"]}]
+
+
 def test_plain_text_is_not_taken_for_conll(tmp_path):
+    path = write(tmp_path / "road.txt", "I drive on I-95\n")
+    assert load_data(Data(train=[str(path)]))["train"].to_list() == [{"text": "I drive on I-95"}]
     path = write(tmp_path / "poem.txt", "two words\nand two\nto be\n")
     loaded = load_data(Data(train=[str(path)]))["train"]
     assert loaded.to_list() == [{"text": "two words"}, {"text": "and two"}, {"text": "to be"}]
@@ -158,6 +165,16 @@ def test_invalid_tags_begin_an_entity_and_are_counted(tmp_path, capsys):
             "a.jsonl",
             '{"text": "ab", "entities": [{"start": 1, "end": 2}]}\n',
             "a.jsonl: line 1: an entity without label: {'start': 1, 'end': 2}",
+        ),
+        (
+            "a.jsonl",
+            '{"tokens": ["a", "b"], "tags": ["B-X", "LOC"]}\n',
+            "a.jsonl: line 1: 'LOC' is not a BIO tag",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "ab", "entities": [{"start": 0, "end": "x", "label": "X"}]}\n',
+            "a.jsonl: line 1: an entity with a label that is no text, or a place that is no number",
         ),
         ("a.jsonl", '{"text": "ab", "n": 1}\n', "no column is clearly the label, found: text, n"),
     ],

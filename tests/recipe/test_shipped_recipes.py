@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,21 +33,31 @@ def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.
             line += ["--vocab-size", "300"]
     else:
         make_bert(tmp_path / "bert")
-        suffix = next(iter(TASKS[settings["task"]].suffixes), ".csv")
-        texts = [text.replace(",", "") for text in TEXT]
-        rows = [f"{text},{'ab'[number % 2]}" for number, text in enumerate(texts)]
-        if data.get("problem_type") == "regression":
-            rows = [f"{text},{text},{number / 2}" for number, text in enumerate(texts)]
-        columns = {"text": "text", "label": "label", **data.get("columns", {})}
-        header = [] if data.get("header") is False else [f"{columns['text']},{columns['label']}"]
-        if suffix != ".csv":  # words with tags
-            header, rows = [], [f"{word}\tB-x" for text in texts for word in [*text.split(), "a"]] + ["the\tO"]
-        data_file = f"rows{suffix}"
-        Path(data_file).write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
-        line += ["--model", "./bert", "--data", data_file, "--max-length", "32"]
-        line += [] if "validation_split" in data else ["--validation", data_file]
+        file = write_rows(TASKS[settings["task"]].questions, data)
+        line += ["--model", "./bert", "--data", file, "--max-length", "32"]
+        line += [] if "validation_split" in data else ["--validation", file]
     assert main(line) == 0
     assert json.loads(Path("run/status.json").read_text())["step"] == 2
+
+
+def write_rows(questions: tuple[str, ...], data: dict[str, Any]) -> str:
+    """A few rows of what a task with these `questions` learns from, as its recipe's settings of `data` want them."""
+    texts = [text.replace(",", "") for text in TEXT]
+    if "tokens" in questions:
+        lines = [f"{word}\tB-x" for text in texts for word in text.split()]
+        file, lines = "rows.conll", [*lines, "the\tO", ""] * 2
+    elif "context" in questions:
+        rows = [{"question": "what?", "context": text, "answers": [text.split()[0]]} for text in dict.fromkeys(texts)]
+        file, lines = "rows.jsonl", list(map(json.dumps, rows))
+    else:
+        lines = [f"{text},{'ab'[number % 2]}" for number, text in enumerate(texts)]
+        if data.get("problem_type") == "regression":
+            lines = [f"{text},{text},{number / 2}" for number, text in enumerate(texts)]
+        columns = {"text": "text", "label": "label", **data.get("columns", {})}
+        header = [] if data.get("header") is False else [f"{columns['text']},{columns['label']}"]
+        file, lines = "rows.csv", [*header, *lines]
+    Path(file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import hfkit
 from hfkit.cli.main import main
 from hfkit.data.labels import IGNORED
 from hfkit.errors import UsageError
@@ -317,6 +318,32 @@ def test_tags_without_a_scheme_are_scored_by_word(bert, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), "--text", "the fox jumps"]) == 0
     assert capsys.readouterr().out == "the/DET fox/NOUN jumps/VERB\n"
+
+
+def test_a_metric_of_entities_needs_some(bert, tmp_path, capsys):
+    data = conll(tmp_path / "train.conll", [FOX, WORLD])
+    none = conll(tmp_path / "dev.conll", [[("the", "O"), ("fox", "O")]])
+    command = ["finetune", "--model", bert, "--data", data, "--validation", none, "-o", str(tmp_path / "run")]
+    assert main([*command, "--best", "entity_f1"]) == 3
+    assert "the validation data has no entities, so it has no entity_f1 (fix: " in capsys.readouterr().err
+    assert main([*command, "--max-steps", "1"]) == 0
+
+
+def test_texts_and_words_can_be_asked_from_python(run):
+    texts = hfkit.predict(str(run), ["the quick fox jumps"])
+    words = hfkit.predict(str(run), [["the", "quick", "fox", "jumps"]])
+    assert texts[0]["entities"] == words[0]["entities"]
+    assert words[0]["tags"] == ["O", "B-animal", "I-animal", "O"]
+
+
+def test_a_text_classifier_does_not_mind_other_columns(bert, tmp_path, capsys):
+    rows = [{"text": f"the fox {n}", "label": "ab"[n % 2], "words": ["x"], "question": "?"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["finetune", "--model", bert, "--data", str(tmp_path / "rows.jsonl"), "--max-steps", "1"]
+    assert main([*command, "-o", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--input", str(tmp_path / "rows.jsonl"), "--json"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == [row["text"] for row in rows]
 
 
 def test_an_unknown_tag_in_the_validation_data_is_named(bert, tmp_path, capsys):

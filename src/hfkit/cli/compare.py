@@ -65,8 +65,11 @@ def compare(
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    asked = [_short(row[name]) for name in ("text", "text_pair", "reference", "references") if name in row]
-    console.result(f"  row {row['row']}, gain {row['gain']:+.4g}: {' | '.join(asked)}")
+    from hfkit.metrics.sample import asked
+
+    parts = [" ".join(part) if isinstance(part, list) else part for part in asked(row).values()]
+    parts += [row[name] for name in ("reference", "references") if name in row]
+    console.result(f"  row {row['row']}, gain {row['gain']:+.4g}: {' | '.join(map(_short, parts))}")
     for name, answer in row["answers"].items():
         console.result(f"    {name}: {_short(answer)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import hashlib
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from hfkit.data.tags import Words
 from hfkit.errors import DataError, UsageError, did_you_mean
 
 # Left out: tests, idlelib (an application), lib2to3 (gone in 3.13), turtledemo (programs), encodings (generated tables)
@@ -115,9 +117,53 @@ def python_docstrings() -> dict[str, Table]:
     return split(rows, ("text", "label"), validation=0.1, test=0.1)
 
 
+def python_names() -> dict[str, Table]:
+    """About 2,500 rows for token classification: the words of a function's docstring and a BIO tag for each.
+
+    `tokens` and `tags` are divided by blanks. The tags say what a word names: a "parameter" of the function, by its
+    signature; an "exception" or a "class" of the library; a "function", before a parenthesis that closes at once; or a
+    "constant" (None, True, False). They follow the word alone: where a parameter is called `list`, every "list" is one.
+    Near-duplicates are folded, and the hash of a text decides its split, as in `python_docstrings`.
+    """
+    classes: set[str] = set()
+    signatures: dict[str, set[str]] = {}
+    passages = []
+    for module, tree in parsed_modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                classes.add(node.name)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                text = (ast.get_docstring(node) or "").strip()
+                if len(text) >= MIN_CHARS:
+                    passages.append(Passage(module, node.name, text))
+                    arguments = ast.walk(node.args)
+                    signatures[text] = {one.arg for one in arguments if isinstance(one, ast.arg)} - {"self", "cls"}
+    exceptions = {name for name in {*classes, *dir(builtins)} if name.endswith(("Error", "Exception", "Warning"))}
+    classes = {name for name in classes - exceptions if re.search("[a-z][A-Z]", name)}  # Path is a word, too
+    rows = {}
+    for passage in fold(passages):
+        words = Words.of_text(passage.text)
+        tokens = [passage.text[start:end] for start, end in zip(words.starts, words.ends, strict=True)]
+        named = {
+            "parameter": {name for name in signatures[passage.text] if len(name) > 1},  # `a` is a word, too
+            "exception": exceptions,
+            "class": classes,
+            "constant": {"None", "True", "False"},
+        }
+        tags = []
+        for token, behind in zip(tokens, zip([*tokens[1:], ""], [*tokens[2:], "", ""], strict=False), strict=True):
+            kinds = (kind for kind, names in named.items() if token in names)
+            is_function = behind == ("(", ")") and token.isidentifier()
+            tags.append(next((f"B-{kind}" for kind in kinds), "B-function" if is_function else "O"))
+        if set(tags) != {"O"}:
+            rows[passage.text] = [" ".join(tokens), " ".join(tags)]
+    return split(rows, ("tokens", "tags"), validation=0.1, test=0.1)
+
+
 BUILTINS: dict[str, Callable[[], dict[str, Table]]] = {
     "python-docs": python_docs,
     "python-docstrings": python_docstrings,
+    "python-names": python_names,
 }
 
 
@@ -128,7 +174,13 @@ class Passage(NamedTuple):
 
 
 def read_docstrings() -> Iterator[Passage]:
-    """Docstrings of the library's Python sources, in the order of their paths.
+    """Docstrings of the library's Python sources, in the order of their paths."""
+    for module, tree in parsed_modules():
+        yield from walk(tree, module)
+
+
+def parsed_modules() -> Iterator[tuple[str, ast.Module]]:
+    """Name and syntax tree of each Python source of the library, in the order of their paths.
 
     Parsed, not imported: importing `antigravity` opens a browser and `this` prints.
     """
@@ -146,9 +198,8 @@ def read_docstrings() -> Iterator[Passage]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # invalid escapes in somebody else's strings
                 tree = ast.parse(path.read_bytes())
-            for passage in walk(tree, module):
-                found = True
-                yield passage
+            found = True
+            yield module, tree
     if not found:
         raise DataError(f"{root} has no Python sources", "use a Python that has its standard library as .py files")
 

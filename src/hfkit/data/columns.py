@@ -80,8 +80,12 @@ def words_column(dataset: Dataset, data: Data) -> str | None:
 
 
 def is_tagged(dataset: Dataset, data: Data) -> bool:
-    """Whether the data set holds lists of words, or spans of texts."""
-    return words_column(dataset, data) is not None or spans_column(dataset) is not None
+    """Whether the data set holds lists of words with lists of tags, or spans of texts, and no other label."""
+    if any(name.lower() in LABEL_NAMES and type_name(dataset, name) == "string" for name in dataset.column_names):
+        return False
+    words = words_column(dataset, data)
+    lists = [name for name in dataset.column_names if are_words(dataset[0][name]) and name != words]
+    return bool(words and lists) or spans_column(dataset) is not None
 
 
 def is_asking(dataset: Dataset) -> bool:

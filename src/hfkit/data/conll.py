@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +15,22 @@ from hfkit.system.console import short
 
 DOCUMENT = "-DOCSTART-"  # the word of a line between documents in the files of CoNLL-2003
 
-SNIFFED = 50  # lines
+SNIFFED, FEWEST = 50, 3  # lines that are looked at, and that make a file of words with tags
+
+BLANK = " \t\r\n"  # not str.strip(), which also takes no-break spaces: they may be a word, or in one
 
 
 class Columns(NamedTuple):
-    """What is on a line: the separator (None: blanks), and the names of its fields."""
+    """What is on a line: the separator (a tab, or blanks), and the names of its fields."""
 
-    separator: str | None
+    separator: str
     names: list[str]
     line: int  # the first one with these fields
+    is_bio: bool  # whether the tags are
 
     @property
-    def tags(self) -> int | None:
-        return self.names.index("tags") if "tags" in self.names else None
+    def tags(self) -> int:
+        return self.names.index("tags")
 
 
 def read_conll(path: Path, encoding: str) -> tuple[Any, Iterator[tuple[str, dict[str, Any]]]]:
@@ -43,28 +47,30 @@ def read_conll(path: Path, encoding: str) -> tuple[Any, Iterator[tuple[str, dict
 
 
 def is_conll(path: Path, encoding: str) -> bool:
-    """Whether the first lines have the same fields each, one of them always a BIO tag."""
-    lines = [line for _, line in itertools.islice(read_lines(path, encoding), SNIFFED) if line.strip()]
-    rows = [line.strip().split("\t" if "\t" in lines[0].strip() else None) for line in lines]
-    sizes = {len(row) for row in rows if row != [DOCUMENT]}
-    is_tagged = len(sizes) == 1 and any(all(map(TAG.fullmatch, column)) for column in zip(*rows, strict=False))
-    return is_tagged and min(sizes) > 1
+    """Whether the first lines, three at least, have the same fields each, one of them always a BIO tag."""
+    lines = [line.strip(BLANK) for _, line in itertools.islice(read_lines(path, encoding), SNIFFED)]
+    separator = "\t" if "\t" in next(filter(None, lines), "") else " "
+    rows = [_fields_of(line, separator) for line in lines if line]
+    if len(rows) < FEWEST or len({len(row) for row in rows}) > 1 or len(rows[0]) < 2:
+        return False
+    columns = [set(column) for column in zip(*rows, strict=True)]
+    return any(all(map(TAG.fullmatch, column)) and any(tag[0] in "OB" for tag in column) for column in columns)
 
 
 def _columns(path: Path, encoding: str) -> Columns:
-    separator, size, first = None, 0, 0
+    separator, size, first = " ", 0, 0
     tagged: list[int] = []
     numbered: list[int] = []
     num_words = 0
     for number, line in read_lines(path, encoding):
-        text = line.strip()
+        text = line.strip(BLANK)
         if not text or (text.startswith("#") and not num_words):
             continue
         if not num_words:
-            separator = "\t" if "\t" in text else None
-            first, size = number, len(text.split(separator))
+            separator = "\t" if "\t" in text else " "
+            first, size = number, len(_fields_of(text, separator))
             tagged, numbered = [0] * size, [0] * size
-        fields = text.split(separator)
+        fields = _fields_of(text, separator)
         if len(fields) != size or fields[0] == DOCUMENT:
             continue  # counted, and refused, when the rows are read
         num_words += 1
@@ -83,15 +89,16 @@ def _columns(path: Path, encoding: str) -> Columns:
         names[words] = "tokens"
     else:
         names = ["tokens"]
-    return Columns(separator, names, first)
+    is_bio = size > 1 and 2 * tagged[names.index("tags")] > num_words
+    return Columns(separator, names, first, is_bio)
 
 
 def _sentences(path: Path, encoding: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
     rows: list[list[str]] = []
     start = 0
     for number, line in itertools.chain(read_lines(path, encoding), [(0, "")]):
-        text = line.strip()
-        fields = text.split(columns.separator) if text else []
+        text = line.strip(BLANK)
+        fields = _fields_of(text, columns.separator)
         if text.startswith("#") and not _is_word(fields, columns):
             continue
         if not fields or fields[0] == DOCUMENT:
@@ -100,7 +107,7 @@ def _sentences(path: Path, encoding: str, columns: Columns) -> Iterator[tuple[st
             rows = []
             continue
         if len(fields) != len(columns.names):
-            divided = "tab" if columns.separator else "blank"
+            divided = "tab" if columns.separator == "\t" else "blank"
             problem = f"{path}: line {number}: {_fields(len(fields))}, but {len(columns.names)} in line {columns.line}"
             raise DataError(f"{problem}: '{short(text)}'", f"write the same fields on each line, a {divided} between")
         if not rows:
@@ -112,7 +119,14 @@ def _is_word(fields: list[str], columns: Columns) -> bool:
     """Whether a line that begins with # has the fields of a word."""
     if len(fields) != len(columns.names):
         return False
-    return columns.tags is None or columns.separator is not None or TAG.fullmatch(fields[columns.tags]) is not None
+    return not columns.is_bio or columns.separator == "\t" or TAG.fullmatch(fields[columns.tags]) is not None
+
+
+def _fields_of(text: str, separator: str) -> list[str]:
+    """The fields of a line; several blanks are one separator, several tabs are not."""
+    if separator == "\t" and text:
+        return text.split("\t")
+    return [field for field in re.split("[ \t]+", text) if field]
 
 
 def _fields(count: int) -> str:

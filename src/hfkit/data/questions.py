@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,17 +66,19 @@ def _with_answers(dataset: Dataset, names: tuple[str, str, str], data: Data, spl
 
 def _given(value: Any, place: Any) -> Iterator[tuple[str, int | None]]:
     """Text and start of each answer, however they are written; DataError if they are not."""
-    if isinstance(value, Mapping):  # the Hub has {"text": [...], "answer_start": [...]}
-        texts, starts = value.get("text"), value.get("answer_start")
-        texts = [texts] if isinstance(texts, str) else texts
-        starts = starts if isinstance(starts, list) else [starts] * len(texts or ())
-        value = [{"text": text, "answer_start": start} for text, start in zip(texts or (), starts, strict=False)]
-    for one in [value] if isinstance(value, str) else value or ():
+    if value is None:
+        raise DataError(f"{place()}: the question has no answers", "write [] where the text has no answer")
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # the Hub: {"text": [...], ...}
+        starts = value.get("answer_start")
+        starts = starts if isinstance(starts, list) else [starts]
+        pairs = itertools.zip_longest(value["text"], starts[: len(value["text"])])
+        value = [{"text": text, "answer_start": start} for text, start in pairs]
+    for one in value if isinstance(value, list) else [value]:
         text, start = (one.get("text"), one.get("answer_start")) if isinstance(one, Mapping) else (one, None)
-        if not isinstance(text, str):
+        if not isinstance(text, str) or not isinstance(start, int | None):
             raise DataError(f"{place()}: {one!r} is no answer", 'write {"text": "...", "answer_start": 0}')
         if text.strip():
-            yield text, None if start is None or start < 0 else int(start)
+            yield text, None if start is None or start < 0 else start
 
 
 def _located(context: str, given: Iterator[tuple[str, int | None]]) -> Answers:

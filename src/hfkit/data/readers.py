@@ -259,21 +259,28 @@ def _rows_of_object(text: str) -> Iterable[tuple[str, Any]] | None:
         return None
     if not all("paragraphs" in one for one in data):
         return [(f"row {number}", row) for number, row in enumerate(data, 1)]
-    return [
-        (
-            f"question {question.get('id')}",
-            {
-                "id": question.get("id"),
-                "title": article.get("title"),
-                "context": paragraph.get("context"),
-                "question": question.get("question"),
-                "answers": question.get("answers", []),
-            },
-        )
-        for article in data
-        for paragraph in article["paragraphs"]
-        for question in paragraph.get("qas", ())
-    ]
+    try:
+        return [
+            (f"question {question.get('id')}", _question(article, paragraph, question))
+            for article in data
+            for paragraph in article["paragraphs"]
+            for question in paragraph.get("qas", ())
+        ]
+    except (AttributeError, TypeError):
+        raise DataError(
+            "a file in the form of SQuAD in which paragraphs or qas are no lists of objects", "correct it"
+        ) from None
+
+
+def _question(article: dict[str, Any], paragraph: dict[str, Any], question: dict[str, Any]) -> dict[str, Any]:
+    """A row of a SQuAD file; a question that is said to be impossible needs no list of answers."""
+    return {
+        "id": str(question.get("id")),
+        "title": article.get("title"),
+        "context": paragraph.get("context"),
+        "question": question.get("question"),
+        "answers": question.get("answers", [] if question.get("is_impossible") else None),
+    }
 
 
 def _parse_json(path: Path, number: int, text: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ SPAN_KEYS = {
     "label": ("label", "type", "entity", "entity_group", "tag"),
 }
 
-ODD_TAGS = 0.1  # share of the tags below which those without a prefix are mistakes
-
 
 def load_tagged(loaded: DatasetDict | dict[str, Dataset], data: Data) -> dict[str, Dataset]:
     """The splits with the columns `tokens` and `tags`, or `text`, `entities` and the `tags` of its words.
@@ -37,7 +34,8 @@ def load_tagged(loaded: DatasetDict | dict[str, Dataset], data: Data) -> dict[st
     splits = dict(loaded)
     words, tags = tagged_columns(splits, data)
     kinds = [has_spans(dataset, tags) for dataset in splits.values()]
-    if any(kinds) and all(kind is not False for kind in kinds):
+    is_text = all(type_name(dataset, words) == "string" for dataset in splits.values())
+    if all(kind is not False for kind in kinds) and (any(kinds) or is_text):
         return {split: _with_spans(dataset, words, tags, data, split) for split, dataset in splits.items()}
     rows = {split: _tokens_and_tags(dataset, words, tags, data, split) for split, dataset in splits.items()}
     _require_one_scheme(rows, data)
@@ -101,16 +99,16 @@ def _tokens_and_tags(
 
 
 def _require_one_scheme(rows: Mapping[str, tuple[Any, list[list[str]]]], data: Data) -> None:
-    """DataError at the first tag that is none of BIO's, where nearly all others are."""
-    counts = Counter(tag for _, all_tags in rows.values() for tags in all_tags for tag in tags)
-    odd = {tag: count for tag, count in counts.items() if not TAG.fullmatch(tag)}
-    if not odd or odd.keys() == counts.keys() or sum(odd.values()) > ODD_TAGS * counts.total():
+    """DataError at the first tag that is none of BIO's, where others are."""
+    counts = {tag: None for _, all_tags in rows.values() for tags in all_tags for tag in tags}
+    odd = {tag for tag in counts if not TAG.fullmatch(tag)}
+    if counts.keys() - odd <= {"O"}:
         return
     for split, (_, all_tags) in rows.items():
         for row, tags in enumerate(all_tags):
             for tag in tags:
                 if tag in odd:
-                    near = difflib.get_close_matches(tag, counts.keys() - odd.keys(), n=1, cutoff=0.6)
+                    near = difflib.get_close_matches(tag, counts.keys() - odd, n=1, cutoff=0.6)
                     known = f"did you mean '{near[0]}'?" if near else "write O, B-TYPE or I-TYPE"
                     raise DataError(f"{place_of(data, split, row)}: '{tag}' is not a BIO tag", known)
 
@@ -140,15 +138,20 @@ def _with_spans(dataset: Dataset, text: str, spans: str, data: Data, split: str)
     return _dataset(columns, split)
 
 
-def _span(given: Mapping[str, Any], text: str, data: Data, split: str, row: int) -> Entity:
+def _span(given: Mapping[str, Any] | None, text: str, data: Data, split: str, row: int) -> Entity:
     """A span of an annotation tool; DataError if it is not within its text."""
     values = {
-        key: next((given[name] for name in names if given.get(name) is not None), None)
+        key: next((given[name] for name in names if given.get(name) is not None), None) if given else None
         for key, names in SPAN_KEYS.items()
     }
+    if not isinstance(values["label"], str | int | None) or not all(
+        isinstance(values[key], int | None) for key in ("start", "end")
+    ):
+        problem = f"an entity with a label that is no text, or a place that is no number: {dict(given or {})}"
+        raise DataError(f"{place_of(data, split, row)}: {problem}", 'write {"start": 0, "end": 5, "label": "PER"}')
     if None in values.values():
         missing = ", ".join(key for key, value in values.items() if value is None)
-        problem = f"an entity without {missing}: {dict(given)}"
+        problem = f"an entity without {missing}: {dict(given or {})}"
         raise DataError(f"{place_of(data, split, row)}: {problem}", 'write {"start": 0, "end": 5, "label": "PER"}')
     (span,) = of_dicts([values])
     if not 0 <= span.start < span.end <= len(text):

@@ -128,6 +128,8 @@ def _goodness(row: Row) -> float:
     """How good the answer of a row is: larger is better."""
     if "loss" in row:
         return -float(row["loss"])
+    if "f1" in row:
+        return float(row["f1"])
     if "nll" in row:
         return -float(row["nll"]) / max(int(row["bytes"]), 1)
     if "probabilities" in row:

@@ -43,12 +43,13 @@ Question = dict[str, Any]  # "text", and "text_pair" of a pair; or the "tokens" 
 Answer = dict[str, Any]
 
 
-def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
+def predict(recipe: Recipe, texts: Sequence[str | Sequence[str]], pairs: Sequence[str] | None = None) -> list[Answer]:
     """One {"text", ("text_pair"), **answer} per text, in order, from the model recipe.model.name.
 
     A classifier answers with "label", "score" and "probabilities" {label: p}; with several labels per text, "labels"
     and "probabilities"; a regression, "value". "truncated" is true if the end of the text was cut off. A token
     classifier answers with "entities" [{"text", "label", "start", "end", "score"}], or "words" in the same form.
+    A text for it can be a list of words.
     `pairs`: the second texts, for a model of pairs, or the texts that the questions are about; one is for all. Raises
     ModelError if the model has no such task.
     """
@@ -58,7 +59,7 @@ def predict(recipe: Recipe, texts: Sequence[str], pairs: Sequence[str] | None = 
         pairs = [*pairs] * len(texts)  # several questions about one text
     if pairs and len(pairs) != len(texts):
         raise UsageError(f"{len(texts)} texts and {len(pairs)} second texts", "give one --text-pair for each --text")
-    rows = [{"text": text} for text in texts]
+    rows: list[Question] = [{"text": text} if isinstance(text, str) else {"tokens": [*text]} for text in texts]
     for row, pair in zip(rows, pairs or (), strict=False):
         row["text_pair"] = pair
     with distributed_inference():
@@ -81,14 +82,16 @@ def predict_file(
 def _predict_file(
     recipe: Recipe, file: str, write: Callable[[Answer], None], output: Path | None, *, resume: bool, overwrite: bool
 ) -> None:
+    with offline_for(recipe):
+        names = predicting_task(load_config(recipe.model), recipe.model.name).questions
     if output is None:
-        for answer in answers(recipe, read_questions(recipe, file)):
+        for answer in answers(recipe, read_questions(recipe, file, names)):
             write(answer)
         return
     if output.exists() and file != "-" and os.path.exists(file) and output.samefile(file):
         raise UsageError(f"{output} is the input", "--output ANOTHER.jsonl")
     done = on_main_process(lambda: _kept(output, resume, overwrite))
-    rows = read_questions(recipe, file)
+    rows = read_questions(recipe, file, names)
     last = _skip(rows, output, done) if done else None
     if done:
         say(f"{output}: {done:,} rows are there already")
@@ -127,20 +130,24 @@ def answers(recipe: Recipe, questions: Iterable[Question], chunk: int | None = N
         model = open_model(task.auto_model, recipe.model, config, tokenizer)
     questions, total, cut = iter(questions), 0, 0
     while some := list(itertools.islice(questions, chunk or CHUNK)):
+        if any(question.keys() != some[0].keys() for question in some):
+            raise DataError("some rows have words and others texts", "give either to all")
         names = as_asked(some[0], task.questions)
         columns = {name: [question[given] for question in some] for given, name in names.items()}
         if "context" in task.questions and "context" not in columns:
             fix = "--question '...' --context '...', or a file with the columns question and context"
             raise UsageError(f"{recipe.model.name} answers questions about texts, and no text is given", fix)
         if strange := [name for name in columns if name not in task.questions]:
-            raise UsageError(f"{recipe.model.name} can't read {' and '.join(strange)}", "give texts")
+            fix = "leave out --text-pair" if "text_pair" in strange else "give texts"
+            raise UsageError(f"{recipe.model.name} can't read {' and '.join(strange)}", fix)
         rows = task.encode(Dataset.from_dict(columns), tokenizer, model, recipe)
         reduced, _ = predict_rows(task, model, tokenizer, rows, batch_size=recipe.evaluation.batch_size)
         for place, answer in enumerate(task.answers(reduced, rows, recipe.evaluation)):
             total, cut = total + 1, cut + answer.get("truncated", False)
             yield {name: column[place] for name, column in columns.items()} | answer
     if cut:
-        warn(f"{cut:,} of {total:,} texts ({cut / total:.1%}) were truncated at the end", "--long-documents window")
+        fix = "a larger --max-length" if "context" in task.questions else "--long-documents window"
+        warn(f"{cut:,} of {total:,} texts ({cut / total:.1%}) were truncated at the end", fix)
 
 
 def as_asked(question: Question, names: Sequence[str]) -> dict[str, str]:
@@ -150,20 +157,28 @@ def as_asked(question: Question, names: Sequence[str]) -> dict[str, str]:
     return {name: name for name in question}
 
 
-def read_questions(recipe: Recipe, file: str) -> Iterator[Question]:
-    """The texts in a file, with the second texts for a model of pairs, or lists of words; columns as in training."""
+def read_questions(recipe: Recipe, file: str, asked_for: Sequence[str]) -> Iterator[Question]:
+    """The texts in a file, with the second texts for a model of pairs, or lists of words; columns as in training.
+
+    `asked_for`: what the task reads, by the names of Task.questions.
+    """
     if file == "-":
-        yield from _read_stdin(recipe)
+        yield from _read_stdin(recipe, asked_for)
         return
     data, columns = dataclasses.replace(recipe.data, train=[file]), recipe.data.columns
     if not has_effect("header", file):  # the settings of the run are those of another kind of file
         data = dataclasses.replace(data, header=None, csv=Csv())
-    dataset, _ = read_input(file, data)
-    if words := words_column(dataset, data):
-        yield from ({"tokens": tokens} for tokens in dataset[words])
+    dataset, place = read_input(file, data)
+    if "tokens" in asked_for and (words := words_column(dataset, data)):
+        for number, tokens in enumerate(dataset[words]):
+            if not are_words(tokens):
+                raise DataError(
+                    f"{place(number)}: column '{words}' is no list of words", 'write {"tokens": ["a", "b"]}'
+                )
+            yield {"tokens": tokens}
         return
     names = ["text"]  # a .txt file has no column of any other name
-    if columns.text_pair is None and {"question", "context"} <= set(dataset.column_names):
+    if columns.text is None and "context" in asked_for and set(asked_for) <= set(dataset.column_names):
         names = ["question", "context"]
     elif dataset.column_names != ["text"] or columns.text_pair is not None:
         names = [input_column(dataset, data), *([] if columns.text_pair is None else [columns.text_pair])]
@@ -175,7 +190,7 @@ def read_questions(recipe: Recipe, file: str) -> Iterator[Question]:
             yield dict(zip(("text", "text_pair"), row, strict=False))
 
 
-def _read_stdin(recipe: Recipe) -> Iterator[Question]:
+def _read_stdin(recipe: Recipe, asked_for: Sequence[str]) -> Iterator[Question]:
     """Texts from stdin: one per line, or one JSON object per line with columns as in training."""
     text, pair = recipe.data.columns.text or "text", recipe.data.columns.text_pair
     for number, row in read_stdin():
@@ -184,18 +199,19 @@ def _read_stdin(recipe: Recipe) -> Iterator[Question]:
                 raise DataError("stdin: this model takes pairs", f'write {{"{text}": "...", "{pair}": "..."}} lines')
             yield {"text": row}
             continue
-        if (text not in row or isinstance(row[text], list)) and are_words(words := row.get("tokens", row.get(text))):
+        if "tokens" in asked_for and are_words(words := row.get("tokens", row.get(text))):
             yield {"tokens": words}
             continue
-        if pair is None and {"question", "context"} <= row.keys():
-            text, pair = "question", "context"
+        if "context" in asked_for and recipe.data.columns.text is None:
+            text, pair = asked_for
         wanted = [name for name in (text, pair) if name is not None]
         if missing := [name for name in wanted if name not in row]:
             near = did_you_mean(missing[0], row) or f"found: {', '.join(row)}"
             raise DataError(f"stdin: line {number}: no key '{missing[0]}'", near)
         texts = [row[name] for name in wanted]
         if not all(isinstance(one, str) for one in texts):
-            raise DataError(f"stdin: line {number}: {texts} is not text", 'write {"text": "..."}')
+            example = ", ".join(f'"{name}": "..."' for name in wanted)
+            raise DataError(f"stdin: line {number}: {texts} is not text", f"write {{{example}}}")
         yield dict(zip(("text", "text_pair"), texts, strict=False))
 
 
@@ -230,7 +246,7 @@ def _skip(rows: Iterator[Question], output: Path, done: int) -> Answer | None:
             row = next(rows, None)
             if row is None:
                 raise DataError(f"{output} has {done:,} lines, and the input only {number - 1:,} rows", "--overwrite")
-            if asked(last) != row:
+            if [*asked(last).values()] != [*row.values()]:
                 raise DataError(f"{output}: line {number} is of another text than that row of the input", "--overwrite")
     return last
 

@@ -8,9 +8,17 @@ import numpy as np
 
 from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE
 from hfkit.errors import UsageError
-from hfkit.metrics.inputs import Inputs, are_entities, pair
+from hfkit.metrics.inputs import Inputs, are_entities, are_tags, pair
 from hfkit.metrics.sample import Row, Sample, Score, scored
-from hfkit.metrics.table import ANSWER_METRICS, DEFAULT_METRICS, ENTITY_METRICS, LIKELIHOODS, METRICS, require_known
+from hfkit.metrics.table import (
+    ANSWER_METRICS,
+    DEFAULT_METRICS,
+    ENTITY_METRICS,
+    LIKELIHOODS,
+    METRICS,
+    TAG_METRICS,
+    require_known,
+)
 from hfkit.system.console import warn
 
 TEXTS = ("bleu", "rouge")  # metrics of texts if none is named
@@ -35,6 +43,8 @@ def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
         return ANSWER_METRICS
     if are_entities([row["prediction"] for row in rows]):
         return ENTITY_METRICS
+    if are_tags([row["prediction"] for row in rows]):
+        return TAG_METRICS
     if isinstance(row["prediction"], list) and "reference" in row:
         return DEFAULT_METRICS[SINGLE]
     if isinstance(row["prediction"], int):

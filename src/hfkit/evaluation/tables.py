@@ -16,9 +16,30 @@ if TYPE_CHECKING:
     from hfkit.settings import Recipe
 
 # Column names of prediction files; the first one that is there is used.
-PREDICTION_NAMES = ("prediction", "predictions", "predicted", "generated", "output", "tags", "entities", "text")
+PREDICTION_NAMES = (
+    "prediction",
+    "predictions",
+    "predicted",
+    "generated",
+    "output",
+    "answer",
+    "tags",
+    "entities",
+    "text",
+)
 
-REFERENCE_NAMES = ("references", "reference", "target", "label", "labels", "value", "tags", "entities", "text")
+REFERENCE_NAMES = (
+    "references",
+    "reference",
+    "target",
+    "label",
+    "labels",
+    "value",
+    "answers",
+    "tags",
+    "entities",
+    "text",
+)
 
 ANSWER_NAMES = ("label", "labels", "value")  # the answers of `hfkit predict`, beside the text
 
@@ -72,6 +93,8 @@ def rows_of_files(
                 "give one reference per prediction, in the same order",
             )
     rows: list[Row] = [{"prediction": text} for text in made]
+    if prediction_column is None and table.has("question") and table.has("answer"):
+        rows = [{"question": asked, **row} for asked, row in zip(table.column("question"), rows, strict=True)]
     for row, texts in zip(rows, zip(*given, strict=True), strict=bool(given)):
         if len(texts) == 1 and not isinstance(texts[0], list):
             row["reference"] = texts[0]
@@ -151,4 +174,13 @@ class _Table:
             raise DataError(f"{self.path} has no {wanted}, found: {', '.join(self.names)}", "--column NAME")
         if name is None and len(self.names) > 1 and found in AMBIGUOUS:
             say(f"{self.path}: column '{found}' (change with --prediction-column or --reference-column)")
-        return list(self.dataset[found])
+        values = list(self.dataset[found])
+        return values if name or found != "answers" else list(map(answer_texts, values))
+
+
+def answer_texts(value: Any) -> list[str]:
+    """The texts of the answers to a question, in the layouts of SQuAD and the Hub."""
+    if isinstance(value, dict):
+        value = value.get("text")
+    several = value if isinstance(value, list) else [value]
+    return [str(one["text"] if isinstance(one, dict) else one) for one in several if one]

@@ -112,15 +112,26 @@ class Inputs:
 
     @cached_property
     def word_tags(self) -> list[tuple[list[str], list[str]]]:
-        """Predicted and reference tags of each row's words."""
+        """Predicted and reference BIO tags of each row's words."""
+        for row, pair in enumerate(self.tags_of_words, 1):
+            for side, tags in zip(("predictions", "references"), pair, strict=True):
+                if not all(map(TAG.fullmatch, tags)):
+                    raise row_error(side, row, f"{' '.join(tags)!r} are no tags", "O, B-TYPE and I-TYPE for each word")
+        return self.tags_of_words
+
+    @cached_property
+    def tags_of_words(self) -> list[tuple[list[str], list[str]]]:
+        """Predicted and reference tags of each row's words, of any kind."""
         sides = {"predictions": self.predictions, "references": self.references}
         rows: dict[str, list[list[str]]] = {side: [] for side in sides}
         for side, given in sides.items():
             for row, value in enumerate(given, 1):
                 tags = value.split() if isinstance(value, str) else value
-                if not isinstance(tags, Sequence) or not all(map(TAG.fullmatch, map(str, tags))):
-                    raise row_error(side, row, f"{value!r} are no tags", "O, B-TYPE and I-TYPE for each word")
-                rows[side].append(list(tags))
+                if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+                    raise row_error(
+                        side, row, f"{value!r} are no tags", "a tag for each word, such as O, B-TYPE, I-TYPE"
+                    )
+                rows[side].append(tags)
         pairs = list(zip(*rows.values(), strict=True))
         for row, (predicted, actual) in enumerate(pairs, 1):
             if len(predicted) != len(actual):
@@ -253,8 +264,13 @@ def are_spans(rows: Any) -> bool:
 
 def are_entities(rows: Any) -> bool:
     """Whether the rows are lists of BIO tags or of spans."""
-    first = next((row for row in rows if isinstance(row, list) and row), [None])
-    return are_spans(rows) or all(isinstance(tag, str) and TAG.fullmatch(tag) for tag in first)
+    tags = [tag for row in rows if isinstance(row, list) for tag in row]
+    return are_spans(rows) or (bool(tags) and all(isinstance(tag, str) and TAG.fullmatch(tag) for tag in tags))
+
+
+def are_tags(rows: Any) -> bool:
+    """Whether the rows are lists of text, one for each word."""
+    return all(isinstance(row, list) and all(isinstance(tag, str) for tag in row) for row in rows) and any(rows)
 
 
 def plain(values: Any) -> list[Any]:

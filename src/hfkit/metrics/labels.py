@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,6 +92,13 @@ def entity_sample(data: Inputs, *, strict: bool = False, kind: str | None = None
     definition += "is none (seqeval's strict IOB2)" if strict else "begins one (conlleval)"
     names = [f"entity_{name}{'_strict' * strict}" for name in ("precision", "recall", "f1")]
     return additive(data.rows, rows, _precision_recall_f1, definition, tuple(names))
+
+
+def tag_sample_of_words(data: Inputs) -> Sample:
+    """Words with the right tag, of all words."""
+    rows = [[sum(map(operator.eq, predicted, actual)), len(actual)] for predicted, actual in data.tags_of_words]
+    definition = "words with the right tag, of all words"
+    return additive(data.rows, np.array(rows, float), lambda sums: sums[:, :1] / sums[:, 1:], definition)
 
 
 def loose_entity_sample(data: Inputs, way: str) -> Sample:

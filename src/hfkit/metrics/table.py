@@ -31,6 +31,7 @@ from hfkit.metrics.labels import (
     precision,
     recall,
     tag_sample,
+    tag_sample_of_words,
 )
 from hfkit.metrics.numbers import pearson, spearman
 from hfkit.metrics.probabilities import (
@@ -164,6 +165,7 @@ METRICS: dict[str, Metric] = {
     "entity_f1_strict": Metric(lambda d: entity_sample(d, strict=True)),
     "entity_f1_partial": Metric(lambda d: loose_entity_sample(d, "partial")),
     "entity_f1_type": Metric(lambda d: loose_entity_sample(d, "type")),
+    "tag_accuracy": Metric(tag_sample_of_words),
     # Numbers.
     "pearson": Metric(pearson),
     "spearman": Metric(spearman),
@@ -191,7 +193,9 @@ DEFAULT_METRICS = {
 
 ANSWER_METRICS = ("squad_exact_match", "token_f1")  # of answers to questions, if no metric is named
 
-ENTITY_METRICS = ("entity_f1",)  # of tags of words, if no metric is named
+ENTITY_METRICS = ("entity_f1",)  # of BIO tags of words, if no metric is named
+
+TAG_METRICS = ("tag_accuracy",)  # of other tags
 
 
 def lower_is_better(name: str) -> bool:

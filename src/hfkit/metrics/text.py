@@ -126,7 +126,7 @@ def of_best_answer(data: Inputs, score: Callable[[str, str], float]) -> Array:
 
 def best_squad_f1(prediction: str, references: Sequence[str]) -> float:
     """SQuAD's F1 of an answer, 0 to 1; without references the right one is empty."""
-    return max(squad_f1(prediction, reference) for reference in references or [""])
+    return float(max(squad_f1(prediction, reference) for reference in references or [""]))
 
 
 def exact(prediction: str, reference: str) -> float:

@@ -51,11 +51,13 @@ def resolve(
         given.assign(sets)
 
     task = _task(command, given)
-    for key in given.where:
-        if problem := problem_with(command, task, key, given.values):
-            given.report(key, problem)
+    typed = dict(given.where)
     values = _with_settings_of_run(command, run, given)
-    for key, problem in wrong_values(given.values, str(task or values.get("task"))):
+    known = str(task or values.get("task"))  # that of the run
+    for key in typed:
+        if problem := problem_with(command, known if known in TASKS else None, key, given.values):
+            given.report(key, problem)
+    for key, problem in wrong_values(given.values, known):
         given.report(key, problem)
     try:
         resolved: Recipe = _RECIPE.validate_python(nest(values))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.data.labels import IGNORED
-from hfkit.errors import DataError, UsageError
+from hfkit.errors import UsageError
 from hfkit.system.console import say, warn
 from hfkit.tasks.base import Batch, Examples, LossOptions, Predict, Task, batch_defaults
 from hfkit.tasks.question_windows import EncodedQuestions, Span
@@ -75,7 +75,12 @@ class QuestionAnswering(Task):
         if "train" not in splits:
             return {}
         can_be_open = any(not texts for texts in splits["train"]["answers"])
-        return {"no_answer_threshold": 0.0 if can_be_open else None}
+        ends = {0: "start", 1: "end"}  # a model of another task may have any number of labels
+        return {
+            "no_answer_threshold": 0.0 if can_be_open else None,
+            "id2label": ends,
+            "label2id": {name: index for index, name in ends.items()},
+        }
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
@@ -83,8 +88,9 @@ class QuestionAnswering(Task):
         rows = EncodedQuestions(dataset, tokenizer, model, recipe)
         if rows.labels is not None and len(rows) > len(dataset):
             say(f"{len(dataset):,} questions make {len(rows):,} windows of at most {rows.limit} tokens")
-        if rows.num_cut:
-            warn(f"{rows.num_cut:,} of {len(dataset):,} questions were truncated to half a window", "--max-length N")
+        if rows.cut.any() and rows.labels is not None:  # `predict` counts over all its rows
+            num_cut = int(rows.cut.sum())
+            warn(f"{num_cut:,} of {len(dataset):,} questions were truncated to half a window", "a larger --max-length")
         return rows
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -136,6 +142,7 @@ class QuestionAnswering(Task):
         assert isinstance(rows, EncodedQuestions)
         rows.config = model.config  # the best model may have been loaded after the rows were encoded
         if model.config.no_answer_threshold is not None and rows.answers is not None:
+            model.config.no_answer_threshold = None  # each question's best span
             chosen = _Chosen.of(predict()[0], rows, evaluation)
             model.config.no_answer_threshold = _best_threshold(chosen, rows.answers)
 
@@ -189,7 +196,7 @@ class QuestionAnswering(Task):
                 }
                 for span, share in ranked
             ]
-            yield {**found[0], "others": found[1 : 1 + SHOWN]}
+            yield {**found[0], "others": found[1 : 1 + SHOWN]} | ({"truncated": True} if rows.cut[question] else {})
 
 
 class _Chosen(NamedTuple):
@@ -239,6 +246,10 @@ def _is_open(spans: Sequence[Span], nothing: float, threshold: float | None) -> 
 def _scores(chosen: _Chosen, reduced: np.ndarray, rows: EncodedQuestions, evaluation: Evaluation) -> dict[str, Score]:
     assert rows.answers is not None
     names = list(evaluation.metrics or (*USUAL, "log_loss"))
+    assert rows.labels is not None
+    if "log_loss" in names and (rows.labels == IGNORED).all():
+        warn("no answer is in its context, so there is no loss")
+        names.remove("log_loss")
     scores = _of_texts([name for name in names if name in USUAL], chosen.texts, rows.answers, evaluation)
     if "log_loss" in names:
         scores["log_loss"] = _log_loss(reduced, rows, evaluation)
@@ -267,8 +278,6 @@ def _log_loss(reduced: np.ndarray, rows: EncodedQuestions, evaluation: Evaluatio
     labelled = np.flatnonzero(rows.labels[:, 0] != IGNORED)
     nll = -(logs[labelled, rows.labels[labelled, 0], 0] + logs[labelled, rows.labels[labelled, 1], 1]) / 2
     owners = np.array([rows.windows[window].question for window in labelled])
-    if not len(owners):
-        raise DataError("no answer is in its context", "copy each answer from its context, letter by letter")
     size = len(rows.questions)
     table = np.stack([np.bincount(owners, nll, size), np.bincount(owners, minlength=size)], axis=1).astype(float)
     said = "mean -ln(probability) of the start and the end, by window, nats"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.data.labels import IGNORED
@@ -9,7 +10,7 @@ from hfkit.data.questions import NOWHERE
 from hfkit.errors import UsageError
 from hfkit.tasks.base import Examples
 from hfkit.tasks.windows import Frame, token_limits
-from hfkit.tasks.words import trimmed_offsets
+from hfkit.tasks.words import trimmed_offsets, window_fix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +49,7 @@ class EncodedQuestions(Examples):
     more has it in its middle; it is learned from but not read for answers, which must not know the right one.
 
     `labels`: columns of the start and the end of the answer, shape (windows, 2), IGNORED for an answer that the context
-    does not have; None without answers. `num_cut`: questions that lost their end.
+    does not have; None without answers. `cut`: which questions lost their end.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class EncodedQuestions(Examples):
         self.tokens = [tokens[place[text]] for text in self.contexts]
         self.offsets = [offsets[place[text]] for text in self.contexts]
         questions: list[str] = dataset["question"][:]
-        self.questions = [one.ids for one in backend.encode_batch(questions, add_special_tokens=False)]
+        encodings = backend.encode_batch(questions, add_special_tokens=False)
+        self.questions = [one.ids or [tokenizer.pad_token_id] for one in encodings]  # a window is never empty
         self.frame = Frame.of(tokenizer, [_first(questions, self.questions), _first(self.contexts, self.tokens)])
         longest = (self.limit - self.frame.size) // 2
-        self.num_cut = sum(len(ids) > longest for ids in self.questions)
+        self.cut = np.array([len(ids) > longest for ids in self.questions])
         self.questions = [ids[:longest] for ids in self.questions]
         self.no_answer = _place_of(tokenizer.cls_token_id, self.frame)
         answers = _token_spans(dataset, self.offsets) if "starts" in dataset.column_names else None
@@ -87,13 +89,13 @@ class EncodedQuestions(Examples):
         )
         self.labels = None if answers is None else np.array([self._label(one, answers) for one in self.windows])
 
-    def _windows(self, overlap: int | None, answers: list[tuple[int, int] | None] | None) -> Any:
+    def _windows(self, overlap: int | None, answers: list[tuple[int, int] | None] | None) -> Iterator[Window]:
         overlap = self.limit // 3 if overlap is None else overlap
         for question, ids in enumerate(self.questions):
             room = self.limit - self.frame.size - len(ids)
             if overlap >= room:
                 problem = f"data.window_overlap {overlap}: a window has room for {room} tokens of the context"
-                raise UsageError(problem, f"--window-overlap {max(0, room // 4)}")
+                raise UsageError(problem, window_fix(overlap, room, self.limit))
             size = len(self.tokens[question])
             begins = range(0, max(1, size - overlap), room - overlap)
             spans = [(begin, min(begin + room, size)) for begin in begins]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.columns import is_asking, spans_column, words_column
+from hfkit.data.columns import is_asking, is_tagged, words_column
 from hfkit.data.labels import (
     COLUMNS,
     MULTIPLE,
@@ -102,8 +102,11 @@ class TextClassification(Task):
         from hfkit.models.config import load_config
 
         loaded = load_data(recipe.data)
-        _refuse_others(next(iter(loaded.values())), recipe.data)
-        text, pair, label = classification_columns(loaded, recipe.data)
+        try:
+            text, pair, label = classification_columns(loaded, recipe.data)
+        except DataError:
+            _refuse_others(next(iter(loaded.values())), recipe.data)
+            raise
         texts = {text: "text"} | ({} if pair is None else {pair: "text_pair"})
         kept = [*texts, *label_columns(next(iter(loaded.values())), label)]
         splits = {name: part.select_columns(kept) for name, part in loaded.items()}
@@ -348,12 +351,11 @@ def _require_sense(recipe: Recipe, kind: str) -> None:
 
 def _refuse_others(dataset: Dataset, data: Data) -> None:
     """DataError for data of another task: words with tags, a text with spans, or questions with answers."""
-    if is_asking(dataset) and data.columns.label is None:
+    if is_asking(dataset):
         raise DataError("the columns are question, context and answers", "--task question-answering")
-    column = words_column(dataset, data) or spans_column(dataset)
-    if column is not None:
-        kind = "lists of words" if words_column(dataset, data) else "spans of the text"
-        raise DataError(f"column '{column}' holds {kind}, not a text or a label", "--task token-classification")
+    if is_tagged(dataset, data):
+        what = "words with tags" if words_column(dataset, data) else "spans of a text"
+        raise DataError(f"the data holds {what}, not texts with a label", "--task token-classification")
 
 
 def _names_of(dataset: Dataset) -> list[list[str]]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from hfkit.metrics.sample import Measured, Row, Score
     from hfkit.settings import Evaluation, Recipe
 
+BUILTIN_TAGGED = "builtin:python-names"
+
 OF_ENTITIES = ("entity_f1", "entity_f1_strict", "entity_f1_partial", "entity_f1_type")
 
 OF_WORDS = ("tag_accuracy", "log_loss")
@@ -49,6 +51,7 @@ class TokenClassification(Task):
         """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3 and 5.3), as for texts."""
         return {
             "model.dtype": "float32",
+            "data.train": [BUILTIN_TAGGED],
             "train.num_train_epochs": 3.0,
             **batch_defaults(given, 32),
             "train.per_device_eval_batch_size": 64,
@@ -71,6 +74,7 @@ class TokenClassification(Task):
             splits |= held_out
         for split, dataset in splits.items():
             say(f"{split}: {_counts(dataset)}")
+        _require_entities(splits, recipe)
         return splits
 
     def model_config(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
@@ -98,7 +102,7 @@ class TokenClassification(Task):
             found = f"{rows.num_long:,} of {len(dataset):,} sentences are longer than {rows.limit} tokens"
             say(f"{found} and make {len(rows):,} windows together with the others")
         if lost := int((rows.token_of_word == NONE).sum()):
-            warn(f"the tokenizer has no token for {lost:,} of {len(rows.tags):,} words; they get no prediction")
+            warn(f"the tokenizer has no token for {lost:,} of {len(rows.tags):,} words; they count as O")
         return rows
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -146,6 +150,8 @@ class TokenClassification(Task):
         assert isinstance(rows, EncodedWords)
         assert rows.tags is not None
         answers = _Answers(reduced, rows)
+        if not len(rows.tags):
+            raise DataError("the data has no word", "give sentences with words and tags")
         tag, count = Counter(rows.tags.tolist()).most_common(1)[0]
         share, said = count / len(rows.tags), f"tag_accuracy of always saying '{rows.names[tag]}'"
         baseline = {"majority_baseline": Score(share, None, None, len(rows.words), said)}
@@ -230,7 +236,7 @@ class _Answers:
         rows, names = self.rows, evaluation.metrics or _usual_metrics(self.rows.names)
         assert rows.tags is not None
         data = Inputs(*self.pairs())
-        if "entity_f1" in names and not any(predicted | actual for predicted, actual in data.entities):
+        if set(names) & set(OF_ENTITIES) and not any(predicted | actual for predicted, actual in data.entities):
             warn("there are no entities, neither in the data nor in the predictions: they have no F1")
             names = [name for name in names if name not in OF_ENTITIES]
         hits, sizes = (
@@ -269,6 +275,14 @@ class _Answers:
             yield {column: words, "reference": reference, "prediction": prediction, "loss": float(f"{loss:.9g}")}
 
 
+def _require_entities(splits: Mapping[str, Dataset], recipe: Recipe) -> None:
+    """DataError if a metric of entities is asked for, and a split that is scored has none."""
+    asked = [name for name in (*recipe.evaluation.metrics, recipe.train.best) if name in OF_ENTITIES]
+    for split, dataset in splits.items() if asked else ():
+        if split != "train" and not any(entities(tags) for tags in dataset["tags"] if Scheme.of([tags]).name):
+            raise DataError(f"the {split} data has no entities, so it has no {asked[0]}", "--metrics tag_accuracy")
+
+
 def _last_of(values: Any) -> Any:
     """The function `values`, of whose keys the last one is kept."""
     return lambda weights: values(weights)[:, -1:]
@@ -285,7 +299,8 @@ def _usual_metrics(names: Sequence[str]) -> tuple[str, ...]:
 def _counts(dataset: Dataset) -> str:
     """How many sentences, words and entities there are."""
     rows = dataset["tags"][:]
-    kinds = Counter(entity.kind for tags in rows for entity in entities(tags))
+    is_bio = Scheme.of(rows).name is not None
+    kinds = Counter(entity.kind for tags in rows for entity in entities(tags) if is_bio)
     counted = f"{len(rows):,} sentences, {sum(map(len, rows)):,} words"
     if not kinds:
         return counted

@@ -50,7 +50,7 @@ class EncodedWords(Examples):
         self.word_starts = _starts([len(one.starts) for one in self.words])
         self._tokenize(tokenizer)
         probe = next((one.text for one, size in zip(self.words, np.diff(self.token_starts), strict=True) if size), "a")
-        self.frame = Frame.of(tokenizer, [probe])
+        self.frame, self.filler = Frame.of(tokenizer, [probe]), tokenizer.pad_token_id  # a window is never empty
         self._divide(recipe.data.window_overlap)
         self.tags: np.ndarray | None = None
         self.entities = dataset["entities"][:] if "entities" in dataset.column_names else None
@@ -99,7 +99,7 @@ class EncodedWords(Examples):
         overlap = self.limit // 8 if overlap is None else overlap
         if overlap >= room:
             problem = f"data.window_overlap {overlap}: a window has room for {room} tokens"
-            raise UsageError(problem, f"--window-overlap {max(0, room // 4)}")
+            raise UsageError(problem, window_fix(overlap, room, self.limit))
         sizes = np.diff(self.token_starts)
         self.num_long = int((sizes > room).sum())
         windows = 1 + np.maximum(0, -(-(sizes - room) // (room - overlap)))
@@ -107,7 +107,7 @@ class EncodedWords(Examples):
         within = np.arange(len(self.owners)) - np.repeat(np.cumsum(windows) - windows, windows)
         self.begins = within * (room - overlap)
         self.ends = np.minimum(self.begins + room, sizes[self.owners])
-        self.lengths = self.ends - self.begins + self.frame.size
+        self.lengths = np.maximum(self.ends - self.begins + self.frame.size, 1)
         # a window counts from the middle of the overlap before it to the middle of the one behind it
         is_first, is_last = within == 0, within == windows[self.owners] - 1
         froms = np.where(is_first, 0, (self.begins + np.roll(self.ends, 1)) // 2)
@@ -146,6 +146,7 @@ class EncodedWords(Examples):
         start = self.token_starts[self.owners[index]]
         part = slice(start + self.begins[index], start + self.ends[index])
         example: dict[str, Any] = self.frame.around([self.tokens[part].tolist()])
+        example["input_ids"] = example["input_ids"] or [self.filler]
         if self.tags is not None:
             labels = np.full(len(example["input_ids"]), IGNORED, dtype=np.int64)
             counts = np.flatnonzero(self.window_of_token[part] == index)
@@ -176,6 +177,11 @@ class EncodedWords(Examples):
         """The part of `values` (words,) that belongs to one sentence."""
         part: np.ndarray = values[self.word_starts[sentence] : self.word_starts[sentence + 1]]
         return part
+
+
+def window_fix(overlap: int, room: int, limit: int) -> str:
+    """What to type where windows of `limit` tokens, with `room` for text, can't overlap by `overlap` tokens."""
+    return f"--window-overlap {room // 4}" if room > 4 and overlap > room // 4 else f"--max-length {4 * limit}"
 
 
 def trimmed_offsets(text: str, encoding: Encoding) -> Iterator[tuple[int, int]]:
