@@ -147,6 +147,7 @@ def test_invalid_tags_begin_an_entity_and_are_counted(tmp_path, capsys):
     [
         ("a.conll", "EU\tB-ORG\nrejects\nGerman\tO\n", "a.conll: line 2: 1 field, but 2 in line 1: 'rejects'"),
         ("a.conll", "EU B-ORG\n\nGerman O x\n", "a.conll: line 3: 3 fields, but 2 in line 1: 'German O x'"),
+        ("a.conll", "EU\nBonn\n", "a.conll: there are words and no tags"),
         ("a.conll", "\n# only\n", "a.conll: no rows, no line holds a word"),
         ("a.conll", "EU\tB-ORG\nin\tO\nBonn\tB_LOC\n" + "x\tO\n" * 20, "a.conll: line 1: 'B_LOC' is not a BIO tag"),
         ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}\n', "a.jsonl: line 1: 2 words but 1 tags"),

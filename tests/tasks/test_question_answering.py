@@ -377,6 +377,10 @@ def test_no_answer_is_learned_with_a_threshold(bert, tmp_path, capsys):
     assert main(["predict", str(run), "--question", "quick?", "--context", "over the lazy dog", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["answer"], answer["start"], answer["end"]) == ("", None, None)
+    asked = ["--question", "quick?", "--context", "the quick brown fox", "--json"]
+    for threshold, answered in (("-1000", ""), ("1000", "brown fox")):
+        assert main(["predict", str(run), *asked, "--no-answer-threshold", threshold]) == 0
+        assert json.loads(capsys.readouterr().out)["answer"] == answered
     other = trained(tmp_path / "other", bert, rows, "--max-steps", "1", "--eval-steps", "1")
     capsys.readouterr()
     assert main(["compare", str(other), str(run), "--json"]) == 0

@@ -185,6 +185,9 @@ def tagged_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
     lower = {column.lower(): column for column in columns}
     words = words or next((lower[name] for name in TOKEN_NAMES if name in lower and lower[name] != tags), None)
     tags = tags or next((lower[name] for name in TAG_NAMES if name in lower and lower[name] != words), None)
+    if words is not None and len(columns) == 1:
+        name = ", ".join(_sources_of(data, next(iter(splits))))
+        raise DataError(f"{name}: there are words and no tags", "write a word and its tag on each line")
     for role, column in (("text", words), ("label", tags)):
         if column is None:
             free = [name for name in columns if name not in (words, tags)]

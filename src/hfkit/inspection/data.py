@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-TAGGING, ASKING = (  # the tasks of tagged words, and of questions about texts
-    next(name for name, task in TASKS.items() if column in task.questions) for column in ("tokens", "context")
-)
+TAGGING = next(name for name, task in TASKS.items() if "tokens" in task.questions)  # the task of tagged words
+
+ASKING = next(name for name, task in TASKS.items() if "context" in task.questions)  # that of questions about texts
 
 BATCH_ROWS = 1000
 
@@ -111,7 +111,7 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
 
 
 def _sentences(splits: dict[str, Dataset], recipe: Recipe, facts: Facts) -> dict[str, Dataset]:
-    """The text of each tagged sentence; adds words, invalid tags and entities by type to `facts`."""
+    """The text of each tagged sentence; adds words and entities by type to `facts`."""
     from datasets import Dataset
 
     texts = {}

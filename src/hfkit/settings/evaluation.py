@@ -33,6 +33,9 @@ class Evaluation(Section):
              "own, 0.5 if it has none).")
     max_answer_length: int = setting("--max-answer-length", 30, only="finetune predict evaluate", rare=True, ge=1,
         help="Maximum tokens of an answer in question answering.")
+    no_answer_threshold: float | None = setting("--no-answer-threshold", only="finetune predict evaluate", rare=True,
+        help="In question answering, how much larger the logit of no answer must be than that of the best span "
+             "(default: the model's own, tuned on the validation data; without one there always is an answer).")
     tune_threshold: bool = setting("--tune-threshold", False, only="finetune", unless="evaluation.threshold",
         help="Choose the threshold with the best macro-F1 on the validation data, and save it in the model.")
     temperature_scaling: bool = setting("--temperature-scaling", False, only="finetune",

@@ -33,7 +33,9 @@ class QuestionAnswering(Task):
     roles = ("text", "text_pair", "label")
     questions = ("question", "context")
     metrics = (*USUAL, "log_loss")
-    settings = frozenset({"data.max_length", "data.window_overlap", "evaluation.max_answer_length"})
+    settings = frozenset(
+        {"data.max_length", "data.window_overlap", "evaluation.max_answer_length", "evaluation.no_answer_threshold"}
+    )
 
     def next_step(self, run: str, is_adapter: bool) -> str:
         return f'hfkit predict {run} --question "..." --context "..."'
@@ -141,7 +143,9 @@ class QuestionAnswering(Task):
         """Sets the threshold from which there is no answer to the one with the best F1 on the validation data."""
         assert isinstance(rows, EncodedQuestions)
         rows.config = model.config  # the best model may have been loaded after the rows were encoded
-        if model.config.no_answer_threshold is not None and rows.answers is not None:
+        if evaluation.no_answer_threshold is not None:
+            model.config.no_answer_threshold = evaluation.no_answer_threshold
+        elif model.config.no_answer_threshold is not None and rows.answers is not None:
             model.config.no_answer_threshold = None  # each question's best span
             chosen = _Chosen.of(predict()[0], rows, evaluation)
             model.config.no_answer_threshold = _best_threshold(chosen, rows.answers)
@@ -210,7 +214,9 @@ class _Chosen(NamedTuple):
     @classmethod
     def of(cls, reduced: np.ndarray, rows: EncodedQuestions, evaluation: Evaluation) -> _Chosen:
         spans, nothing = rows.best_spans(reduced, evaluation.max_answer_length)
-        threshold: float | None = getattr(rows.config, "no_answer_threshold", None)
+        threshold = evaluation.no_answer_threshold
+        if threshold is None:
+            threshold = getattr(rows.config, "no_answer_threshold", None)
         texts = [
             context[ranked[0].start : ranked[0].end] if ranked and not _is_open(ranked, logit, threshold) else ""
             for context, ranked, logit in zip(rows.contexts, spans, nothing.tolist(), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED, natural
@@ -191,12 +192,13 @@ class _Answers:
     def __init__(self, reduced: np.ndarray, rows: EncodedWords) -> None:
         self.rows = rows
         self.ids, self.shares = rows.by_word(reduced)
-        self.nll = reduced[rows.window_of_token, rows.column_of_token, 2]
+        self.reduced = reduced
         self.is_bio = _is_bio(rows.names)
 
     def tags(self, sentence: int) -> list[str]:
         return [self.rows.names[index] for index in self.rows.of_sentence(self.ids, sentence).tolist()]
 
+    @cached_property
     def pairs(self) -> tuple[list[Any], list[Any]]:
         """(predictions, references) of all sentences: spans of characters where the data has them, else tags."""
         rows = self.rows
@@ -210,6 +212,7 @@ class _Answers:
         ]
         return made, given
 
+    @cached_property
     def losses(self) -> tuple[np.ndarray, np.ndarray]:
         """The summed loss of each sentence in nats, and its labelled tokens; each of shape (sentences,)."""
         import numpy as np
@@ -217,8 +220,9 @@ class _Answers:
         rows, size = self.rows, len(self.rows.words)
         sentence = np.repeat(np.arange(size), np.diff(rows.token_starts))
         labelled = rows.labels != IGNORED
+        nll = self.reduced[rows.window_of_token, rows.column_of_token, 2]
         return (
-            np.bincount(sentence[labelled], self.nll[labelled], size),
+            np.bincount(sentence[labelled], nll[labelled], size),
             np.bincount(sentence[labelled], minlength=size).astype(float),
         )
 
@@ -235,7 +239,7 @@ class _Answers:
 
         rows, names = self.rows, evaluation.metrics or _usual_metrics(self.rows.names)
         assert rows.tags is not None
-        data = Inputs(*self.pairs())
+        data = Inputs(*self.pairs)
         if set(names) & set(OF_ENTITIES) and not any(predicted | actual for predicted, actual in data.entities):
             warn("there are no entities, neither in the data nor in the predictions: they have no F1")
             names = [name for name in names if name not in OF_ENTITIES]
@@ -243,7 +247,7 @@ class _Answers:
             np.add.reduceat(np.append(values, 0.0), rows.word_starts[:-1]) * (np.diff(rows.word_starts) > 0)
             for values in ((self.ids == rows.tags).astype(float), np.ones(len(rows.tags)))
         )
-        nll, labelled = self.losses()
+        nll, labelled = self.losses
         own = {
             "tag_accuracy": (hits, sizes, "words with the right tag, of all words"),
             "log_loss": (nll, labelled, "mean -ln(probability of the tag) of the labelled tokens, nats"),
@@ -266,9 +270,9 @@ class _Answers:
 
     def kept(self, dataset: Dataset) -> Iterator[Row]:
         """Of each sentence "tokens" or "text", "reference", "prediction" and "loss", its mean in nats."""
-        nll, labelled = self.losses()
+        nll, labelled = self.losses
         column = "tokens" if "tokens" in dataset.column_names else "text"
-        made, given = self.pairs()
+        made, given = self.pairs
         for words, reference, prediction, loss in zip(
             dataset[column][:], given, made, (nll / labelled.clip(min=1)).tolist(), strict=True
         ):
