@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
@@ -15,6 +18,7 @@ from hfkit.errors import HfkitError, OutOfMemoryError, StorageError, UsageError,
 from hfkit.system import console
 from hfkit.system.console import is_main_process, short
 from hfkit.system.launcher import leave_word
+from hfkit.system.processes import num_processes
 from hfkit.system.signals import end_with_launcher, stop_signals
 
 
@@ -88,4 +92,19 @@ def run() -> None:
     with stop_signals() as signals:
         code = main()
     signals.ignore()  # the result is printed; ending the interpreter takes a moment
+    if code == 0 and num_processes() > 1:
+        _leave()
     sys.exit(code)
+
+
+def _leave() -> NoReturn:
+    """Ends this rank, whose work is done, after what Python and its libraries have to do at the end.
+
+    Ending the interpreter would take the group of processes apart, whose threads now and then abort a rank then, or
+    leave it waiting for one that is gone.
+    """
+    atexit._run_exitfuncs()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(0)
