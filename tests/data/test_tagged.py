@@ -203,6 +203,12 @@ def test_inspect_counts_entities_by_type(tmp_path, capsys):
     )
 
 
+def test_a_guess_is_printed_once(tmp_path, capsys):
+    path = write(tmp_path / "four.conll", "EU N B-NP B-ORG\nrejects V B-VP O\n")
+    assert main(["data", "inspect", str(path)]) == 0
+    assert capsys.readouterr().err.count("words: column tokens, tags: column tags") == 1
+
+
 def test_files_of_tags_are_scored_without_a_model(tmp_path, capsys):
     gold = write(tmp_path / "gold.conll", "EU B-ORG\nin O\nBonn B-LOC\n\nBonn B-LOC\n")
     made = write(tmp_path / "made.conll", "EU B-ORG\nin I-ORG\nBonn B-LOC\n\nBonn O\n")

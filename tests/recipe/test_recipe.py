@@ -690,6 +690,11 @@ def test_nothing_outside_tasks_names_a_task() -> None:
             assert not named & TASKS.keys(), path
 
 
+def test_training_data_that_is_no_list_is_refused() -> None:
+    (problem,) = problems("finetune", recipe={"data": {"train": 5}})
+    assert problem.startswith("data.train: must be a list, not 5")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_flag_means_one_thing_in_a_command_but_where_training_goes_before_evaluation(command: str) -> None:
     owners: dict[str, list[str]] = {}

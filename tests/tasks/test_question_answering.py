@@ -169,6 +169,22 @@ def test_questions_about_a_text_are_held_out_together(tmp_path, bert, capsys):
     assert "train: 9 questions about 3 texts" in said
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(SQUAD).replace("The fox", "\\ud83d fox"), "a.json: line 1, byte 78: \\ud83d is half a character"),
+        ('{"data": [{"paragraphs": null}]}', "a.json: in the form of SQuAD, but paragraphs or qas are no lists"),
+        ('{"data": [{"paragraphs": [{"context": "a", "qas": ["x"]}]}]}', "a.json: in the form of SQuAD, but"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_squad_is_named_with_it(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError) as error:
+        loaded("a.json")
+    assert message in error.value.problems[0][0]
+
+
 # Windows and labels.
 
 DATA = st.data()

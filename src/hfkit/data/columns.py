@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from hfkit.data.labels import label_columns
@@ -60,8 +60,7 @@ def input_column(dataset: Dataset, data: Data, role: str = "text", usual: Sequen
     A guess is printed; `role` says there what the column holds. DataError if no column is clearly it.
     """
     names, named = dataset.column_names, data.columns.text
-    lower = {name.lower(): name for name in names}
-    column = named or next((lower[name] for name in usual if name in lower), "")
+    column = named or next(_usual(names, usual), "")
     if column not in names:
         column = find_text(as_splits(dataset), data)
     if named is None and len(names) > 1:
@@ -73,9 +72,9 @@ def input_column(dataset: Dataset, data: Data, role: str = "text", usual: Sequen
 
 def words_column(dataset: Dataset, data: Data) -> str | None:
     """The column that holds the words of a sentence as a list; None if the text is in one piece."""
-    lower = {name.lower(): name for name in dataset.column_names}
-    usual = next((lower[name] for name in TOKEN_NAMES if name in lower), None)
-    column = data.columns.text if data.columns.text in dataset.column_names else usual
+    column = data.columns.text
+    if column not in dataset.column_names:
+        column = next(_usual(dataset.column_names, TOKEN_NAMES), None)
     return column if column is not None and are_words(dataset[0][column]) else None
 
 
@@ -96,8 +95,7 @@ def is_asking(dataset: Dataset) -> bool:
 
 def spans_column(dataset: Dataset) -> str | None:
     """The column that holds spans of a text, each {"start", "end", "label"}; None if there is none."""
-    columns = {name.lower(): name for name in dataset.column_names}
-    return next((columns[name] for name in TAG_NAMES if name in columns and has_spans(dataset, columns[name])), None)
+    return next((name for name in _usual(dataset.column_names, TAG_NAMES) if has_spans(dataset, name)), None)
 
 
 def has_spans(dataset: Dataset, column: str) -> bool | None:
@@ -180,11 +178,22 @@ def find_classification(splits: dict[str, Dataset], data: Data) -> tuple[str, st
 
 def tagged_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
     """(words or text, tags of the words or spans of the text), each named or guessed; a guess is printed."""
+    words, tags = find_tagged(splits, data)
+    if (
+        len(shared_columns(splits)) > 2
+        and (data.columns.text is None or data.columns.label is None)
+        and _is_first(splits, data)
+    ):
+        say(f"words: column {words}, tags: column {tags} (change with {FLAGS['text']}, {FLAGS['label']})")
+    return words, tags
+
+
+def find_tagged(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
+    """As `tagged_columns`, without a word; DataError if a column is not clear."""
     columns = shared_columns(splits)
     words, tags = (_named(splits, data, role) for role in ("text", "label"))
-    lower = {column.lower(): column for column in columns}
-    words = words or next((lower[name] for name in TOKEN_NAMES if name in lower and lower[name] != tags), None)
-    tags = tags or next((lower[name] for name in TAG_NAMES if name in lower and lower[name] != words), None)
+    words = words or next(_usual([column for column in columns if column != tags], TOKEN_NAMES), None)
+    tags = tags or next(_usual([column for column in columns if column != words], TAG_NAMES), None)
     if words is not None and len(columns) == 1:
         name = ", ".join(_sources_of(data, next(iter(splits))))
         raise DataError(f"{name}: there are words and no tags", "write a word and its tag on each line")
@@ -194,23 +203,17 @@ def tagged_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
             raise _unclear(splits, data, role, columns, free)
     assert words is not None
     assert tags is not None
-    if len(columns) > 2 and (data.columns.text is None or data.columns.label is None) and _is_first(splits, data):
-        say(f"words: column {words}, tags: column {tags} (change with {FLAGS['text']}, {FLAGS['label']})")
     return words, tags
 
 
 def question_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str, str]:
     """(question, context, answers), each named or with a usual name; DataError if one is missing."""
     columns = shared_columns(splits)
-    lower = {column.lower(): column for column in columns}
     found: dict[str, str] = {}
     for role, usual in QUESTION_NAMES.items():
-        column = _named(splits, data, role)
-        column = column or next(
-            (lower[name] for name in usual if name in lower and lower[name] not in found.values()), None
-        )
+        left = [name for name in columns if name not in found.values()]
+        column = _named(splits, data, role) or next(_usual(left, usual), None)
         if column is None:
-            left = [name for name in columns if name not in found.values()]
             raise _unclear(splits, data, role, columns, left, called=usual[0])
         found[role] = column
     return found["text"], found["text_pair"], found["label"]
@@ -266,10 +269,15 @@ def _named(splits: dict[str, Dataset], data: Data, role: str) -> str | None:
     return column
 
 
+def _usual(columns: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    """The columns that have one of these names, in the order of `names`, whatever the case of their letters."""
+    lower = {column.lower(): column for column in columns}
+    return (lower[name] for name in names if name in lower)
+
+
 def _well_known(columns: list[str], names: Sequence[str]) -> str | None:
     """The one column with a well-known name; the first two names win over all others."""
-    lower = {column.lower(): column for column in columns}
-    known = [lower[name] for name in names if name in lower]
+    known = list(_usual(columns, names))
     return known[0] if len(known) == 1 or (known and known[0].lower() in names[:2]) else None
 
 

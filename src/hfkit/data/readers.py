@@ -10,7 +10,6 @@ import codecs
 import contextlib
 import csv
 import itertools
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.conll import is_conll, read_conll
+from hfkit.data.json_rows import KINDS, json_rows
 from hfkit.data.lines import format_of, read_lines
 from hfkit.errors import DataError, UsageError, first_line
 from hfkit.system.console import say, short
@@ -32,8 +32,6 @@ VERSION = 2  # part of every cache key: raise it when a reader gives other rows 
 ROWS_PER_BATCH = 1000
 
 BLANK = " \t\r\n"  # not str.strip(), which also eats form feeds and U+2028
-
-KINDS = {str: "text", bool: "true/false", int: "number", float: "number", list: "list", dict: "object"}
 
 # What columns are usually called, in lower case, the likeliest first.
 TEXT_NAMES = (
@@ -212,94 +210,7 @@ def read_json(path: Path, layout: Layout) -> tuple[Any, Rows]:
 
     Types are kept, a missing key is None. A file in the form of SQuAD has a row for each question.
     """
-    return _infer_schema(path, _json_rows(path)), _json_rows(path)
-
-
-def _json_rows(path: Path) -> Rows:
-    lines: Iterator[tuple[int, str]] = ((number, line) for number, line in read_lines(path) if line.strip())
-    begin = list(itertools.islice(lines, 2))
-    number, first = begin[0] if begin else (0, "")
-    if first.lstrip().startswith("["):
-        whole = "\n" * (number - 1) + "".join(line for _, line in (*begin, *lines))
-        places: Iterable[tuple[str, Any]] = (
-            (f"row {row}", value) for row, value in enumerate(_parse_json(path, 1, whole), 1)
-        )
-    elif begin and (len(begin) == 1 or not _is_json(first)):  # one object in the file
-        rest = [*begin, *lines]
-        found = _rows_of_object("".join(line for _, line in rest))
-        places = found if found is not None else _json_lines(path, rest)
-    else:
-        places = _json_lines(path, itertools.chain(begin, lines))
-    for place, row in places:
-        if not isinstance(row, dict):
-            kind = KINDS.get(type(row), "null")
-            raise DataError(f"{path}: {place}: {kind} instead of an object", 'write {"text": "..."} on each line')
-        yield place, row
-
-
-def _json_lines(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
-    return ((f"line {number}", _parse_json(path, number, line.rstrip())) for number, line in lines)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return False
-    return True
-
-
-def _rows_of_object(text: str) -> Iterable[tuple[str, Any]] | None:
-    """The rows under "data" of an object, or the questions of a SQuAD file; None if `text` is no such object."""
-    try:
-        data = json.loads(text)["data"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return None
-    if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
-        return None
-    if not all("paragraphs" in one for one in data):
-        return [(f"row {number}", row) for number, row in enumerate(data, 1)]
-    try:
-        return [
-            (f"question {question.get('id')}", _question(article, paragraph, question))
-            for article in data
-            for paragraph in article["paragraphs"]
-            for question in paragraph.get("qas", ())
-        ]
-    except (AttributeError, TypeError):
-        raise DataError(
-            "a file in the form of SQuAD in which paragraphs or qas are no lists of objects", "correct it"
-        ) from None
-
-
-def _question(article: dict[str, Any], paragraph: dict[str, Any], question: dict[str, Any]) -> dict[str, Any]:
-    """A row of a SQuAD file; a question that is said to be impossible needs no list of answers."""
-    return {
-        "id": str(question.get("id")),
-        "title": article.get("title"),
-        "context": paragraph.get("context"),
-        "question": question.get("question"),
-        "answers": question.get("answers", [] if question.get("is_impossible") else None),
-    }
-
-
-def _parse_json(path: Path, number: int, text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = number + error.lineno - 1
-        message = f"{path}: line {line}, column {error.colno}: not JSON: {error.msg}"
-        raise DataError(message, "write one whole JSON object on each line, or one list of objects") from None
-    if "\\ud" in text or "\\uD" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            escape = f"\\u{ord(error.object[error.start]):04x}"
-            before = text[: text.lower().index(escape)]
-            line, byte = number + before.count("\n"), len(before[before.rfind("\n") + 1 :].encode()) + 1
-            message = f"{path}: line {line}, byte {byte}: {escape} is half a character, not UTF-8"
-            raise DataError(message, "delete it, or write both halves") from None
-    return value
+    return _infer_schema(path, json_rows(path)), json_rows(path)
 
 
 def _infer_schema(path: Path, rows: Rows) -> Any:

@@ -15,13 +15,13 @@ from hfkit.data.columns import (
     FLAGS,
     as_splits,
     find_classification,
+    find_tagged,
     find_text,
     is_asking,
     is_tagged,
     place_of,
     question_columns,
     shared_columns,
-    tagged_columns,
 )
 from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, flat, label_columns, labels_of, with_labels
 from hfkit.data.loading import load_data
@@ -160,7 +160,7 @@ def _roles(splits: dict[str, Dataset], recipe: Recipe, task: str | None, finding
     has_label = "label" in TASKS[task].roles if task is not None else _may_have_labels(splits, recipe)
     try:
         if task == TAGGING:
-            return dict(zip(("text", "label"), tagged_columns(splits, recipe.data), strict=True))
+            return dict(zip(("text", "label"), find_tagged(splits, recipe.data), strict=True))
         if task == ASKING:
             return dict(zip(("text", "text_pair", "label"), question_columns(splits, recipe.data), strict=True))
         if has_label:

@@ -169,17 +169,25 @@ def _task(command: str, given: _Given) -> str | None:
     """
     choices = [name for name, one in TASKS.items() if one.command == command or command not in DEFAULT_TASKS]
     task = given.values.get("task") or DEFAULT_TASKS.get(command)
-    for source in given.values.get("data.train") or () if "task" not in given.values and task is not None else ():
-        suffix = format_of(Path(str(source)))[0]
-        if only := next((name for name in choices if suffix in TASKS[name].suffixes), None):
-            say(f"task: {only}, because {source} holds tagged words (change with --task)")
-            task = only
-            break
+    if task is not None and "task" not in given.values:
+        task = _task_of_files(given, choices) or task
     if task is None or task in choices:
         return task
     known = TASKS.get(str(task))
     fix = did_you_mean(str(task), choices) or (f"hfkit {known.command}" if known else f"--task {choices[0]}")
     given.report("task", (f"'{task}' is not a task of `hfkit {command}`: {', '.join(choices)}", fix))
+    return None
+
+
+def _task_of_files(given: _Given, choices: Sequence[str]) -> str | None:
+    """The one of `choices` whose kind of file the training data has, which is printed; None if none is told by it."""
+    sources = given.values.get("data.train")
+    for source in sources if isinstance(sources, list) else ():  # anything else is reported later
+        suffix = format_of(Path(str(source)))[0]
+        for name in choices:
+            if suffix in TASKS[name].suffixes:
+                say(f"task: {name}, because {source} holds tagged words (change with --task)")
+                return name
     return None
 
 
