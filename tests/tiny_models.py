@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 TEXT = ["hello world, this is a tiny model", "the quick brown fox jumps over the lazy dog", "你好，世界"] * 3
@@ -80,6 +81,17 @@ def make_bart(directory: Path) -> Path:
     config = BartConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **sizes, **ids)
     save(spread(BartForConditionalGeneration(config)), tokenizer, directory)
     return directory
+
+
+@functools.cache
+def tokenizer_of(kind: str):
+    """A tokenizer of the kind of this architecture, trained on TEXT, that can pad."""
+    from hfkit.models.new_tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(TEXT, kind, 300)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def make_word_tokenizer(num_words: int = 50, eos: str | None = "</s>"):

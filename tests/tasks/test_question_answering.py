@@ -18,13 +18,12 @@ from hfkit.data.questions import load_questions
 from hfkit.errors import DataError, UsageError
 from hfkit.evaluation.inference import predict_rows
 from hfkit.metrics.table import compute
-from hfkit.models.new_tokenizer import train_tokenizer
 from hfkit.runs.results import read_scores
 from hfkit.settings import Data, Evaluation, Recipe
 from hfkit.tasks import TASKS
 from hfkit.tasks.base import LossOptions
 from hfkit.tasks.question_windows import EncodedQuestions
-from tiny_models import TEXT, make_bert
+from tiny_models import TEXT, make_bert, tokenizer_of
 
 TASK = TASKS["question-answering"]
 KINDS = ("bert", "roberta", "deberta-v2", "xlnet")
@@ -43,13 +42,6 @@ MODEL = BertForQuestionAnswering(
         initializer_range=1.0,
     )
 )  # fmt: skip
-TOKENIZERS = {}
-
-
-def tokenizer_of(kind):
-    if kind not in TOKENIZERS:
-        TOKENIZERS[kind] = train_tokenizer(TEXT, kind, 300)
-    return TOKENIZERS[kind]
 
 
 def encoded(tokenizer, rows, **data):

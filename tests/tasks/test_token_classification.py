@@ -27,7 +27,7 @@ from hfkit.runs.results import read_scores
 from hfkit.settings import Data, Evaluation, Recipe
 from hfkit.tasks import TASKS
 from hfkit.tasks.words import EncodedWords
-from tiny_models import TEXT, make_bert
+from tiny_models import TEXT, make_bert, tokenizer_of
 
 TASK = TASKS["token-classification"]
 NAMES = ["O", "B-X", "I-X"]
@@ -107,7 +107,8 @@ def test_bytes_have_the_tag_at_the_first_byte_that_is_no_blank():
 
 def test_merged_bytes_have_the_tag_though_they_begin_with_a_blank():
     tokenizer = train_tokenizer(["the fox the fox"] * 3, "gpt2", 300)
-    ids, labels = labelled(with_pad(tokenizer), ["fox", "the", "fox"], ["O", "B-X", "I-X"])
+    tokenizer.pad_token = tokenizer.eos_token
+    ids, labels = labelled(tokenizer, ["fox", "the", "fox"], ["O", "B-X", "I-X"])
     assert tokenizer.convert_ids_to_tokens(ids)[-2:] == ["Ġthe", "Ġfox"]
     assert labels[-2:] == [1, 2]
 
@@ -127,21 +128,6 @@ def test_words_that_share_a_token_continue_the_first_one():
     ids, shares = rows.by_word(np.array([[[0, 0.1, 0], [1, 0.9, 0], [1, 0.8, 0]]]))
     assert [NAMES[index] for index in ids] == ["B-X", "I-X", "B-X", "I-X"]
     assert shares.tolist() == [0.9, 0.9, 0.8, 0.8]
-
-
-def with_pad(tokenizer):
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-TOKENIZERS = {}
-
-
-def tokenizer_of(kind):
-    if kind not in TOKENIZERS:
-        TOKENIZERS[kind] = with_pad(train_tokenizer(TEXT, kind, 300))
-    return TOKENIZERS[kind]
 
 
 sentences = st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(NAMES)), min_size=1, max_size=25)

@@ -11,8 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
+import tiny_models
 from hfkit.errors import DataError, UsageError
-from hfkit.models.new_tokenizer import train_tokenizer
 from hfkit.settings import Data, Recipe
 from hfkit.tasks.windows import EncodedTexts
 from tiny_models import TEXT
@@ -22,16 +22,12 @@ WORDS = [*{word for text in TEXT for word in text.split()}, "数据", "🦊🦊"
 MODEL = BertForSequenceClassification(
     BertConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
 )
-TOKENIZERS = {}
 
 
 def tokenizer_of(kind, side="right"):
-    if kind not in TOKENIZERS:
-        TOKENIZERS[kind] = train_tokenizer(TEXT, kind, 300)
-        if TOKENIZERS[kind].pad_token is None:
-            TOKENIZERS[kind].pad_token = TOKENIZERS[kind].eos_token
-    TOKENIZERS[kind].truncation_side = side
-    return TOKENIZERS[kind]
+    tokenizer = tiny_models.tokenizer_of(kind)
+    tokenizer.truncation_side = side
+    return tokenizer
 
 
 def encoded(tokenizer, texts, pairs=None, **data):

@@ -17,29 +17,12 @@ if TYPE_CHECKING:
 
 # Column names of prediction files; the first one that is there is used.
 PREDICTION_NAMES = (
-    "prediction",
-    "predictions",
-    "predicted",
-    "generated",
-    "output",
-    "answer",
-    "tags",
-    "entities",
-    "text",
-)
+    "prediction", "predictions", "predicted", "generated", "output", "answer", "tags", "entities", "text",
+)  # fmt: skip
 
 REFERENCE_NAMES = (
-    "references",
-    "reference",
-    "target",
-    "label",
-    "labels",
-    "value",
-    "answers",
-    "tags",
-    "entities",
-    "text",
-)
+    "references", "reference", "target", "label", "labels", "value", "answers", "tags", "entities", "text",
+)  # fmt: skip
 
 ANSWER_NAMES = ("label", "labels", "value")  # the answers of `hfkit predict`, beside the text
 

@@ -59,22 +59,24 @@ class Inputs:
     @cached_property
     def texts(self) -> list[tuple[str, Sequence[str]]]:
         """Prediction and references of each row."""
-        references = [[given] if isinstance(given, str) else given for given in self.references]
-        for row, given in enumerate(references, 1):
-            if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
-                raise row_error("references", row, f"{given!r} is not text", "give a text or a list of texts")
+        for row, given in enumerate(self.reference_texts, 1):
             if not given or not all(map(str.strip, given)):
                 raise row_error("references", row, "empty", "fill it in, or remove the row from both sides")
-        return list(zip(self.generated, references, strict=True))
+        return list(zip(self.generated, self.reference_texts, strict=True))
 
     @cached_property
     def answers(self) -> list[tuple[str, Sequence[str]]]:
         """Prediction and references of each row, which may be empty: "" where there is no reference."""
+        return [(text, given or [""]) for text, given in zip(self.generated, self.reference_texts, strict=True)]
+
+    @cached_property
+    def reference_texts(self) -> list[Sequence[str]]:
+        """The references of each row, of which there may be none."""
         references = [[given] if isinstance(given, str) else given for given in self.references]
         for row, given in enumerate(references, 1):
             if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
                 raise row_error("references", row, f"{given!r} is not text", "give a text or a list of texts")
-        return [(text, given or [""]) for text, given in zip(self.generated, references, strict=True)]
+        return references
 
     @property
     def tagged(self) -> bool:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hfkit.errors import DataError
 from hfkit.metrics.inputs import Inputs
-from hfkit.metrics.sample import Sample, additive, by_code, share, total
+from hfkit.metrics.sample import Sample, additive, by_code, ratio_sample, share, total
 
 if TYPE_CHECKING:
     from hfkit.metrics.sample import Array, Label
@@ -98,7 +98,7 @@ def tag_sample_of_words(data: Inputs) -> Sample:
     """Words with the right tag, of all words."""
     rows = [[sum(map(operator.eq, predicted, actual)), len(actual)] for predicted, actual in data.tags_of_words]
     definition = "words with the right tag, of all words"
-    return additive(data.rows, np.array(rows, float), lambda sums: sums[:, :1] / sums[:, 1:], definition)
+    return ratio_sample(data.rows, np.array(rows, float), definition)
 
 
 def loose_entity_sample(data: Inputs, way: str) -> Sample:

@@ -101,8 +101,9 @@ def ratio_interval(
     rows = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)], axis=1)
     if len(rows) < 2:
         return None
-    sample = additive(np.ones(len(rows)), rows, lambda sums: sums[:, :1] / sums[:, 1:], "ratio of sums")
-    return percentiles(bootstrap({"ratio": sample}, seed, resamples)["ratio"])[0]
+    return percentiles(
+        bootstrap({"ratio": ratio_sample(np.ones(len(rows)), rows, "ratio of sums")}, seed, resamples)["ratio"]
+    )[0]
 
 
 def defined(name: str, sample: Sample, n: int) -> list[float]:
@@ -154,6 +155,11 @@ def additive(
 ) -> Sample:
     """A metric of the summed `rows` (lines, statistics): `aggregate` maps (resamples, statistics) to values."""
     return Sample(counts, lambda weights: aggregate(weights @ rows), definition, keys)
+
+
+def ratio_sample(counts: Array, rows: Array, definition: str) -> Sample:
+    """The sum of the first column of `rows` (lines, 2) over that of the second."""
+    return additive(counts, rows, lambda sums: sums[:, :1] / sums[:, 1:], definition)
 
 
 def by_code(weights: Array, codes: Codes, size: int) -> Array:

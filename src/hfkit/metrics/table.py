@@ -50,7 +50,6 @@ from hfkit.metrics.text import (
     distinct,
     exact,
     length_ratio,
-    of_best_answer,
     of_best_reference,
     repetition,
     rouge_sample,
@@ -89,17 +88,17 @@ METRICS: dict[str, Metric] = {
     "rouge_stem": Metric(lambda d: rouge_sample(d, stem=True)),
     "exact_match": Metric(
         lambda d: share_sample(
-            d, of_best_reference(d, exact), "% of rows equal to a reference, outer blanks aside", 100
+            d, of_best_reference(d.texts, exact), "% of rows equal to a reference, outer blanks aside", 100
         )
     ),
     "squad_exact_match": Metric(
         lambda d: share_sample(
-            d, of_best_answer(d, squad_exact), "% of rows equal to a reference, SQuAD-normalised", 100
+            d, of_best_reference(d.answers, squad_exact), "% of rows equal to a reference, SQuAD-normalised", 100
         )
     ),
     "token_f1": Metric(
         lambda d: mean_sample(
-            d, 100 * of_best_answer(d, squad_f1), "F1 of SQuAD-normalised words 0-100, mean over rows"
+            d, 100 * of_best_reference(d.answers, squad_f1), "F1 of SQuAD-normalised words 0-100, mean over rows"
         )
     ),
     "length_ratio": Metric(length_ratio),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from hfkit.errors import DataError
 from hfkit.metrics.inputs import mean_sample
-from hfkit.metrics.sample import Sample, additive
+from hfkit.metrics.sample import Sample, additive, ratio_sample
 from hfkit.system import console
 from hfkit.system.compat import corpus_statistics
 
@@ -114,14 +114,9 @@ class WordTokenizer:
         return WORD.findall(text.lower())
 
 
-def of_best_reference(data: Inputs, score: Callable[[str, str], float]) -> Array:
+def of_best_reference(rows: Iterable[tuple[str, Sequence[str]]], score: Callable[[str, str], float]) -> Array:
     """The score of each row's prediction with the reference that suits it best."""
-    return np.array([max(score(text, other) for other in given) for text, given in data.texts], float)
-
-
-def of_best_answer(data: Inputs, score: Callable[[str, str], float]) -> Array:
-    """As `of_best_reference`, for answers to questions: no reference, or an empty one, says that there is no answer."""
-    return np.array([max(score(text, other) for other in given) for text, given in data.answers], float)
+    return np.array([max(score(text, other) for other in given) for text, given in rows], float)
 
 
 def best_squad_f1(prediction: str, references: Sequence[str]) -> float:
@@ -166,7 +161,7 @@ def length_ratio(data: Inputs) -> Sample:
         length = len(words(prediction))
         rows[row] = length, min((len(words(text)) for text in given), key=lambda other: (abs(other - length), other))
     definition = "words of all predictions over words of all references, the closest in length of several"
-    return additive(data.rows, rows, lambda sums: sums[:, :1] / sums[:, 1:], definition)
+    return ratio_sample(data.rows, rows, definition)
 
 
 def distinct(data: Inputs, size: int) -> Sample:

@@ -165,6 +165,20 @@ class Task(ABC):
         return None
 
 
+def finetuning_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3: batch 16-32, 2e-5 to 5e-5, 2-4 epochs)."""
+    return {
+        "model.dtype": "float32",
+        "train.num_train_epochs": 3.0,
+        **batch_defaults(given, 32),
+        "train.per_device_eval_batch_size": 64,
+        "train.learning_rate": 5e-4 if given.get("lora.enabled") else 5e-5,  # adapters begin at nothing
+        "train.lr_scheduler_type": "linear",
+        "train.warmup_steps": 0.06,
+        "train.weight_decay": 0.01,
+    }
+
+
 def batch_defaults(given: Mapping[str, Any], size: int) -> dict[str, Any]:
     """A global batch of `size` examples; a micro-batch of `size` where `given` holds gradient accumulation steps."""
     micro_batch_size, steps = (

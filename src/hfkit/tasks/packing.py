@@ -130,6 +130,14 @@ def block_size_for(model: PreTrainedModel, wanted: int | None) -> int:
     return size
 
 
+def untruncated(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The backend of the tokenizer, which gives all tokens of a text and no padding from here on."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a tokenizer.json can hold a limit of its own
+    backend.no_padding()
+    return backend
+
+
 def token_store(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -143,8 +151,7 @@ def token_store(
     Where the data set is a file, its tokens are one, too: <HF_DATASETS_CACHE>/hfkit/tokens-<hash of the texts and the
     tokenizer>, made once, checked by hash at every use, and mapped into memory rather than read.
     """
-    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json can hold a limit of its own
-    tokenizer.backend_tokenizer.no_padding()
+    untruncated(tokenizer)
     if not dataset.cache_files:
         return _encode(dataset, tokenizer, column, end, words)
     import datasets

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hfkit.data.labels import IGNORED
 from hfkit.errors import UsageError
 from hfkit.system.console import say, warn
-from hfkit.tasks.base import Batch, Examples, LossOptions, Predict, Task, batch_defaults
+from hfkit.tasks.base import Batch, Examples, LossOptions, Predict, Task, finetuning_defaults
 from hfkit.tasks.question_windows import EncodedQuestions, Span
 from hfkit.tasks.windows import padded
 
@@ -44,17 +44,8 @@ class QuestionAnswering(Task):
         return (*USUAL, "log_loss")
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of BERT's own fine-tuning on SQuAD (arXiv 1810.04805, 4.2: 3 epochs, 5e-5, batch 32)."""
-        return {
-            "model.dtype": "float32",
-            "train.num_train_epochs": 3.0,
-            **batch_defaults(given, 32),
-            "train.per_device_eval_batch_size": 32,
-            "train.learning_rate": 5e-4 if given.get("lora.enabled") else 5e-5,
-            "train.lr_scheduler_type": "linear",
-            "train.warmup_steps": 0.1,
-            "train.weight_decay": 0.01,
-        }
+        """As for texts, but with a longer warmup and smaller batches in evaluation: a window is long."""
+        return finetuning_defaults(given) | {"train.per_device_eval_batch_size": 32, "train.warmup_steps": 0.1}
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         from hfkit.data.loading import load_data
@@ -235,13 +226,8 @@ class _Chosen(NamedTuple):
         powers = np.exp(np.array(logits) - max(logits))
         ranked = sorted(zip(spans, (powers / powers.sum()).tolist(), strict=True), key=lambda pair: -pair[1])
         is_open = _is_open(self.spans[question], float(self.nothing[question]), self.threshold)
-        return sorted(ranked, key=lambda pair: (pair[0] is None) != is_open) if is_open else _answer_first(ranked)
-
-
-def _answer_first(ranked: list[tuple[Span | None, float]]) -> list[tuple[Span | None, float]]:
-    """The ranking with the best span before no answer: the threshold has decided for it."""
-    best = next((pair for pair in ranked if pair[0] is not None), ranked[0])
-    return [best, *(pair for pair in ranked if pair is not best)]
+        answer = next(pair for pair in ranked if (pair[0] is None) == is_open)
+        return [answer, *(pair for pair in ranked if pair is not answer)]
 
 
 def _is_open(spans: Sequence[Span], nothing: float, threshold: float | None) -> bool:
@@ -274,7 +260,7 @@ def _log_loss(reduced: np.ndarray, rows: EncodedQuestions, evaluation: Evaluatio
     """The mean loss of the windows; its interval resamples questions."""
     import numpy as np
 
-    from hfkit.metrics.sample import additive, scored
+    from hfkit.metrics.sample import ratio_sample, scored
 
     assert rows.labels is not None
     within = np.arange(reduced.shape[1]) < rows.lengths[:, np.newaxis]
@@ -287,9 +273,10 @@ def _log_loss(reduced: np.ndarray, rows: EncodedQuestions, evaluation: Evaluatio
     size = len(rows.questions)
     table = np.stack([np.bincount(owners, nll, size), np.bincount(owners, minlength=size)], axis=1).astype(float)
     said = "mean -ln(probability) of the start and the end, by window, nats"
-    sample = additive(np.ones(size), table, lambda sums: sums[:, :1] / sums[:, 1:], said)
     resamples = 1000 if evaluation.interval else 0
-    return scored({"log_loss": sample}, size, seed=evaluation.seed, resamples=resamples)["log_loss"]
+    return scored(
+        {"log_loss": ratio_sample(np.ones(size), table, said)}, size, seed=evaluation.seed, resamples=resamples
+    )["log_loss"]
 
 
 def _best_threshold(chosen: _Chosen, answers: list[list[str]]) -> float:

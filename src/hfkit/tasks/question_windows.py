@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.data.labels import IGNORED
 from hfkit.data.questions import NOWHERE
-from hfkit.errors import UsageError
 from hfkit.tasks.base import Examples
-from hfkit.tasks.windows import Frame, token_limits
-from hfkit.tasks.words import trimmed_offsets, window_fix
+from hfkit.tasks.packing import untruncated
+from hfkit.tasks.windows import Frame, require_room, token_limits
+from hfkit.tasks.words import trimmed_offsets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,9 +60,7 @@ class EncodedQuestions(Examples):
         self.config = model.config
         self.limit, _ = token_limits(tokenizer, model, recipe, usual=MAX_LENGTH)
         self.contexts: list[str] = dataset["context"][:]
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()  # a tokenizer.json can hold a limit of its own
-        backend.no_padding()
+        backend = untruncated(tokenizer)
         unique = list(dict.fromkeys(self.contexts))
         encodings = backend.encode_batch(unique, add_special_tokens=False)
         tokens = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
@@ -93,9 +91,7 @@ class EncodedQuestions(Examples):
         overlap = self.limit // 3 if overlap is None else overlap
         for question, ids in enumerate(self.questions):
             room = self.limit - self.frame.size - len(ids)
-            if overlap >= room:
-                problem = f"data.window_overlap {overlap}: a window has room for {room} tokens of the context"
-                raise UsageError(problem, window_fix(overlap, room, self.limit))
+            require_room(overlap, room, self.limit, of=" of the context")
             size = len(self.tokens[question])
             begins = range(0, max(1, size - overlap), room - overlap)
             spans = [(begin, min(begin + room, size)) for begin in begins]

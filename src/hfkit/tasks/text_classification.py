@@ -25,7 +25,7 @@ from hfkit.data.labels import (
 )
 from hfkit.errors import DataError, UsageError
 from hfkit.system.console import say, warn
-from hfkit.tasks.base import Batch, Examples, LossOptions, Predict, Task, batch_defaults
+from hfkit.tasks.base import Batch, Examples, LossOptions, Predict, Task, finetuning_defaults
 from hfkit.tasks.windows import EncodedTexts, padded
 
 if TYPE_CHECKING:
@@ -82,18 +82,7 @@ class TextClassification(Task):
         return DEFAULT_METRICS[problem_type_of(config)]
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3: batch 16-32, 2e-5 to 5e-5, 2-4 epochs)."""
-        return {
-            "model.dtype": "float32",
-            "data.train": [BUILTIN_LABELLED],
-            "train.num_train_epochs": 3.0,
-            **batch_defaults(given, 32),
-            "train.per_device_eval_batch_size": 64,
-            "train.learning_rate": 5e-4 if given.get("lora.enabled") else 5e-5,  # adapters begin at nothing
-            "train.lr_scheduler_type": "linear",
-            "train.warmup_steps": 0.06,
-            "train.weight_decay": 0.01,
-        }
+        return finetuning_defaults(given) | {"data.train": [BUILTIN_LABELLED]}
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         from hfkit.data.columns import classification_columns

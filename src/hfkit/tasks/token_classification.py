@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED, natural
 from hfkit.data.readers import TAGGED
-from hfkit.data.tags import Scheme, entities, pairs_of_types
+from hfkit.data.tags import Entity, Scheme, entities, pairs_of_types
 from hfkit.errors import DataError
 from hfkit.system.console import say, warn
-from hfkit.tasks.base import Batch, Examples, LossOptions, Task, batch_defaults
+from hfkit.tasks.base import Batch, Examples, LossOptions, Task, finetuning_defaults
 from hfkit.tasks.language_modeling import pad_blocks, token_loss
 from hfkit.tasks.words import NONE, EncodedWords
 
@@ -49,18 +49,7 @@ class TokenClassification(Task):
         return _usual_metrics(list(config.id2label.values()))
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of BERT's own fine-tuning (arXiv 1810.04805, A.3 and 5.3), as for texts."""
-        return {
-            "model.dtype": "float32",
-            "data.train": [BUILTIN_TAGGED],
-            "train.num_train_epochs": 3.0,
-            **batch_defaults(given, 32),
-            "train.per_device_eval_batch_size": 64,
-            "train.learning_rate": 5e-4 if given.get("lora.enabled") else 5e-5,
-            "train.lr_scheduler_type": "linear",
-            "train.warmup_steps": 0.06,
-            "train.weight_decay": 0.01,
-        }
+        return finetuning_defaults(given) | {"data.train": [BUILTIN_TAGGED]}
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         from hfkit.data.loading import load_data
@@ -169,10 +158,7 @@ class TokenClassification(Task):
         given = _Answers(reduced, rows)
         for sentence, words in enumerate(rows.words):
             tags, shares = given.tags(sentence), rows.of_sentence(given.shares, sentence)
-            if given.is_bio:
-                places = words.entities(tags)
-            else:
-                places = [(tag, place, place + 1) for place, tag in enumerate(tags)]  # type: ignore[misc]
+            each_word = (Entity(tag, place, place + 1) for place, tag in enumerate(tags))
             found = [
                 {
                     "text": words.text[words.starts[start] : words.ends[end - 1]],
@@ -181,7 +167,7 @@ class TokenClassification(Task):
                     "end": words.ends[end - 1],
                     "score": float(f"{shares[start:end].mean():.9g}"),
                 }
-                for kind, start, end in places
+                for kind, start, end in (words.entities(tags) if given.is_bio else each_word)
             ]
             yield {"entities" if given.is_bio else "words": found} | ({"tags": tags} if rows.has_tokens else {})
 
@@ -199,18 +185,20 @@ class _Answers:
         return [self.rows.names[index] for index in self.rows.of_sentence(self.ids, sentence).tolist()]
 
     @cached_property
-    def pairs(self) -> tuple[list[Any], list[Any]]:
-        """(predictions, references) of all sentences: spans of characters where the data has them, else tags."""
-        rows = self.rows
-        made = [self.tags(sentence) for sentence in range(len(rows.words))]
-        if rows.entities is not None:
-            spans = [words.spans(tags) for words, tags in zip(rows.words, made, strict=True)]
-            return [[{"start": s, "end": e, "label": kind} for kind, s, e in one] for one in spans], rows.entities
+    def tag_pairs(self) -> tuple[list[list[str]], list[list[str]]]:
+        """The (predicted, right) tags of all sentences."""
+        rows, sentences = self.rows, range(len(self.rows.words))
         assert rows.tags is not None
-        given = [
-            [rows.names[index] for index in rows.of_sentence(rows.tags, sentence)] for sentence in range(len(made))
-        ]
-        return made, given
+        given = [[rows.names[index] for index in rows.of_sentence(rows.tags, sentence)] for sentence in sentences]
+        return list(map(self.tags, sentences)), given
+
+    @cached_property
+    def pairs(self) -> tuple[list[Any], list[Any]]:
+        """As `tag_pairs`, but spans of characters where the data has them."""
+        if self.rows.entities is None:
+            return self.tag_pairs
+        spans = [words.spans(tags) for words, tags in zip(self.rows.words, self.tag_pairs[0], strict=True)]
+        return [[{"start": s, "end": e, "label": kind} for kind, s, e in one] for one in spans], self.rows.entities
 
     @cached_property
     def losses(self) -> tuple[np.ndarray, np.ndarray]:
@@ -232,39 +220,29 @@ class _Answers:
 
         import numpy as np
 
-        from hfkit.metrics.inputs import Inputs
+        from hfkit.metrics.inputs import Inputs, pair
         from hfkit.metrics.labels import entity_sample
-        from hfkit.metrics.sample import additive, scored
+        from hfkit.metrics.sample import ratio_sample, scored
         from hfkit.metrics.table import METRICS
 
         rows, names = self.rows, evaluation.metrics or _usual_metrics(self.rows.names)
-        assert rows.tags is not None
         data = Inputs(*self.pairs)
+        tags = data if rows.entities is None else Inputs(*self.tag_pairs)
+        pair([data, tags])
         if set(names) & set(OF_ENTITIES) and not any(predicted | actual for predicted, actual in data.entities):
             warn("there are no entities, neither in the data nor in the predictions: they have no F1")
             names = [name for name in names if name not in OF_ENTITIES]
-        hits, sizes = (
-            np.add.reduceat(np.append(values, 0.0), rows.word_starts[:-1]) * (np.diff(rows.word_starts) > 0)
-            for values in ((self.ids == rows.tags).astype(float), np.ones(len(rows.tags)))
-        )
-        nll, labelled = self.losses
-        own = {
-            "tag_accuracy": (hits, sizes, "words with the right tag, of all words"),
-            "log_loss": (nll, labelled, "mean -ln(probability of the tag) of the labelled tokens, nats"),
-        }
+        said = "mean -ln(probability of the tag) of the labelled tokens, nats"
         samples = {}
         for name in names:
-            if name in own:
-                sums, counts, said = own[name]
-                table = np.stack([sums, counts], axis=1)
-                samples[name] = additive(data.rows, table, lambda both: both[:, :1] / both[:, 1:], said)
+            if name == "log_loss":
+                samples[name] = ratio_sample(data.rows, np.stack(self.losses, axis=1), said)
             else:
-                samples[name] = METRICS[name].function(data)
+                samples[name] = METRICS[name].function(tags if name == "tag_accuracy" else data)
         found = Counter(entity.kind for _, actual in data.entities for entity in actual) if self.is_bio else Counter()
         for kind, count in found.most_common() if by_type and "entity_f1" in names else ():
-            sample = entity_sample(data, kind=kind)
-            of_type = replace(sample, values=_last_of(sample.values), keys=())
-            samples[f"entity_f1.{kind}"] = replace(of_type, definition=f"F1 of the {count:,} entities '{kind}'")
+            sample, said = entity_sample(data, kind=kind), f"F1 of the {count:,} entities '{kind}'"
+            samples[f"entity_f1.{kind}"] = replace(sample, values=_last_of(sample.values), keys=(), definition=said)
         resamples = 1000 if evaluation.interval else 0
         return scored(samples, len(rows.words), seed=evaluation.seed, resamples=resamples)
 

@@ -208,6 +208,14 @@ def _first_with_tokens(dataset: Dataset, column: str, counts: np.ndarray) -> str
     return str(dataset[int(found[0])][column]) if len(found) else "a"
 
 
+def require_room(overlap: int, room: int, limit: int, *, of: str = "") -> None:
+    """UsageError where windows of `limit` tokens, with `room` for text, can't overlap by `overlap` tokens."""
+    if overlap >= room:
+        smaller = room > 4 and overlap > room // 4
+        fix = f"--window-overlap {room // 4}" if smaller else f"--max-length {4 * limit}"
+        raise UsageError(f"data.window_overlap {overlap}: a window has room for {room} tokens{of}", fix)
+
+
 def padded(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """Examples as one batch, their labels stacked."""
     import numpy as np

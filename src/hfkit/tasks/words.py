@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED
 from hfkit.data.tagged import words_of
-from hfkit.errors import UsageError
 from hfkit.tasks.base import Examples
-from hfkit.tasks.windows import Frame, token_limits
+from hfkit.tasks.packing import untruncated
+from hfkit.tasks.windows import Frame, require_room, token_limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +66,7 @@ class EncodedWords(Examples):
         """
         import numpy as np
 
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()  # a tokenizer.json can hold a limit of its own
-        backend.no_padding()
+        backend = untruncated(tokenizer)
         ids: list[int] = []
         begins: list[int] = []
         ends: list[int] = []
@@ -97,9 +95,7 @@ class EncodedWords(Examples):
 
         room = self.limit - self.frame.size
         overlap = self.limit // 8 if overlap is None else overlap
-        if overlap >= room:
-            problem = f"data.window_overlap {overlap}: a window has room for {room} tokens"
-            raise UsageError(problem, window_fix(overlap, room, self.limit))
+        require_room(overlap, room, self.limit)
         sizes = np.diff(self.token_starts)
         self.num_long = int((sizes > room).sum())
         windows = 1 + np.maximum(0, -(-(sizes - room) // (room - overlap)))
@@ -177,11 +173,6 @@ class EncodedWords(Examples):
         """The part of `values` (words,) that belongs to one sentence."""
         part: np.ndarray = values[self.word_starts[sentence] : self.word_starts[sentence + 1]]
         return part
-
-
-def window_fix(overlap: int, room: int, limit: int) -> str:
-    """What to type where windows of `limit` tokens, with `room` for text, can't overlap by `overlap` tokens."""
-    return f"--window-overlap {room // 4}" if room > 4 and overlap > room // 4 else f"--max-length {4 * limit}"
 
 
 def trimmed_offsets(text: str, encoding: Encoding) -> Iterator[tuple[int, int]]:
