@@ -36,7 +36,7 @@ FILES: dict[str, str | bytes] = {
     "semicolons.csv": "text;label\na fox;good\n",
     "broken.jsonl": '{"text": "a", "label": "x"}\n{"text": \n',
     "mixed.jsonl": '{"text": "a", "label": "x"}\n{"text": 3, "label": "x"}\n',
-    "table.xlsx": b"PK",
+    "table.xlsx": b"PK\x03\x04",
     "bad.yaml": "train:\n  learning_rat: 1\n  max_steps: many\n",
     "in-use/notes.txt": "mine",
     "a-file": "x",

@@ -532,6 +532,7 @@ def test_shells_complete_commands_and_options() -> None:
     assert process("hfkit", **words).stdout.split() == ["finetune"]
     words |= {"COMP_WORDS": "hfkit finetune --max", "COMP_CWORD": "2"}
     assert process("hfkit", **words).stdout.split() == [
+        "--max-target-length",
         "--max-length",
         "--max-train-samples",
         "--max-steps",

@@ -217,7 +217,7 @@ WRONG = [
     ("a.parquet", b"PAR1 is not enough", "a damaged .parquet file: Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file. (fix: make or fetch it again)"),
     ("a.arrow", b"xxx", "a damaged .arrow file: File is too small: 3 (fix: make or fetch it again)"),
     ("a.parquet.gz", b"x", ".parquet files can't be read compressed (fix: decompress it first)"),
-    ("a.xlsx", b"x", "unknown kind of file '.xlsx' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow)"),
+    ("a.xlsx", b"PK\x03\x04", "unknown kind of file '.xlsx' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow)"),
 ]  # fmt: skip
 
 
@@ -775,8 +775,10 @@ class TestRealFiles:
     def test_folders_of_splits_are_refused(self) -> None:
         assert "a folder with several splits" in problem(str(REAL / "sst2"))
 
-    def test_files_of_other_kinds_get_one_line(self) -> None:
-        assert "unknown kind of file '.train'" in problem(str(REAL / "sst5/stsa.fine.train"))
+    def test_text_with_another_suffix_is_read_as_text(self, capsys: pytest.CaptureFixture[str]) -> None:
+        file = REAL / "sst5/stsa.fine.train"
+        assert load_source([str(file)])["text"][:] == file.read_text().splitlines()
+        assert f"{file}: read as text, because '.train' is no known kind of file" in capsys.readouterr().err
 
     @pytest.mark.parametrize("name", ["scitldr_a/train.jsonl", "self_instruct/seed_tasks.jsonl"])
     def test_jsonl(self, name: str) -> None:

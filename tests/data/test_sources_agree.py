@@ -240,7 +240,7 @@ UNREADABLE = [
     ("mixed.jsonl.gz", gzip.compress(b'{"text": "\xc3\xa9"}\n{"text": "\xe9"}\n'), "line 2, byte 11: 0xe9 is not UTF-8, but line 1 is"),
     ("none.txt", b"", "no rows, the file is empty"),
     ("blank.txt.gz", gzip.compress(b"\n \n"), "no rows, only blank lines"),
-    ("a.xlsx", b"PK", "unknown kind of file '.xlsx'"),
+    ("a.xlsx", b"PK\x03\x04", "unknown kind of file '.xlsx'"),
     ("a.parquet.gz", b"PK", ".parquet files can't be read compressed"),
 ]  # fmt: skip
 

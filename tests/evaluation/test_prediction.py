@@ -173,12 +173,13 @@ def test_a_run_cuts_texts_as_in_training(run, capsys):
     assert list(first["probabilities"]) == ["1", "3"]
 
 
-@pytest.mark.parametrize("make", [make_bert, make_gpt2])
-def test_model_that_is_no_classifier_is_refused(make, tmp_path, capsys):
-    assert main(["predict", str(make(tmp_path / "model")), "--text", "hello"]) == 5
+@pytest.mark.parametrize(("make", "fix"), [(make_bert, "train one: hfkit finetune"), (make_gpt2, "hfkit generate {}")])
+def test_model_that_is_no_classifier_is_refused(make, fix, tmp_path, capsys):
+    directory = make(tmp_path / "model")
+    assert main(["predict", str(directory), "--text", "hello"]) == 5
     err = capsys.readouterr().err
-    assert f"{tmp_path / 'model'} is no classifier, it is a " in err
-    assert "(fix: train one: hfkit finetune)" in err
+    assert f"{directory} is no classifier, it is a " in err
+    assert f"(fix: {fix.format(directory)})" in err
 
 
 @pytest.fixture

@@ -129,8 +129,8 @@ def test_formats_agree(gpt2, said, settings):
     pyarrow.parquet.write_table(pa.table({"question": PROMPTS, "answer": PROMPTS}), "p.parquet")
     made = set()
     for name in ["p.jsonl", "p.txt", "p.csv", "p.tsv", "p.json", "p.jsonl.gz", "p.parquet"]:
-        assert said(gpt2, "--input", name, "--output", f"{name}.out", *settings)[0] == 0
-        made.add(bytes_of(f"{name}.out"))
+        assert said(gpt2, "--input", name, "--output", f"{name}.out.jsonl", *settings)[0] == 0
+        made.add(bytes_of(f"{name}.out.jsonl"))
     assert len(made) == 1
 
 

@@ -173,7 +173,7 @@ def test_two_names_of_a_model_are_refused() -> None:
 # What is wrong, all of it at once.
 
 MASKED = "mlm, mlm-nsp, denoising"  # the tasks that hide tokens
-TUNED = "text-classification, token-classification, question-answering"
+TUNED = "text-classification, token-classification, question-answering, seq2seq"
 
 BAD = """\
 task: clm

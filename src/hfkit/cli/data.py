@@ -43,6 +43,9 @@ def inspect(
     text_column: Annotated[str | None, _option("data.columns.text", "NAME")] = None,
     text_pair_column: Annotated[str | None, _option("data.columns.text_pair", "NAME")] = None,
     label_column: Annotated[str | None, _option("data.columns.label", "NAME")] = None,
+    target_column: Annotated[str | None, _option("data.columns.target", "NAME")] = None,
+    source_lang: Annotated[str | None, _option("data.source_lang", "NAME")] = None,
+    target_lang: Annotated[str | None, _option("data.target_lang", "NAME")] = None,
     problem_type: Annotated[ProblemType | None, _option("data.problem_type")] = None,
     label_separator: Annotated[str | None, _option("data.label_separator", "TEXT")] = None,
     documents: Annotated[Literal["file", "blank-line", "row"] | None, _option("data.documents")] = None,
@@ -69,7 +72,8 @@ def inspect(
 
     source = Data(
         train=files, validation=validation or [], test=test or [], problem_type=problem_type, header=header,
-        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column), documents=documents,
+        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column, target=target_column),
+        documents=documents, source_lang=source_lang, target_lang=target_lang,
         max_length=max_length, label_separator=label_separator, csv=Csv(separator=separator, quoting=quoting),
         encoding=encoding,
     )  # fmt: skip

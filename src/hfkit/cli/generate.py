@@ -38,13 +38,22 @@ Input = Annotated[
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="FILE", help="Write JSON lines to this file, not to stdout.")
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="Write JSON lines to this file, not to stdout; the texts alone if it ends in .txt or in no known suffix.",
+    ),
 ]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="", help="Keep an --output that is finished already.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace an --output that exists.")]
 References = Annotated[
     str | None,
-    typer.Option("--references", metavar="COLUMN", help="Column of --input with the expected texts; prints a score."),
+    typer.Option(
+        "--references",
+        metavar="COLUMN|FILE",
+        help="Column of --input with the expected texts, or a text file with a line for each prompt; prints a score.",
+    ),
 ]
 Choices = Annotated[
     str | None,

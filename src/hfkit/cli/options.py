@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,20 +154,36 @@ ALIASES = {
 }
 
 
+# Options of data, which can be several files.
+FILE_OPTIONS = [SETTINGS[f"data.{split}"].metadata["flags"][0] for split in ("train", "validation", "test")]
+
+
+def _is_data_file(argument: str) -> bool:
+    """Whether this is a file, and neither a recipe nor a model."""
+    return os.path.isfile(os.path.expanduser(argument)) and not argument.endswith((".yaml", ".yml", ".gguf"))
+
+
 def without_aliases(arguments: Sequence[str]) -> list[str]:
     """The command line in the form that typer parses.
 
     Aliases are replaced by the option's own name (`_` and `-` are equal). --resume and --logprobs without a value get
-    one. The arguments after `--` for a launcher become one option.
+    one. A file behind the value of an option of files is one more value of it: --data train.de train.en. The arguments
+    after `--` for a launcher become one option.
     """
     replaced: list[str] = []
+    files = ""  # the option whose values may follow
     for place, argument in enumerate(arguments):
+        if files and place and not argument.startswith("-") and _is_data_file(argument):
+            replaced += [files, argument] if replaced[-1] != files else [argument]
+            continue
         if argument == "--":
             rest = list(arguments[place:])
             return replaced + ([f"--launcher-arguments={shlex.join(rest[1:])}"] if arguments[0] in _launched else rest)
         flag, equals, value = argument.partition("=")
         flag = ALIASES.get(flag.replace("_", "-"), flag) if flag.startswith("--") else flag
         replaced.append(f"{flag}{equals}{value}")
+        if argument.startswith("-"):
+            files = flag if flag in FILE_OPTIONS and arguments[0] in (*DEFAULT_TASKS, "evaluate") else ""
         if argument == "--resume" and (place + 1 == len(arguments) or arguments[place + 1].startswith("-")):
             replaced.append("auto")
         if argument == "--logprobs" and not "".join(arguments[place + 1 : place + 2]).isdecimal():

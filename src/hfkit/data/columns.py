@@ -34,6 +34,17 @@ QUESTION_NAMES = {
     "label": ("answers", "answer", "label"),
 }
 
+SOURCE_NAMES = (
+    "source", "src", "document", "article", "dialogue", "input", "text", "abstract", "content", "report", "question",
+)  # fmt: skip
+
+TARGET_NAMES = ("target", "tgt", "summary", "highlights", "output", "translation", "abstract", "title", "answer")
+
+SOURCE_TARGET_NAMES = (  # pairs of names that nothing else has
+    ("source", "target"), ("src", "tgt"), ("document", "summary"), ("article", "summary"), ("article", "highlights"),
+    ("dialogue", "summary"), ("text", "summary"),
+)  # fmt: skip
+
 GUESSED_ROWS = 1000  # that a guess from the content looks at
 
 FLAGS = {
@@ -119,14 +130,50 @@ def find_text(splits: dict[str, Dataset], data: Data) -> str:
     return text
 
 
-def pair_columns(loaded: DatasetDict, data: Data) -> tuple[str, str]:
-    """(text, target): the target is named, the text named or guessed. DataError if a row has no value."""
-    splits = as_splits(loaded)
-    target = _named(splits, data, "target")
+def source_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
+    """(source, target), each named or guessed; a guess is printed. DataError if one is not clear."""
+    source, target = find_sources(splits, data)
+    if (data.columns.text is None or data.columns.target is None) and _is_first(splits, data):
+        say(f"source column: {source}, target column: {target} (change with {FLAGS['text']}, {FLAGS['target']})")
+    return source, target
+
+
+def find_sources(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
+    """As `source_columns`, without a word."""
+    columns = [name for name in shared_columns(splits) if name.lower() not in ID_NAMES]
+    source = _named(splits, data, "text") or _of_language(columns, data.source_lang)
+    target = _named(splits, data, "target") or _of_language(columns, data.target_lang)
+    if source is None and target is None and len(columns) == 2:
+        first, second = columns
+        are_reversed = first.lower() in TARGET_NAMES and second.lower() in SOURCE_NAMES
+        return (second, first) if are_reversed else (first, second)
+    source = source or next(_usual([name for name in columns if name != target], SOURCE_NAMES), None)
+    target = target or next(_usual([name for name in columns if name != source], TARGET_NAMES), None)
+    left = [name for name in columns if name not in (source, target)]
+    if source is None and len(left) == 1:
+        source = left[0]
+    elif target is None and len(left) == 1:
+        target = left[0]
+    for role, column in (("text", source), ("target", target)):
+        if column is None:
+            raise _unclear(splits, data, role, columns, left, called="source" if role == "text" else role)
+    assert source is not None
     assert target is not None
-    text = text_column(loaded.remove_columns(target), data)
-    _check_rows(splits, data, [target])
-    return text, target
+    if source == target:
+        raise DataError(f"column '{source}' is named as source and as target", f"{FLAGS['target']} ANOTHER")
+    return source, target
+
+
+def _of_language(columns: Sequence[str], language: str | None) -> str | None:
+    """The column named after a language: `de_DE`, or `de` alone."""
+    names = () if language is None else (language.lower(), language.lower().partition("_")[0])
+    return next(_usual(columns, names), None)
+
+
+def is_translating(dataset: Dataset) -> bool:
+    """Whether the data set has sources and targets under names that nothing else has."""
+    names = set(map(str.lower, dataset.column_names))
+    return "translation" in names or any({*pair} <= names for pair in SOURCE_TARGET_NAMES)
 
 
 def classification_columns(dataset: Dataset | DatasetDict, data: Data) -> tuple[str, str | None, str]:

@@ -41,6 +41,8 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
+
 GREP = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep"}
 
 
@@ -50,6 +52,25 @@ def format_of(path: Path) -> tuple[str, str]:
     if suffix in OPENERS and suffix:
         suffix, compression = path.with_suffix("").suffix.lower(), suffix
     return suffix, compression
+
+
+SAMPLE_BYTES = 65_536  # of a file, from which it is told whether it is text
+
+# Bytes that no text holds in UTF-8 or a single-byte encoding: all control characters but tab, ends of lines and
+# pages, and escape.
+CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
+
+
+def is_text(path: Path) -> bool:
+    """Whether the file is text, whatever its suffix; reading tells more of one that is damaged or in UTF-16."""
+    if not path.is_file():
+        return False
+    try:
+        with OPENERS[format_of(path)[1]](path) as file:
+            begin: bytes = file.read(SAMPLE_BYTES)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        return not (isinstance(error, OSError) and error.errno)
+    return begin.startswith(UTF16) or CONTROL.isdisjoint(begin)
 
 
 def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
@@ -104,7 +125,7 @@ def _parse_line(number: int, line: str) -> dict[str, Any]:
 def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, given: str | None) -> str:
     """`raw` as text; `beyond_ascii` is the first line before it that is UTF-8 beyond ASCII, or 0."""
     encoding = given or "utf-8"
-    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if number == 1 and raw.startswith(UTF16):
         raise DataError(f"{path}: UTF-16, not UTF-8", _iconv(path, "utf-16"))
     if b"\0" in raw:
         place = f"line {number}, byte {raw.index(0) + 1}"

@@ -65,14 +65,16 @@ def load_source(
     return join(open_sources(sources, replace(layout or Layout(), documents=documents), split), split)
 
 
-def read_input(file: str, data: Data) -> tuple[Dataset, Callable[[int], str]]:
+def read_input(file: str, data: Data, documents: str = "row") -> tuple[Dataset, Callable[[int], str]]:
     """The rows of an input file, or of stdin (`-`: a text or a JSON object a line), and where a row is, for messages.
 
-    A row of a .txt file is a line. Raises DataError, or UsageError for a setting of `data` that has no effect.
+    A row of a .txt file is a line: one that is not blank ("row"), or any ("line"). Raises DataError, or UsageError for
+    a setting of `data` that has no effect.
     """
     if file != "-":
         data = replace(data, train=[file], validation=[], test=[])
-        return load_source([file], layout=layout_of(data)), partial(place_of, data, "train")
+        place = (lambda row: f"{file}: line {row + 1}") if documents == "line" else partial(place_of, data, "train")
+        return load_source([file], documents, layout=layout_of(data)), place
     lines, given = zip(*read_stdin(), strict=True)
     rows = [{"text": row} if isinstance(row, str) else row for row in given]
     try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.conll import is_conll, read_conll
 from hfkit.data.json_rows import KINDS, json_rows
-from hfkit.data.lines import format_of, read_lines
+from hfkit.data.lines import format_of, is_text, read_lines
 from hfkit.errors import DataError, UsageError, first_line
 from hfkit.system.console import say, short
 
@@ -62,7 +62,7 @@ CSV_ERRORS = {
 class Layout:
     """What a file does not say about itself. None: as usual for its kind, and for `header` a guess."""
 
-    documents: str = "row"  # of .txt: what one row is ("file", "blank-line" or "row")
+    documents: str = "row"  # of .txt: what one row is ("file", "blank-line", "row", or "line": a row, though blank)
     header: bool | None = None  # of .csv and .tsv: whether the first line holds the names
     separator: str | None = None
     quoting: bool | None = None
@@ -84,9 +84,17 @@ class Format:
     quoting: bool = True
 
 
+def format_name(path: Path) -> str:
+    """The kind of a file, a key of FORMATS: its suffix, or .txt if that is unknown and its content is text; else ""."""
+    suffix = format_of(path)[0]
+    if suffix in FORMATS:
+        return suffix
+    return TEXT if is_text(path) else ""
+
+
 def read_batches(path: Path, layout: Layout) -> tuple[Any, Iterator[Any]]:
     """The arrow schema of a file, and its rows as record batches; the header must be `settled`."""
-    file_format = FORMATS[format_of(path)[0]]
+    file_format = FORMATS[format_name(path)]
     schema, found = file_format.read(path, layout)
     return schema, found if file_format.is_columnar else _batches(path, schema, found)
 
@@ -103,7 +111,7 @@ def _batches(path: Path, schema: Any, rows: Rows) -> Iterator[Any]:
 
 def read_rows(path: Path, layout: Layout) -> Rows:
     """The rows of a file one by one, each with its place in it."""
-    file_format = FORMATS[format_of(path)[0]]
+    file_format = FORMATS[format_name(path)]
     found = file_format.read(path, settled(path, layout))[1]
     if not file_format.is_columnar:
         return found
@@ -113,7 +121,7 @@ def read_rows(path: Path, layout: Layout) -> Rows:
 
 def has_effect(setting: str, source: str | Path) -> bool:
     """Whether the field `setting` of Layout changes what is read from a file of this name."""
-    file_format = FORMATS.get(format_of(Path(source))[0])
+    file_format = FORMATS.get(format_name(Path(source)))
     return file_format is not None and setting in file_format.settings
 
 
@@ -239,7 +247,8 @@ def _infer_schema(path: Path, rows: Rows) -> Any:
 
 
 def read_text(path: Path, layout: Layout) -> tuple[Any, Rows]:
-    """Plain text: the file as it is, its paragraphs, or its lines without their ends; blank lines only divide.
+    """Plain text: the file as it is, its paragraphs, or its lines without their ends; blank lines only divide, but for
+    documents "line", where each is a row.
 
     Lines that all hold a word and its BIO tag are read as a CoNLL file.
     """
@@ -253,6 +262,9 @@ def read_text(path: Path, layout: Layout) -> tuple[Any, Rows]:
 
 def _text_rows(path: Path, layout: Layout) -> Rows:
     documents = layout.documents
+    if documents == "line":
+        yield from _every_line(path, layout)
+        return
     num_rows = num_blank = 0
     paragraph: list[str] = []
     start = 1
@@ -275,6 +287,14 @@ def _text_rows(path: Path, layout: Layout) -> Rows:
         raise DataError(f"{path}: no rows, {reason}", "give a file with text")
     if num_blank and documents == "row":
         say(f"{path}: {num_blank:,} blank lines skipped")
+
+
+def _every_line(path: Path, layout: Layout) -> Rows:
+    number = 0
+    for number, line in read_lines(path, layout.encoding):
+        yield f"line {number}", {"text": line.removesuffix("\n").removesuffix("\r")}
+    if not number:
+        raise DataError(f"{path}: no rows, the file is empty", "give a file with text")
 
 
 def read_tagged(path: Path, layout: Layout) -> tuple[Any, Rows]:
@@ -347,13 +367,15 @@ TAGGED = (".conll", ".bio", ".iob", ".iob2")
 
 _DIALECT = ("header", "separator", "quoting", "encoding")
 
+TEXT = ".txt"
+
 # By suffix. All but the columnar ones can also end in .gz, .bz2, .xz or .zst.
 FORMATS = {
     ".csv": Format(read_table, _DIALECT),
     ".tsv": Format(read_table, _DIALECT, separator="\t", quoting=False),  # as the files of GLUE
     ".json": Format(read_json),
     ".jsonl": Format(read_json),
-    ".txt": Format(read_text, ("documents", "encoding")),
+    TEXT: Format(read_text, ("documents", "encoding")),
     **dict.fromkeys(TAGGED, Format(read_tagged, ("encoding",))),
     ".parquet": Format(read_parquet, is_columnar=True),
     ".arrow": Format(read_arrow, is_columnar=True),
@@ -362,7 +384,7 @@ FORMATS = {
 
 def is_table(source: str) -> bool:
     """Whether the name is that of a file whose rows are the documents, whatever data.documents says."""
-    return format_of(Path(source))[0] in FORMATS and not has_effect("documents", source)
+    return format_name(Path(source)) in FORMATS and not has_effect("documents", source)
 
 
 def layout_of(data: Data) -> Layout:
@@ -370,7 +392,7 @@ def layout_of(data: Data) -> Layout:
     given = {"header": data.header, "csv.separator": data.csv.separator, "csv.quoting": data.csv.quoting}
     typed = [name for name, value in given.items() if value is not None]
     sources = [*data.train, *data.validation, *data.test]
-    known = all(format_of(Path(source))[0] in FORMATS for source in sources)
+    known = all(format_name(Path(source)) in FORMATS for source in sources)
     if typed and sources and known and not any(has_effect("header", source) for source in sources):
         raise UsageError(f"data.{typed[0]} has no effect: no source is a .csv or .tsv file", "leave it out")
     separator = {"tab": "\t", "\\t": "\t"}.get(data.csv.separator or "", data.csv.separator)

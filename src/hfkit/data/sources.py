@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data import builtin
 from hfkit.data.cache import cached, digest_file, digest_json
 from hfkit.data.lines import format_of
-from hfkit.data.readers import FORMATS, VERSION, Layout, Rows, read_batches, read_rows, settled
+from hfkit.data.readers import FORMATS, VERSION, Layout, Rows, format_name, read_batches, read_rows, settled
 from hfkit.errors import DataError, StorageError, UsageError, first_line
 from hfkit.system import network
-from hfkit.system.console import say, short
+from hfkit.system.console import say, say_once, short
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -250,11 +250,13 @@ def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
 
 
 def _require_readable(path: Path) -> None:
-    """DataError if `path` is no regular file or not of a known kind."""
-    suffix, compression = format_of(path)
-    if suffix not in FORMATS:
+    """DataError if `path` is no regular file or not of a known kind; says if text is read by its content."""
+    (suffix, compression), kind = format_of(path), format_name(path)
+    if not kind:
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(FORMATS)}")
-    if compression and FORMATS[suffix].is_columnar:
+    if suffix != kind:
+        say_once(f"{path}: read as text, because '{suffix}' is no known kind of file")
+    if compression and FORMATS[kind].is_columnar:
         raise DataError(f"{path}: {suffix} files can't be read compressed", "decompress it first")
     if not path.is_file():
         raise DataError(f"{path}: not a regular file", "write it to a file first")
@@ -263,9 +265,9 @@ def _require_readable(path: Path) -> None:
 def _open_file(path: Path, layout: Layout, split: str) -> Dataset:
     _require_readable(path)
     layout = settled(path, layout)
-    suffix, compression = format_of(path)
-    settings = [getattr(layout, name) for name in FORMATS[suffix].settings]
-    key = digest_json([VERSION, suffix, compression, settings, digest_file(path)])
+    kind, compression = format_name(path), format_of(path)[1]
+    settings = [getattr(layout, name) for name in FORMATS[kind].settings]
+    key = digest_json([VERSION, kind, compression, settings, digest_file(path)])
     return cached(key, str(path), split, lambda: read_batches(path, layout))
 
 

@@ -7,18 +7,19 @@ from pathlib import Path
 
 from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, UsageError
-from hfkit.evaluation.files import changed, option
+from hfkit.evaluation.files import option
 from hfkit.evaluation.groups import Groups, by_group
 from hfkit.evaluation.rows import PREDICTIONS, Evaluated, keep, make_directory
 from hfkit.evaluation.scoring import measure_split, write_files
 from hfkit.evaluation.tables import groups_of
-from hfkit.evaluation.task import task_of
+from hfkit.evaluation.task import task_of, without_effect
 from hfkit.metrics.sample import Score
+from hfkit.metrics.table import KEYS
 from hfkit.models.config import load_config
 from hfkit.models.loading import open_model
 from hfkit.models.tokenizer import load_tokenizer
-from hfkit.recipe.effect import acts_for, tasks_with
-from hfkit.settings import Recipe, acts
+from hfkit.recipe.effect import tasks_with
+from hfkit.settings import Recipe
 from hfkit.system.console import is_main_process, say
 from hfkit.system.processes import distributed_inference
 from hfkit.tasks import TASKS
@@ -36,7 +37,7 @@ def evaluate(recipe: Recipe, *, by: str | None = None, output: Path | None = Non
         if output is not None:
             make_directory(output)
         config = load_config(recipe.model)
-        recipe = with_task(recipe, recipe.task or task_of(config, recipe.model.name))
+        recipe = with_task(recipe, recipe.task or task_of(config, recipe))
         task = TASKS[recipe.task or ""]
         splits = task.load(recipe)
         split = next((name for name in ("test", "validation") if name in splits), None)
@@ -65,11 +66,10 @@ def evaluate(recipe: Recipe, *, by: str | None = None, output: Path | None = Non
 def with_task(recipe: Recipe, name: str) -> Recipe:
     """The recipe of this task, with the task's own unit of documents; UsageError for settings without effect in it."""
     task = TASKS[name]
-    problems = []
-    for key in changed(recipe):
-        if acts("evaluate", key) and not acts_for(name, key):
-            tasks = " and ".join(tasks_with(key))
-            problems.append((f"{option(key)} has no effect for {name}, it is for {tasks}", "leave it out"))
+    problems = [
+        (f"{option(key)} has no effect for {name}, it is for {' and '.join(tasks_with(key))}", "leave it out")
+        for key in without_effect(recipe, name)
+    ]
     if problems := problems or task.unknown_metrics(recipe.evaluation.metrics):
         raise UsageError.of(problems)
     documents = recipe.data.documents or task.defaults({}).get("data.documents")
@@ -81,11 +81,12 @@ def asked_for(scores: dict[str, Score], recipe: Recipe) -> dict[str, Score]:
     names = recipe.evaluation.metrics
     if recipe.evaluation.compat is not None:  # the names are those of the other program
         return scores
-    if missing := [name for name in names if name not in scores]:
+    keys = [key for name in names for key in KEYS.get(name, (name,))]
+    if missing := [key for key in keys if key not in scores]:
         raise DataError(f"this data has no {', '.join(missing)}", f"--metrics {','.join(scores)}")
     if "perplexity" in names:  # one name for all its units, as rouge is for four numbers
         return scores
-    return {name: scores[name] for name in names or scores}
+    return {key: one for key, one in scores.items() if not names or key.partition(".")[0] in keys}
 
 
 def groups_by(found: Evaluated, recipe: Recipe, by: str) -> Groups:

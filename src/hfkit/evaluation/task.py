@@ -5,18 +5,37 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from hfkit.errors import ModelError, UsageError
+from hfkit.evaluation.files import changed
 from hfkit.models.config import was_saved_with
+from hfkit.recipe.effect import acts_for
+from hfkit.settings import Recipe, acts
 from hfkit.tasks import TASKS
 from hfkit.tasks.base import Task
 
+GENERATING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")  # the heads that make text
 
-def task_of(config: PreTrainedConfig, name: str | None) -> str:
-    """The task whose head the model was saved with; UsageError if there is not exactly one."""
+
+def task_of(config: PreTrainedConfig, recipe: Recipe) -> str:
+    """The task whose head the model was saved with, and in which all settings act; UsageError if it is not just one."""
     fitting = _fitting(config) if config.architectures else []
+    if len(fitting) > 1:
+        wanted = recipe.evaluation.metrics
+        acting = [
+            task
+            for task in fitting
+            if not without_effect(recipe, task) and not (wanted and TASKS[task].unknown_metrics(wanted))
+        ]
+        fitting = acting if len(acting) == 1 else fitting
     if len(fitting) != 1:
         names = ", ".join(config.architectures or []) or "its config"
-        raise UsageError(f"{name}: can't tell its task from {names}", f"--task {' or '.join(fitting or TASKS)}")
+        fix = f"--task {' or '.join(fitting or TASKS)}"
+        raise UsageError(f"{recipe.model.name}: can't tell its task from {names}", fix)
     return fitting[0]
+
+
+def without_effect(recipe: Recipe, task: str) -> list[str]:
+    """The keys of the settings that differ from their defaults and do nothing when `task` is evaluated."""
+    return [key for key in changed(recipe) if acts("evaluate", key) and not acts_for(task, key)]
 
 
 def predicting_task(config: PreTrainedConfig, name: str | None) -> Task:
@@ -25,7 +44,9 @@ def predicting_task(config: PreTrainedConfig, name: str | None) -> Task:
         if type(task).answers is not Task.answers:
             return task
     kind = ", ".join(config.architectures or [config.model_type])
-    raise ModelError(f"{name} is no classifier, it is a {kind}", "train one: hfkit finetune")
+    generates = any(was_saved_with(auto_model, config) for auto_model in GENERATING)
+    fix = f"hfkit generate {name}" if generates else "train one: hfkit finetune"
+    raise ModelError(f"{name} is no classifier, it is a {kind}", fix)
 
 
 def _fitting(config: PreTrainedConfig) -> list[str]:

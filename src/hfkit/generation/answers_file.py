@@ -92,8 +92,8 @@ class Partial:
             file.write(lines)
             to_disk(file)
 
-    def finish(self, prompts: Iterable[Row], num_rows: int) -> None:
-        """Makes the output: every row of `prompts` with its answers, in order; then nothing else is left."""
+    def finish(self, prompts: Iterable[Row], num_rows: int, line: Callable[[Row], str]) -> None:
+        """Makes the output: a `line` for every row of `prompts` with an answer, in order; then nothing else is left."""
         ends = []
         with self._storage_errors():
             kept = self.kept()
@@ -109,7 +109,7 @@ class Partial:
                     answers = json.loads(parts[path].readline())["answers"]
                     for sequence, answer in enumerate(answers):
                         row = {"id": number} | ({"sequence": sequence} if len(answers) > 1 else {}) | prompt | answer
-                        out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                        out.write(line(row).encode() + b"\n")
                         ends.append((answer["finish_reason"], answer["tokens"]))
             os.truncate(self.manifest, 0)  # from here on it is finished
             for path in [*self._files(), self.manifest]:

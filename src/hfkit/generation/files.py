@@ -17,18 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.lines import format_of, is_text, read_lines
+from hfkit.data.readers import FORMATS, TEXT, has_effect
 from hfkit.errors import DataError, OutOfMemoryError, StoppedError, StorageError, UsageError
 from hfkit.generation.answers_file import Partial, Row, facts_of
-from hfkit.generation.generator import Generator, load_generator
+from hfkit.generation.generator import Answer, Generator, load_generator
 from hfkit.system import processes
-from hfkit.system.console import is_main_process, say
+from hfkit.system.console import counted, is_main_process, say
 from hfkit.system.signals import stop_signals
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hfkit.metrics.sample import Score
     from hfkit.settings import Recipe
 
-PROMPT_NAMES = ("prompt", "messages", "text", "instruction", "question", "input")  # columns, the first that is there
+PROMPT_NAMES = (  # columns, the first that is there
+    "prompt", "messages", "text", "instruction", "question", "input", "source", "document", "article", "dialogue",
+)  # fmt: skip
+
+REFERENCE = "reference"  # the column of references that come from a file of their own
 
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 
@@ -43,9 +51,11 @@ def generate_file(
     overwrite: bool = False,
     references: str | None = None,
 ) -> dict[str, Score]:
-    """Answers every prompt in `file` (`-`: stdin), in order: each row to `write`, or all of them into `output` as JSON
-    lines; the scores of recipe.evaluation.metrics against the column `references`, where either is given.
+    """Answers every prompt in `file` (`-`: stdin), in order: each row to `write`, or all of them into `output`; the
+    scores of recipe.evaluation.metrics against `references`, where either is given: a column, or a text file with a
+    line for each prompt.
 
+    `output` holds JSON lines, or the texts alone if its suffix is that of a text file, a line for each line of `file`.
     A row: {"id" (from 0), "prompt" or "messages", "text", "tokens", "finish_reason"}, with several texts a prompt also
     "sequence", with references "reference" or "references". Work that was stopped goes on with the same call; another
     model, input or setting is a UsageError then, unless `overwrite`. A finished `output` is kept with `resume`, written
@@ -57,11 +67,11 @@ def generate_file(
     _require_measurable(metrics, references)
     if output is not None:
         _require_writable(output, file)
-    prompts = read_prompts(recipe, file, references)
+    prompts = read_prompts(recipe, file, references, aligned=output is not None and holds_texts(output))
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[] if file == "-" else [file]))
     if output is None:
         with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch:
-            made = Path(scratch) / "answers.jsonl"
+            made = Path(scratch) / "answers.jsonl"  # as JSON lines
             _answer(recipe, prompts, made, overwrite=False)
             for row in read_answers(made):
                 write(row)
@@ -87,9 +97,14 @@ class Prompts:
     values: Sequence[Any]
     references: Sequence[Any] | None
     place: Callable[[int], str]  # where a row is, for messages
+    aligned: bool  # whether every line of the file is a prompt, though it is blank: its answer is nothing
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def is_blank(self, number: int) -> bool:
+        """Whether there is nothing to answer."""
+        return self.aligned and not self.values[number].strip()
 
     def __iter__(self) -> Iterator[Row]:
         """What stands beside each answer in the output, but its id."""
@@ -100,9 +115,15 @@ class Prompts:
             yield row
 
 
-def read_prompts(recipe: Recipe, file: str, references: str | None = None) -> Prompts:
+def holds_texts(output: Path) -> bool:
+    """Whether the texts alone are written there, a line each, and not JSON lines: by the suffix."""
+    suffix = format_of(output)[0]
+    return suffix == TEXT or bool(suffix and suffix not in FORMATS)
+
+
+def read_prompts(recipe: Recipe, file: str, references: str | None = None, *, aligned: bool = False) -> Prompts:
     """The prompts in a file (`-`: stdin, one a line or a JSON object a line): the column data.columns.text, else the
-    first of PROMPT_NAMES, else the only one with text."""
+    first of PROMPT_NAMES, else the only one with text. `aligned`: also the blank lines of a text file."""
     from hfkit.data.columns import input_column
     from hfkit.data.loading import read_input
     from hfkit.data.sources import listed
@@ -110,18 +131,39 @@ def read_prompts(recipe: Recipe, file: str, references: str | None = None) -> Pr
 
     name = "stdin" if file == "-" else file
     data = dataclasses.replace(recipe.data, train=[name])  # for messages
-    dataset, place = read_input(file, data)
+    of_file = references is not None and is_text(Path(references).expanduser())
+    aligned = (aligned or of_file) and has_effect("documents", file)
+    dataset, place = read_input(file, data, "line" if aligned else "row")
     names = dataset.column_names
-    if references is not None and references not in names:
-        raise DataError(f"{name} has no column '{references}', found: {listed(names)}", "--references COLUMN")
+    if of_file and references not in names:
+        dataset, references = _beside(dataset, name, str(references)), REFERENCE
+    elif references is not None and references not in names:
+        fix = "--references COLUMN, or a file with a line for each prompt"
+        raise DataError(f"{name} has no column '{references}', found: {listed(names)}", fix)
     others = dataset if references is None else dataset.remove_columns(references)
     column = input_column(others, data, "prompt", PROMPT_NAMES)
-    prompts = Prompts(name, column, dataset[column], None if references is None else dataset[references], place)
+    expected = None if references is None else dataset[references]
+    prompts = Prompts(name, column, dataset[column], expected, place, aligned)
     for number, value in enumerate(prompts.references or ()):
         if not all(isinstance(one, str) for one in (value if isinstance(value, list) and value else [value])):
             message = "is empty" if value in (None, []) else f"{short(str(value))} is no text"
             raise DataError(f"{place(number)}: column '{references}': {message}", "correct it, or delete the row")
     return prompts
+
+
+def _beside(dataset: Dataset, name: str, file: str) -> Dataset:
+    """The prompts with the lines of a file of references in the column REFERENCE."""
+    from datasets import concatenate_datasets
+
+    from hfkit.data.loading import load_source
+
+    lines = load_source([file], "line")
+    if lines.column_names != ["text"]:
+        raise DataError(f"{file}: holds a table, and references are read from text", "give a line for each prompt")
+    if len(lines) != len(dataset):
+        problem = f"{name} has {len(dataset):,} prompts and {file} {len(lines):,} lines"
+        raise DataError(problem, "give a line for each prompt")
+    return concatenate_datasets([dataset, lines.rename_column("text", REFERENCE)], axis=1)
 
 
 def encoded(generator: Generator, prompts: Prompts) -> list[array[int]]:
@@ -131,6 +173,9 @@ def encoded(generator: Generator, prompts: Prompts) -> list[array[int]]:
     found: list[array[int]] = []
     problems: list[tuple[int, str, str]] = []
     for number, value in enumerate(prompts.values):
+        if prompts.is_blank(number):
+            found.append(array("i"))
+            continue
         try:
             ids = generator.encode(conversation(value) if isinstance(value, list) else _text(value))
             generator.room(ids)
@@ -177,17 +222,22 @@ def _answer(recipe: Recipe, prompts: Prompts, output: Path, *, overwrite: bool) 
     with processes.distributed_inference(), closing(Partial(output)) as partial:
         generator = load_generator(recipe)
         if recipe.evaluation.metrics or prompts.references is not None:
-            _require_one_text(generator)
+            _require_one_text(generator, "can't be scored as one")
+        if holds_texts(output):
+            _require_one_text(generator, "don't go into one line")
         ids = encoded(generator, prompts)
         facts = facts_of(recipe.model.name, generator, prompts.name, prompts.values, ids)
         batches, done = processes.on_main_process(
-            lambda: partial.begin(facts, lambda: generator.batches(ids), overwrite)
+            lambda: partial.begin(facts, lambda: _plan(generator, ids), overwrite)
         )
         left = processes.shard([batch for number, batch in enumerate(batches) if number not in done])
         progress = Progress(sum(map(len, left)), len(left))
         try:
             for batch in left:
-                answers = generator.batch(batch, [ids[number] for number in batch])
+                if prompts.is_blank(batch[0]):
+                    answers = [[Answer("", [], "empty")] for _ in batch]
+                else:
+                    answers = generator.batch(batch, [ids[number] for number in batch])
                 partial.append(batch, answers)
                 progress.add(len(batch), sum(len(answer.ids) for several in answers for answer in several))
         except (RuntimeError, MemoryError) as error:
@@ -198,7 +248,22 @@ def _answer(recipe: Recipe, prompts: Prompts, output: Path, *, overwrite: bool) 
         finally:
             progress.end()
         processes.barrier()
-        processes.on_main_process(lambda: partial.finish(prompts, len(prompts)))
+        processes.on_main_process(lambda: partial.finish(prompts, len(prompts), _line_of(output)))
+
+
+def _plan(generator: Generator, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The batches, and the blank prompts as one more."""
+    written = [number for number, one in enumerate(ids) if len(one)]
+    batches = [[written[place] for place in batch] for batch in generator.batches([ids[number] for number in written])]
+    blank = [number for number, one in enumerate(ids) if not len(one)]
+    return [*batches, *([blank] if blank else [])]
+
+
+def _line_of(output: Path) -> Callable[[Row], str]:
+    """How a row is written: as JSON, or its text alone in one line."""
+    if holds_texts(output):
+        return lambda row: " ".join(str(row["text"]).splitlines())
+    return lambda row: json.dumps(row, ensure_ascii=False)
 
 
 @contextmanager
@@ -247,7 +312,10 @@ class Progress:
 
 
 def read_answers(output: Path) -> Iterator[Row]:
-    """The rows of a finished output."""
+    """The rows of a finished output; of one that holds texts alone, these and their numbers."""
+    if holds_texts(output):
+        yield from ({"id": number - 1, "text": text.removesuffix("\n")} for number, text in read_lines(output))
+        return
     with output.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -278,7 +346,10 @@ def _scores(output: Path, prompts: Prompts, metrics: Sequence[str]) -> dict[str,
     rows = [{"prediction": row["text"]} for row in read_answers(output)]
     for row, reference in zip(rows, prompts.references or (), strict=False):
         row["references" if isinstance(reference, list) else "reference"] = reference
-    return score(rows, metrics)
+    blank = {number for number in range(len(prompts)) if prompts.is_blank(number)}
+    if blank:
+        say(f"{counted(len(blank), 'blank line')} not scored")
+    return score([row for number, row in enumerate(rows) if number not in blank], metrics)
 
 
 def _require_measurable(metrics: Sequence[str], references: str | None) -> None:
@@ -290,9 +361,9 @@ def _require_measurable(metrics: Sequence[str], references: str | None) -> None:
         raise UsageError(f"--metrics {','.join(without)} needs references", "--references COLUMN")
 
 
-def _require_one_text(generator: Generator) -> None:
+def _require_one_text(generator: Generator, problem: str) -> None:
     if (generator.settings.num_return_sequences or 1) > 1:
-        raise UsageError("several texts of one prompt can't be scored as one", "--num-return-sequences 1")
+        raise UsageError(f"several texts of one prompt {problem}", "--num-return-sequences 1")
 
 
 def _require_writable(output: Path, file: str) -> None:

@@ -85,7 +85,10 @@ def _load(recipe: Recipe, conversation: bool) -> Generator:
         warn("--prompt-lookup finds nothing in the prompt of an encoder-decoder, only in its answer", "leave it out")
     if generation.compile:
         _compile(model)
-    return Generator(model, tokenizer, settings, generation, is_chat, assistant)
+    generator = Generator(model, tokenizer, settings, generation, is_chat, assistant)
+    if generator.prefix:
+        say(f"before each prompt stands '{generator.prefix}', as in training (--raw leaves it out)")
+    return generator
 
 
 def with_number_type(recipe: Recipe) -> Recipe:
@@ -147,6 +150,11 @@ class Generator:
         return not self.model.config.is_encoder_decoder
 
     @property
+    def prefix(self) -> str:
+        """What stands before every prompt, as it did in training; nothing where the prompt is taken as it is."""
+        return "" if self.given.raw else getattr(self.model.config, "source_prefix", None) or ""
+
+    @property
     def one_by_one(self) -> bool:
         """Whether the library can't take prompts together: speculative decoding can't."""
         return self.assistant is not None or self.settings.prompt_lookup_num_tokens is not None
@@ -154,7 +162,7 @@ class Generator:
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt as the model will see it; UsageError for an empty one that it can't begin with."""
         if isinstance(prompt, str) and not self.is_chat:
-            return prompt_ids(prompt, self.tokenizer, decoder=self.is_decoder)
+            return prompt_ids(self.prefix + prompt, self.tokenizer, decoder=self.is_decoder)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if self.tokenizer.chat_template is None:
             raise ModelError("the model has no chat template to put messages into", "--chat-template FILE.jinja")
@@ -173,7 +181,8 @@ class Generator:
 
         limits = [max_tokens(model) for model in (self.model, self.assistant) if model is not None]
         positions = min((limit for limit in limits if limit is not None), default=None)
-        return new_tokens(len(prompt), self.given.max_new_tokens, positions, apart=not self.is_decoder)
+        usual = self.settings.max_new_tokens or DEFAULT_NEW_TOKENS
+        return new_tokens(len(prompt), self.given.max_new_tokens, positions, usual, apart=not self.is_decoder)
 
     def batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The places of the prompts, divided into batches of like length of at most `batch_tokens` tokens, padding and
@@ -303,15 +312,18 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, *, decoder: bool
     return ids
 
 
-def new_tokens(prompt: int, wanted: int | None, positions: int | None, *, apart: bool) -> int:
-    """How many tokens may follow `prompt` tokens; `apart`: the answer has positions of its own."""
+def new_tokens(
+    prompt: int, wanted: int | None, positions: int | None, usual: int = DEFAULT_NEW_TOKENS, *, apart: bool
+) -> int:
+    """How many tokens may follow `prompt` tokens, `usual` if none are wanted; `apart`: the answer has positions of its
+    own."""
     if positions is None:
-        return wanted or DEFAULT_NEW_TOKENS
+        return wanted or usual
     room = positions if apart and prompt <= positions else positions - prompt
     if room < (wanted or 1):
         fix = f"--max-new-tokens {room}" if room > 0 else f"a prompt of at most {positions - (not apart)} tokens"
         raise UsageError(f"prompt {prompt} + new {wanted or 1} > {positions} positions of the model", fix)
-    return wanted or min(DEFAULT_NEW_TOKENS, room)
+    return wanted or min(usual, room)
 
 
 def continuation(ids: list[int], prompt: int, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -19,19 +19,21 @@ from hfkit.data.columns import (
     find_text,
     is_asking,
     is_tagged,
+    is_translating,
     place_of,
     question_columns,
     shared_columns,
 )
 from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, flat, label_columns, labels_of, with_labels
 from hfkit.data.loading import load_data
+from hfkit.data.pairs import look_parallel, open_pairs
 from hfkit.data.questions import load_questions
 from hfkit.data.readers import LABEL_NAMES, has_effect
 from hfkit.data.sources import is_local, local_files, offline_for, type_name
 from hfkit.data.tagged import load_tagged, words_of
 from hfkit.data.tags import entities
 from hfkit.errors import DataError, UsageError, did_you_mean
-from hfkit.inspection.findings import Facts, Findings, of_rows, split_findings
+from hfkit.inspection.findings import Facts, Findings, of_rows, pair_facts, split_findings
 from hfkit.settings import Data, Model, Recipe, Tokenizer
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 from hfkit.tasks.windows import MAX_LENGTH
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TAGGING = next(name for name, task in TASKS.items() if "tokens" in task.questions)  # the task of tagged words
+
+PAIRING = next(name for name, task in TASKS.items() if "target" in task.roles)  # that of sources and targets
 
 ASKING = next(name for name, task in TASKS.items() if "context" in task.questions)  # that of questions about texts
 
@@ -71,8 +75,12 @@ def inspect(data: Data, *, task: str | None = None, model: str | None = None, to
 
 def _facts(recipe: Recipe, task: str | None) -> Facts:
     data = recipe.data
-    splits = as_splits(load_data(data))
     findings: Findings = []
+    if task == PAIRING or (task is None and look_parallel(data.train)):
+        return _facts_of_pairs(recipe, findings)
+    splits = as_splits(load_data(data))
+    if task is None and all(map(is_translating, splits.values())):
+        return _facts_of_pairs(recipe, findings)
     if task is None and all(is_tagged(dataset, data) for dataset in splits.values()):
         task = TAGGING
     if task is None and all(is_asking(dataset) for dataset in splits.values()):
@@ -106,6 +114,36 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
                 part |= _label_facts(labels[split])
             findings += _missing(split, dataset, roles, recipe) if task not in (TAGGING, ASKING) else []
             findings += split_findings(split, facts, longest)
+    facts["findings"] = [{"problem": problem, "fix": fix} for problem, fix in findings]
+    return facts
+
+
+def _facts_of_pairs(recipe: Recipe, findings: Findings) -> Facts:
+    """The facts about sources and targets; repeats and leaks are those of sources."""
+    data = recipe.data
+    opened = open_pairs(data)
+    encoder, longest = _tokenizer(recipe)
+    limit = _max_length(data, longest)
+    splits = opened.pairs()
+    facts: Facts = {
+        "task": PAIRING,
+        "documents": None,
+        "columns": _columns(opened.splits, dict(zip(("text", "target"), opened.names, strict=True))),
+        "splits": {split: {"rows": len(dataset)} for split, dataset in splits.items()},
+    }
+    hashes = {split: _hashes(dataset, ["text"]) for split, dataset in splits.items()}
+    for split, dataset in splits.items():
+        part = facts["splits"][split]
+        part |= _sizes(dataset, ["text"])
+        part["target"] = _sizes(dataset, ["target"])
+        part["pairs"] = pair_facts(dataset["text"][:], dataset["target"][:])
+        part["repeated"] = _repeated(dataset, ["text"], hashes[split], None)
+        if split != "train" and "train" in splits:
+            part["also_in_train"] = _also_in(dataset, ["text"], hashes[split], hashes["train"])
+        if encoder is not None:
+            part["tokens"] = _tokens(dataset, ["text"], encoder, limit)
+            part["target"]["tokens"] = _tokens(dataset, ["target"], encoder, limit)
+        findings += split_findings(split, facts, longest)
     facts["findings"] = [{"problem": problem, "fix": fix} for problem, fix in findings]
     return facts
 

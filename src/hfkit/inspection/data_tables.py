@@ -95,6 +95,13 @@ def _numbers(splits: Facts) -> list[list[str]]:
         for key, name in QUANTILE_NAMES.items() if several else ():
             add(f"  {name}", unit, key)
     add("  unknown", "tokens", "unknown")
+    for name, *path in (("characters of targets", "characters"), ("tokens of targets", "tokens")):
+        add(name, "target", *path, "sum")
+        for key in ("p50", "max"):
+            add(f"  {QUANTILE_NAMES[key]}", "target", *path, key)
+    if "pairs" in next(iter(splits.values())):
+        ratios = [f"{part['pairs']['ratio']['median']:.2f}" for part in splits.values()]
+        lines.append(["target / source in characters, median", *ratios])
     first = next(iter(splits.values()))
     add(f"  truncated at {first.get('tokens', {}).get('limit')}", "tokens", "cut", share=True)
     if "characters" in first and "tokens" not in first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ LABELS_SHOWN = 10
 
 LOPSIDED = 0.8  # share of one label from which accuracy says little
 
+ODD_RATIO = 4  # from the usual ratio of lengths, from which two texts hardly belong together
+
+ODD_LENGTH = 40  # characters of both texts, below which lengths say little
+
 MANY_UNKNOWN = 0.01  # share of unknown tokens from which a tokenizer doesn't fit the text
 
 
@@ -23,6 +28,7 @@ def split_findings(split: str, facts: Facts, longest: int | None) -> Findings:
     """What needs a decision in one split; `longest`: the number of tokens that the model takes, if it is limited."""
     findings = [*_text_findings(split, facts), *_token_findings(split, facts, longest)]
     part, train = facts["splits"][split], facts["splits"].get("train", {})
+    findings += _pair_findings(split, part) if "pairs" in part else []
     if new := [kind for kind in part.get("entities", ()) if kind not in train.get("entities", part["entities"])]:
         findings.append((f"{split}: types that are not in train: {_some(new)}", "correct them, or add training rows"))
     if part.get("labels"):
@@ -38,7 +44,7 @@ def _text_findings(split: str, facts: Facts) -> Findings:
     """Empty and repeated texts, texts with different labels, and texts that are also in train."""
     part: Facts = facts["splits"][split]
     rows, repeated = part["rows"], part["repeated"]
-    has_labels = bool({"problem_type", "entities", "contexts"} & part.keys())
+    has_labels = bool({"problem_type", "entities", "contexts", "pairs"} & part.keys())
     findings: Findings = []
     if part["empty"]:
         fix = "delete them" if has_labels else "hfkit pretrain ... --set data.clean.white_space=true"
@@ -61,6 +67,38 @@ def _text_findings(split: str, facts: Facts) -> Findings:
         problem = f"{split}: {of_rows(overlap, rows)} have a text that is also in train, so scores will be too good"
         example = _quoted(part["also_in_train"]["examples"][0])
         findings.append((f"{problem}, e.g. {example}", "delete them from one of the two"))
+    return findings
+
+
+def pair_facts(sources: Sequence[str], targets: Sequence[str]) -> Facts:
+    """Of pairs: characters of the target over those of the source, and what looks wrong, with the first example."""
+    ratios = [len(target) / len(source) for source, target in zip(sources, targets, strict=True)]
+    usual = statistics.median(ratios)
+    odd = [
+        row
+        for row, ratio in enumerate(ratios)
+        if len(sources[row]) + len(targets[row]) > ODD_LENGTH and not usual / ODD_RATIO <= ratio <= usual * ODD_RATIO
+    ]
+    equal = [row for row, (source, target) in enumerate(zip(sources, targets, strict=True)) if source == target]
+    return {
+        "ratio": {"min": min(ratios), "median": usual, "max": max(ratios)},
+        "odd": {"rows": len(odd), "examples": [[sources[row], targets[row]] for row in odd[:1]]},
+        "equal": {"rows": len(equal), "examples": [[sources[row], targets[row]] for row in equal[:1]]},
+    }
+
+
+def _pair_findings(split: str, part: Facts) -> Findings:
+    """Targets that are their sources, and lengths that do not belong together."""
+    findings: Findings = []
+    for name, problem in (
+        ("equal", "have the source as target"),
+        ("odd", f"have a target {ODD_RATIO} times as long or as short as usual beside its source"),
+    ):
+        if rows := part["pairs"][name]["rows"]:
+            source, target = part["pairs"][name]["examples"][0]
+            example = f"e.g. {_quoted(source)} with {_quoted(target)}"
+            fix = "delete or correct them, unless they are intended"
+            findings.append((f"{split}: {of_rows(rows, part['rows'])} {problem}, {example}", fix))
     return findings
 
 

@@ -47,6 +47,8 @@ from hfkit.metrics.probabilities import (
 )
 from hfkit.metrics.sample import scored
 from hfkit.metrics.text import (
+    ROUGE_KEYS,
+    ROUGE_STEM_KEYS,
     distinct,
     exact,
     length_ratio,
@@ -80,6 +82,7 @@ METRICS: dict[str, Metric] = {
     "bleu_zh": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="zh")),
     "bleu_char": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="char")),
     "bleu_intl": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="intl")),
+    "bleu_lc": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, lowercase=True)),
     "bleu_none": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="none")),
     "chrf": Metric(lambda d: sacrebleu_sample(d, "CHRF")),
     "chrf++": Metric(lambda d: sacrebleu_sample(d, "CHRF", word_order=2)),
@@ -173,6 +176,8 @@ METRICS: dict[str, Metric] = {
         lambda d: mean_sample(d, d.errors**2, "root of the mean squared error", np.sqrt), lower_is_better=True
     ),
 }
+
+KEYS = {"rouge": ROUGE_KEYS, "rouge_stem": ROUGE_STEM_KEYS}  # of the metrics that are several numbers
 
 # Of the likelihoods of texts: rows with "nll" in nats, and the sizes of the text in several units.
 LIKELIHOODS: dict[str, Metric] = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfkit.data.scripts import SPACELESS, words, written_in
 from hfkit.errors import DataError
 from hfkit.metrics.inputs import mean_sample
 from hfkit.metrics.sample import Sample, additive, ratio_sample
@@ -23,19 +24,11 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 1_000  # sacreBLEU holds every n-gram of the references it is given
 
-# Burmese, Chinese, Japanese, Khmer, Lao, Thai and Tibetan: no spaces between words. Korean has them.
-SPACELESS = re.compile(
-    "[\u0e01-\u0e4e\u0e81-\u0ece\u0f40-\u0fbc\u1000-\u103f\u1780-\u17d3\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
-)
-
 # `\w` lacks the vowel signs of Hebrew, Arabic and the scripts of India, which would cut their words.
 WORD = re.compile(
     f"{SPACELESS.pattern}|(?:(?!{SPACELESS.pattern})"
     "[^\\W_\u0300-\u036f]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff])+"
 )
-
-LETTER = re.compile(r"[^\W\d_]")
 
 NON_ASCII_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
 
@@ -44,6 +37,8 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+ROUGE_STEM_KEYS = tuple(f"{key}_stem" for key in ROUGE_KEYS)
 
 
 def sacrebleu_sample(data: Inputs, kind: str, **options: Any) -> Sample:
@@ -76,11 +71,6 @@ def warn_about_text(predictions: Sequence[str], references: Sequence[Sequence[st
         console.warn("predictions look tokenized (' .'), BLEU is for plain text", "detokenize both sides, or bleu_none")
 
 
-def written_in(script: re.Pattern[str], text: str) -> bool:
-    """True if most letters of the text are of the script."""
-    return not text.isascii() and 2 * len(script.findall(text)) > len(LETTER.findall(text))
-
-
 def rouge_sample(data: Inputs, *, stem: bool = False) -> Sample:
     """ROUGE of each row by rouge_score, whose own tokenizer keeps a-z and 0-9 only: other scripts get `WORD`.
 
@@ -105,8 +95,7 @@ def rouge_sample(data: Inputs, *, stem: bool = False) -> Sample:
         f"rouge_score F1 0-100, mean over rows|best reference|tok:{tokens}|stem:{'yes' if stem else 'no'}|"
         f"version:{version('rouge_score')}"
     )
-    keys = tuple(f"{key}_stem" for key in ROUGE_KEYS) if stem else ROUGE_KEYS
-    return additive(data.rows, rows, lambda sums: sums / data.n, definition, keys)
+    return additive(data.rows, rows, lambda sums: sums / data.n, definition, ROUGE_STEM_KEYS if stem else ROUGE_KEYS)
 
 
 class WordTokenizer:
@@ -143,11 +132,6 @@ def squad_f1(prediction: str, reference: str) -> float:
 def squad_words(text: str) -> list[str]:
     """The words SQuAD compares: https://rajpurkar.github.io/SQuAD-explorer (evaluate-v2.0.py, normalize_answer)."""
     return words(ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)))
-
-
-def words(text: str) -> list[str]:
-    """Words between blanks, and characters one by one in scripts without blanks."""
-    return (text if text.isascii() else SPACELESS.sub(r" \g<0> ", text)).split()
 
 
 def ngrams(text: str, size: int) -> list[tuple[str, ...]]:

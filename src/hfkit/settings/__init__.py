@@ -58,7 +58,7 @@ class Recipe(Section):
 # The sections that act in each command; a setting's `only` narrows them further.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "pretrain": ("task", "model", "data", "tokenizer", "train", "lora", "evaluation"),
-    "finetune": ("task", "model", "data", "train", "lora", "evaluation"),
+    "finetune": ("task", "model", "data", "tokenizer", "train", "lora", "evaluation"),
     "predict": ("model", "data", "evaluation"),
     "generate": ("model", "data", "generation", "evaluation"),
     "chat": ("model", "generation"),

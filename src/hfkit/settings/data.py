@@ -20,8 +20,8 @@ class Columns(Section):
         help="Column with the second text of a pair.")
     label: str | None = setting("--label-column --label-column-name", only="finetune evaluate",
         help="Column with the label, or several 0/1 columns separated by commas.")
-    target: str | None = setting("--target-column", only="evaluate",
-        help="Column with the target text of an encoder-decoder; its perplexity given the source text is measured.")
+    target: str | None = setting("--target-column --summary-column", only="finetune evaluate",
+        help="Column with the target text of an encoder-decoder, or with a list of several right ones.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,16 @@ class Data(Section):
         help="How to combine the logits of an example's windows: mean, or max per label.")
     subword_labels: Literal["first", "all"] = setting("--subword-labels", "first", only="finetune evaluate", rare=True,
         help="Which tokens of a word are trained to show its tag: the first one, or all (the later ones as I-).")
+    source_prefix: str | None = setting("--source-prefix", only="finetune evaluate",
+        help="Text before every source, e.g. 'translate English to German: ' for T5; saved in the model.")
+    source_lang: str | None = setting("--source-lang", only="finetune evaluate",
+        help="Language of the sources: a key of the column `translation`, or what the tokenizer calls it: de_DE, "
+             "deu_Latn.")
+    target_lang: str | None = setting("--target-lang", only="finetune evaluate",
+        help="Language of the targets; where the tokenizer has languages, every output begins with its token.")
+    max_target_length: int | None = setting("--max-target-length", only="finetune evaluate", ge=2,
+        help="Maximum tokens of a target; longer ones are truncated and counted (default: the model's limit, at most "
+             "512).")
     allow_truncation: bool = setting("--allow-truncation", False, only="finetune evaluate",
         help="Continue even if more than 5% of the examples are truncated.")
     max_length: int | None = setting("--max-length --max-seq-length", only="finetune predict evaluate", ge=2,
@@ -120,8 +130,7 @@ class Data(Section):
         help="Unit of masking: single tokens, whole words, or spans of several words.")
     mask_probability: float = setting(
         "--mask-probability --mlm-probability --noise-density", 0.15, only="pretrain evaluate",
-        unless="data.columns.target", gt=0, lt=1,
+        gt=0, lt=1,
         help="Fraction of the tokens that are masked and predicted (0.15 in BERT and T5).")
-    mean_span_length: float = setting(
-        "--mean-span-length", 3.0, only="pretrain evaluate", unless="data.columns.target", rare=True, ge=1,
+    mean_span_length: float = setting("--mean-span-length", 3.0, only="pretrain evaluate", rare=True, ge=1,
         help="Mean length in tokens of the spans that are masked (3 in T5).")

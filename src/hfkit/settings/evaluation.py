@@ -41,6 +41,8 @@ class Evaluation(Section):
     temperature_scaling: bool = setting("--temperature-scaling", False, only="finetune",
         help="Calibrate probabilities: fit a temperature for the logits on the validation data, and save it in the "
              "model.")
+    num_beams: int | None = setting("--num-beams", only="finetune evaluate", ge=1,
+        help="Number of beams in beam search when texts are generated (default: the model's own, 1 if it has none).")
     batch_size: int = setting("--batch-size", 16, only="pretrain finetune predict evaluate", ge=1,
         help="Examples in a batch; does not change the results.")
     seed: int = setting("--seed", 0, only="pretrain finetune evaluate", ge=0, le=MAX_SEED,

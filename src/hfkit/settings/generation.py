@@ -15,7 +15,8 @@ class Generation(Section):
     """How text is generated: the names of transformers.GenerationConfig; the default of each is the model's own."""
 
     max_new_tokens: int | None = setting("--max-new-tokens", ge=1,
-        help="Maximum number of new tokens (default: 128, in a chat 512, or what fits the model).")
+        help="Maximum number of new tokens (default: the model's own, else 128, in a chat 512, or what "
+             "fits the model).")
     do_sample: bool | None = setting("--do-sample/--greedy", help="Sample tokens, or always take the most likely one.")
     temperature: float | None = setting("--temperature", gt=0,
         help="Sampling temperature: lower is more predictable, higher more varied.")

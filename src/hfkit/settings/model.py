@@ -18,9 +18,10 @@ class Model(Section):
     name: str | None = setting("--model --model-name-or-path",
         help="A run, a model directory or a model name on the Hub.")
     revision: str | None = setting("--revision", help="Commit, tag or branch of a model on the Hub.")
-    type: str | None = setting("--model-type", only="pretrain", unless="model.name",
+    type: str | None = setting("--model-type", only="pretrain finetune", unless="model.name",
         help="Architecture of a new model: gpt2, llama, bert, ...")
-    size: Literal["tiny", "mini", "small", "base"] | None = setting("--size", only="pretrain", unless="model.name",
+    size: Literal["tiny", "mini", "small", "base"] | None = setting(
+        "--size", only="pretrain finetune", unless="model.name",
         help="Size of a new model, layers x hidden size: tiny 2x128, mini 4x256, small 4x512, base 12x768.")
     config: dict[str, Any] = setting(default={},
         help="Keys of the model's config, e.g. --set model.config.num_hidden_layers=6.")
@@ -35,11 +36,12 @@ class Model(Section):
 class Tokenizer(Section):
     """The tokenizer of a new model; a pretrained model brings its own."""
 
-    name: str | None = setting("--tokenizer --tokenizer-name", only="pretrain",
+    name: str | None = setting("--tokenizer --tokenizer-name", only="pretrain finetune",
         help="Tokenizer: a directory or a name on the Hub (default: the model's, or a new one).")
-    vocab_size: int = setting("--vocab-size", 8192, only="pretrain", unless="tokenizer.name model.name", ge=300,
+    vocab_size: int = setting(
+        "--vocab-size", 8192, only="pretrain finetune", unless="tokenizer.name model.name", ge=300,
         help="Vocabulary size of a new tokenizer, special tokens included.")
     algorithm: Literal["bpe", "wordpiece", "unigram", "char"] | None = setting(
-        "--tokenizer-algorithm", only="pretrain", unless="tokenizer.name model.name",
+        "--tokenizer-algorithm", only="pretrain finetune", unless="tokenizer.name model.name",
         help="Algorithm of a new tokenizer: bpe (byte-level), wordpiece, unigram or char (default: the usual one of "
              "the model type).")

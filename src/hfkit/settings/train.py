@@ -83,7 +83,7 @@ class Train(Section):
         help="Keep the model with the best validation score by this metric instead of the last one.")
     early_stopping: int | None = setting("--early-stopping --early-stopping-patience", ge=1,
         help="Stop after this many evaluations without improvement, and keep the best model.")
-    samples: bool = setting("--samples/--no-samples", True, only="pretrain", rare=True,
+    samples: bool = setting("--samples/--no-samples", True, only="pretrain finetune", rare=True,
         help="Print a sample of the model's output at each evaluation.")
     save_total_limit: int = setting("--save-total-limit", 2, rare=True, ge=1,
         help="Checkpoints to keep; the newest is always kept.")

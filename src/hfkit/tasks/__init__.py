@@ -8,6 +8,7 @@ from hfkit.tasks.denoising import Denoising
 from hfkit.tasks.mlm import MaskedLM
 from hfkit.tasks.mlm_nsp import MaskedLMWithPairs
 from hfkit.tasks.question_answering import QuestionAnswering
+from hfkit.tasks.seq2seq import Seq2Seq
 from hfkit.tasks.text_classification import TextClassification
 from hfkit.tasks.token_classification import TokenClassification
 
@@ -19,6 +20,7 @@ TASKS: dict[str, Task] = {
     "text-classification": TextClassification(),
     "token-classification": TokenClassification(),
     "question-answering": QuestionAnswering(),
+    "seq2seq": Seq2Seq(),
 }
 
 # What a command does by default.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
 from hfkit.tasks.base import Batch, Examples
-from hfkit.tasks.language_modeling import LanguageModel, nll_scores, pad_blocks, token_statistics
+from hfkit.tasks.language_modeling import NEW_MODEL, LanguageModel, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.packing import Blocks, pack
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class CausalLM(LanguageModel):
     auto_model = "AutoModelForCausalLM"
     watched = ("nll", "perplexity", "bits_per_byte", "token_accuracy")
     metrics = ("perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "nll")
-    settings = frozenset(
-        {"data.document_masking", "evaluation.context", "evaluation.stride", "evaluation.bos", "evaluation.compat"}
-    )
+    settings = NEW_MODEL | {
+        "data.document_masking", "evaluation.context", "evaluation.stride", "evaluation.bos", "evaluation.compat",
+    }  # fmt: skip
 
     def next_step(self, run: str, is_adapter: bool) -> str:
         return f'hfkit generate --model {run} --prompt "..."'
@@ -86,7 +86,7 @@ class CausalLM(LanguageModel):
     def reduce(
         self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
     ) -> torch.Tensor:
-        return token_statistics(*self.align(outputs[0], labels), end=_end(tokenizer))
+        return token_statistics(*self.align(outputs[0], labels), [_end(tokenizer)])
 
     def scores(
         self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation

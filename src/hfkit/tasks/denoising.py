@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import ModelError, UsageError
 from hfkit.tasks.base import Batch, Examples
-from hfkit.tasks.language_modeling import LanguageModel, nll_scores, pad_blocks, token_statistics
+from hfkit.tasks.language_modeling import (
+    NEW_MODEL,
+    LanguageModel,
+    nll_scores,
+    pad_pairs,
+    token_statistics,
+    without_cache,
+)
 from hfkit.tasks.packing import Blocks, pack
 
 if TYPE_CHECKING:
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfkit.metrics.sample import Measured, Score
+    from hfkit.metrics.sample import Score
     from hfkit.settings import Evaluation, Recipe
 
 
@@ -25,22 +32,8 @@ class Denoising(LanguageModel):
     new_type = "t5"
     auto_model = "AutoModelForSeq2SeqLM"
     summary = "T5's masked spans"
-    settings = frozenset({"data.columns.target", "data.max_length", "data.mask_probability", "data.mean_span_length"})
-    watched = ("perplexity", "token_accuracy", "nll")
-    metrics = (*watched, "bits_per_byte", "bits_per_character", "word_perplexity")
-
-    def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        from hfkit.data.columns import pair_columns
-        from hfkit.data.loading import load_data
-
-        if recipe.data.columns.target is None:
-            if recipe.data.max_length is not None:  # a text alone is divided into blocks
-                raise UsageError("--max-length has no effect without --target-column", "leave it out")
-            return super().load(recipe)
-        loaded = load_data(recipe.data)
-        columns = dict(zip(pair_columns(loaded, recipe.data), ("text", "target"), strict=True))
-        renamed = {column: role for column, role in columns.items() if column != role}
-        return {name: part.select_columns([*columns]).rename_columns(renamed) for name, part in loaded.items()}
+    settings = NEW_MODEL | {"data.mask_probability", "data.mean_span_length"}
+    metrics = ("perplexity", "token_accuracy", "nll")
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
@@ -76,14 +69,10 @@ class Denoising(LanguageModel):
         return _NoisyRows(blocks, shared)
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        encoder = pad_blocks([{"input_ids": example["input_ids"]} for example in examples], tokenizer)
-        shifted = [{"input_ids": one["decoder_input_ids"], "labels": one["labels"]} for one in examples]
-        decoder = pad_blocks(shifted, tokenizer)  # padding only ever follows, where the decoder can't see it
-        return {**encoder, "decoder_input_ids": decoder["input_ids"], "labels": decoder["labels"]}
+        return pad_pairs(examples, tokenizer)
 
     def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:
-        for part in (model, model.get_decoder()):  # T5's decoder has a config of its own
-            part.config.use_cache = False
+        without_cache(model)
 
     def reduce(
         self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
@@ -95,25 +84,6 @@ class Denoising(LanguageModel):
     ) -> dict[str, Score]:
         how = f"target tokens of span corruption of the text alone, spans drawn once from seed {evaluation.seed}"
         return nll_scores(reduced, evaluation, how)
-
-    def measure(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
-    ) -> Measured | None:
-        if "target" not in dataset.column_names:
-            return None
-        from hfkit.metrics.perplexity import measure_targets
-        from hfkit.metrics.sample import Measured
-
-        found = measure_targets(
-            model,
-            tokenizer,
-            dataset["text"][:],
-            dataset["target"][:],
-            max_length=recipe.data.max_length,
-            batch_size=recipe.evaluation.batch_size,
-        )
-        scores = found.scores(interval=recipe.evaluation.interval, seed=recipe.evaluation.seed)
-        return Measured(scores, found.rows())
 
 
 def noise(num_tokens: int, density: float, mean_length: float) -> tuple[int, int]:

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.sample import Score
     from hfkit.settings import Data, Evaluation, Recipe
 
 BUILTIN_TEXT = "builtin:python-docs"
+
+
+# The settings of a model from scratch, which tasks have that can learn without pretrained weights.
+NEW_MODEL = frozenset(
+    {"model.type", "model.size", "tokenizer.name", "tokenizer.vocab_size", "tokenizer.algorithm", "train.samples"}
+)
 
 
 class LanguageModel(Task):
@@ -202,11 +208,25 @@ def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenize
     return {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
 
 
-def token_statistics(logits: torch.Tensor, labels: torch.Tensor, end: int | None = None) -> torch.Tensor:
+def pad_pairs(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """Arrays of the encoder and of the decoder, each padded to its own longest."""
+    encoder = pad_blocks([{"input_ids": example["input_ids"]} for example in examples], tokenizer)
+    shifted = [{"input_ids": one["decoder_input_ids"], "labels": one["labels"]} for one in examples]
+    decoder = pad_blocks(shifted, tokenizer)  # padding only ever follows, where the decoder can't see it
+    return {**encoder, "decoder_input_ids": decoder["input_ids"], "labels": decoder["labels"]}
+
+
+def without_cache(model: PreTrainedModel) -> None:
+    """Turns the cache of an encoder-decoder off, which training can't use."""
+    for part in (model, model.get_decoder()):  # T5's decoder has a config of its own
+        part.config.use_cache = False
+
+
+def token_statistics(logits: torch.Tensor, labels: torch.Tensor, apart: Sequence[int] | None = None) -> torch.Tensor:
     """Per row: summed negative log-likelihood in nats, tokens scored, tokens predicted right; shape (rows, 3).
 
     `logits` as `labels`, (rows, tokens, vocabulary), or of the scored positions alone, (scored, vocabulary). With
-    `end` the tokens of this id are counted apart, in columns 4 to 6.
+    `apart` the tokens of these ids are counted apart, in columns 4 to 6.
     """
     import torch
 
@@ -216,8 +236,8 @@ def token_statistics(logits: torch.Tensor, labels: torch.Tensor, end: int | None
     nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
     right = (logits.argmax(-1) == targets).double()
     values = torch.stack([nll, torch.ones_like(nll), right], dim=1)
-    if end is not None:
-        ends = (targets == end).unsqueeze(1)
-        values = torch.cat([values * ~ends, values * ends], dim=1)
+    if apart is not None:
+        special = torch.isin(targets, torch.tensor(apart, device=targets.device)).unsqueeze(1)
+        values = torch.cat([values * ~special, values * special], dim=1)
     sums = torch.zeros(len(labels), values.shape[1], dtype=torch.double, device=labels.device)
     return sums.index_add_(0, scored.nonzero()[:, 0], values)

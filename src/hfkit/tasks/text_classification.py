@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.columns import is_asking, is_tagged, words_column
+from hfkit.data.columns import is_asking, is_tagged, is_translating, words_column
 from hfkit.data.labels import (
     COLUMNS,
     MULTIPLE,
@@ -91,6 +91,8 @@ class TextClassification(Task):
         from hfkit.models.config import load_config
 
         loaded = load_data(recipe.data)
+        if recipe.data.columns.label is None and all(map(is_translating, loaded.values())):
+            raise DataError("the data holds sources and targets, not texts with a label", "--task seq2seq")
         try:
             text, pair, label = classification_columns(loaded, recipe.data)
         except DataError:

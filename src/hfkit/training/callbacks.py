@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from rich.progress import Progress
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from hfkit.errors import DivergedError, StoppedError
+from hfkit.evaluation.scoring import score_split
+from hfkit.metrics.table import KEYS
 from hfkit.models import adapters, sharded
 from hfkit.runs.manifest import peak_memory_mib
 from hfkit.runs.results import append_log, read_log
@@ -167,6 +170,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         start = time.monotonic()
         with torch.random.fork_rng():
             metrics = self.trainer.evaluate()
+            if self.best is not None and f"eval_{self.best.metric}" not in metrics:
+                metrics |= self._score(self.best.metric)
             if self.best is not None:
                 self.best.take(self.trainer.state.global_step, metrics)
                 if self.best.over:
@@ -178,6 +183,20 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                     say(f"    {line}")
         step, then = self._logged
         self._logged = (step, then + time.monotonic() - start)  # tokens/s are those of training
+
+    def _score(self, metric: str) -> dict[str, float]:
+        """A metric of the validation data that needs more than one pass, said and logged."""
+        ready, step = self.ready, self.trainer.state.global_step
+        wanted = replace(ready.recipe.evaluation, metrics=[metric], interval=False)
+        recipe = replace(ready.recipe, evaluation=wanted)
+        with processes.distributed_inference(self.run.safe):
+            scores = score_split(ready.task, self.trainer.model, ready.tokenizer, ready.splits["validation"], recipe)
+        value = scores[KEYS.get(metric, (metric,))[0]].value
+        say(f"  {metric} at step {step}: {value:.4g}")
+        found = {f"eval_{metric}": value}
+        if is_main_process():
+            append_log(self.run.directory, {"step": step, **found})
+        return found
 
     def _is_over(self) -> bool:
         """Whether patience or time has run out."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -115,11 +116,23 @@ def sampled(dataset: Dataset, num_rows: int, seed: int) -> Dataset:
 
 
 def corpus(dataset: Dataset | IterableDataset) -> Iterable[str]:
-    """The texts that a new tokenizer is trained on: all of them, or the first TOKENIZER_ROWS of a stream."""
+    """The texts that a new tokenizer is trained on: all of them, or the first TOKENIZER_ROWS of a stream.
+
+    Sources and targets share one tokenizer.
+    """
     if isinstance(dataset, Dataset):
-        texts: Iterable[str] = dataset["text"]
-        return texts
+        return _Texts([dataset[name] for name in ("text", "target") if name in dataset.column_names])
     return (row["text"] for row in dataset.take(TOKENIZER_ROWS))
+
+
+class _Texts:
+    """The texts of several columns, one column after the other, as often as they are asked for."""
+
+    def __init__(self, columns: Sequence[Iterable[str]]) -> None:
+        self.columns = columns
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain.from_iterable(self.columns)
 
 
 def with_batch_that_fits(ready: Prepared, directory: Path) -> Prepared:

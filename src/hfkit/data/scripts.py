@@ -1,0 +1,23 @@
+"""Scripts that write no blanks between words, and the words of a text in any script."""
+
+from __future__ import annotations
+
+import re
+
+# Burmese, Chinese, Japanese, Khmer, Lao, Thai and Tibetan: no spaces between words. Korean has them.
+SPACELESS = re.compile(
+    "[\u0e01-\u0e4e\u0e81-\u0ece\u0f40-\u0fbc\u1000-\u103f\u1780-\u17d3\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
+)
+
+LETTER = re.compile(r"[^\W\d_]")
+
+
+def written_in(script: re.Pattern[str], text: str) -> bool:
+    """True if most letters of the text are of the script."""
+    return not text.isascii() and 2 * len(script.findall(text)) > len(LETTER.findall(text))
+
+
+def words(text: str) -> list[str]:
+    """Words between blanks, and characters one by one in scripts without blanks."""
+    return (text if text.isascii() else SPACELESS.sub(r" \g<0> ", text)).split()

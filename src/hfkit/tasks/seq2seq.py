@@ -1,0 +1,325 @@
+"""Text to text: summarization, translation and whatever else has a source and a target, by an encoder-decoder."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hfkit.data.scripts import SPACELESS, written_in
+from hfkit.errors import DataError
+from hfkit.system.console import short, warn
+from hfkit.tasks.base import Batch, Examples, LossOptions, Task, batch_defaults, finetuning_defaults
+from hfkit.tasks.encoded_pairs import EncodedPairs
+from hfkit.tasks.language_modeling import (
+    NEW_MODEL,
+    nll_scores,
+    pad_blocks,
+    pad_pairs,
+    token_loss,
+    token_statistics,
+    without_cache,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfkit.metrics.sample import Measured, Row, Score
+    from hfkit.settings import Evaluation, Recipe
+
+OF_TEXTS = (
+    "bleu", "bleu_zh", "bleu_char", "bleu_intl", "bleu_none", "bleu_lc", "chrf", "chrf++", "ter", "rouge", "rouge_stem",
+    "exact_match", "token_f1", "length_ratio",
+)  # fmt: skip
+
+OF_LIKELIHOODS = ("perplexity", "nll", "bits_per_byte", "bits_per_character", "word_perplexity")
+
+USUAL = ("bleu", "chrf", "rouge", "perplexity")
+
+NEW_TOKENS = 128  # of a generated text at most, where neither training nor the model says it
+
+MAX_CUT = 0.05  # share of pairs that may be cut before it takes a decision
+
+SAMPLES = 2  # texts that are shown at each evaluation
+
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+
+# Behind a sentence, and the quotes and brackets that close with it.
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])(?![」』”])|(?<=[。！？][」』”])|\n+")
+
+
+class Seq2Seq(Task):
+    summary = "texts from texts: summaries, translations"
+    command = "finetune"
+    auto_model = "AutoModelForSeq2SeqLM"
+    roles = ("text", "target")
+    watched = ("nll", "perplexity", *OF_TEXTS)
+    metrics = (*OF_TEXTS, *OF_LIKELIHOODS)
+    settings = NEW_MODEL | {
+        "data.columns.target", "data.source_prefix", "data.source_lang", "data.target_lang", "data.max_length",
+        "data.max_target_length", "data.allow_truncation", "evaluation.num_beams",
+    }  # fmt: skip
+
+    def next_step(self, run: str, is_adapter: bool) -> str:
+        return f'hfkit generate {run} --prompt "..." or --input FILE'
+
+    def usual_metrics(self, config: Any) -> Sequence[str]:
+        """The first is cheap at each evaluation; what is measured in the end depends on the texts, too."""
+        return ("nll", *USUAL)
+
+    def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Pretrained: twice BERT's learning rate, for T5 (huggingface.co/docs/transformers/model_doc/t5: 1e-4 and 3e-4
+        work well). New: as for small translation models, with the model's own dropout."""
+        new = bool(given.get("model.from_scratch") or given.get("model.type") or not given.get("model.name"))
+        usual = finetuning_defaults(given) | {"evaluation.batch_size": 64}
+        if not new:
+            return usual | {"train.learning_rate": 5e-4 if given.get("lora.enabled") else 1e-4}
+        named = {} if given.get("model.name") else {"model.type": "t5", "model.size": "mini"}
+        return (
+            usual
+            | batch_defaults(given, 64)
+            | named
+            | {
+                "model.from_scratch": True,
+                "train.num_train_epochs": 10.0,
+                "train.learning_rate": 1e-3,
+            }
+        )
+
+    def load(self, recipe: Recipe) -> dict[str, Dataset]:
+        from hfkit.data.pairs import load_pairs
+        from hfkit.data.splits import hold_out_groups
+
+        splits = load_pairs(recipe.data)
+        if "train" in splits and "validation" not in splits and recipe.data.validation_split > 0:
+            splits |= hold_out_groups(splits["train"], "text", recipe.data.validation_split, recipe.train.seed)
+        return splits
+
+    def encode(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
+    ) -> Examples:
+        rows = EncodedPairs(dataset, tokenizer, model, recipe)
+        for name, side, flag in (
+            ("sources", rows.sources, "max-length"),
+            ("targets", rows.targets, "max-target-length"),
+        ):
+            _say_long(name, side, flag, rows.most, recipe)
+        return rows
+
+    def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        return pad_pairs(examples, tokenizer)
+
+    def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:
+        """With training data: what the model needs to know when it generates is kept in its configs."""
+        without_cache(model)
+        if not isinstance(rows, EncodedPairs):
+            return
+        model.config.source_prefix = rows.prefix
+        longest = int(rows.targets.lengths.max())
+        model.generation_config.max_new_tokens = min(2 * longest, rows.most)
+        if rows.num_beams is not None:
+            model.generation_config.num_beams = rows.num_beams
+
+    def loss(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        num_items_in_batch: Any = None,
+        options: LossOptions = LossOptions(),  # noqa: B008
+    ) -> torch.Tensor:
+        """Cross-entropy of the target's tokens, EOS included, over those of the whole step; padding is told by its
+        place, so a pad token inside a target counts."""
+        return token_loss(outputs["logits"], labels, num_items_in_batch, options)
+
+    def reduce(
+        self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> torch.Tensor:
+        return token_statistics(outputs[0], labels, tokenizer.all_special_ids)
+
+    def scores(
+        self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation
+    ) -> dict[str, Score]:
+        """As seen while training, each token after the right ones; the final scores, of `measure`, are of texts."""
+        from hfkit.metrics.sample import Score
+
+        scores = nll_scores(reduced[:, :3], evaluation, "targets given their sources, special tokens not counted")
+        nll, count = reduced[:, 3:5].sum(axis=0).tolist()
+        scores["eos_nll"] = Score(nll / count, None, None, int(count), "nats per special token of the targets")
+        return scores
+
+    def samples(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Examples, seed: int
+    ) -> list[str]:
+        """The first texts, greedily."""
+        assert isinstance(rows, EncodedPairs)
+        sources = [rows.sources[index] for index in range(min(SAMPLES, len(rows)))]
+        settings = _settings(model, 1)
+        made = generate_texts(model, tokenizer, sources, settings, batch_size=SAMPLES, alone=True)
+        given = [tokenizer.decode(ids, skip_special_tokens=True) for ids in sources]
+        return [
+            " -> ".join(json.dumps(short(text), ensure_ascii=False) for text in pair)
+            for pair in zip(given, made, strict=True)
+        ]
+
+    def measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+    ) -> Measured | None:
+        """The scores of the generated texts, beside those of copying the source, and the likelihood of the targets."""
+        from hfkit.metrics.sample import Measured
+
+        wanted = recipe.evaluation
+        names = wanted.metrics or usual_metrics_of(dataset["target"][:])
+        scores: dict[str, Score] = {}
+        rows: list[Row] = []
+        if of_texts := [name for name in names if name in OF_TEXTS]:
+            scores, rows = self._measure_texts(of_texts, model, tokenizer, dataset, recipe)
+        if of_likelihoods := [name for name in names if name in OF_LIKELIHOODS]:
+            found, nats = _measure_likelihoods(model, tokenizer, dataset, recipe)
+            scores |= found if of_likelihoods == names else {name: found[name] for name in of_likelihoods}
+            rows = rows or nats
+        return Measured(scores, rows)
+
+    def _measure_texts(
+        self,
+        names: Sequence[str],
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        recipe: Recipe,
+    ) -> tuple[dict[str, Score], list[Row]]:
+        from hfkit.metrics.table import compute
+        from hfkit.metrics.text import best_squad_f1
+
+        wanted = recipe.evaluation
+        pairs = self.encode(dataset, tokenizer, model, recipe)
+        assert isinstance(pairs, EncodedPairs)
+        settings = _settings(model, wanted.num_beams, recipe.data.max_target_length)
+        sources = [pairs.sources[index] for index in range(len(pairs))]
+        texts = generate_texts(model, tokenizer, sources, settings, batch_size=wanted.batch_size)
+        given, targets = dataset["text"][:], dataset["target"][:]
+        references = dataset["references"][:] if "references" in dataset.column_names else targets
+        beams = settings.num_beams or 1
+        how = f"{f'{beams} beams' if beams > 1 else 'greedy'}, at most {settings.max_new_tokens} new tokens"
+        score = partial(compute, names, references=references, interval=wanted.interval, seed=wanted.seed)
+        scores = {
+            key: dataclasses.replace(one, definition=f"{one.definition}; {how}") for key, one in score(texts).items()
+        }
+        several = [one if isinstance(one, list) else [one] for one in references]
+        for baseline, (said, made) in baselines(given, several).items():
+            for key, one in score(made).items():
+                scores[f"{key}.{baseline}"] = dataclasses.replace(one, definition=f"{said}; {one.definition}")
+        side = "references" if references is not targets else "reference"
+        rows = [
+            {"text": source, side: right, "prediction": text, "f1": best_squad_f1(text, options)}
+            for source, right, options, text in zip(given, references, several, texts, strict=True)
+        ]
+        return scores, rows
+
+
+def usual_metrics_of(targets: Sequence[str]) -> list[str]:
+    """The metrics of texts like these: BLEU by characters where words have no blanks between them."""
+    spaceless = sum(written_in(SPACELESS, text) for text in targets) > len(targets) / 2
+    chinese = sum(written_in(HAN, text) for text in targets) > len(targets) / 2
+    bleu = "bleu_zh" if chinese else "bleu_char" if spaceless else "bleu"
+    return [bleu, *USUAL[1:]]
+
+
+def _measure_likelihoods(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+) -> tuple[dict[str, Score], list[Row]]:
+    """Perplexity of the targets given their sources in all its units, and the nats of each."""
+    from hfkit.metrics.perplexity import measure_targets
+    from hfkit.tasks.encoded_pairs import prefix_of, set_languages, with_prefix
+
+    set_languages(tokenizer, model, recipe.data)
+    sources = with_prefix(dataset, prefix_of(model, recipe.data))["text"][:]
+    length, size = recipe.data.max_length, recipe.evaluation.batch_size
+    found = measure_targets(model, tokenizer, sources, dataset["target"][:], max_length=length, batch_size=size)
+    return found.scores(interval=recipe.evaluation.interval, seed=recipe.evaluation.seed), list(found.rows())
+
+
+def baselines(sources: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, tuple[str, list[str]]]:
+    """What any model has to beat, by name: its definition and its texts.
+
+    "copy": the source. "lead", of sources of several sentences: as many first sentences as the references have.
+    """
+    found = {"copy": ("the source itself", list(sources))}
+    split = [_sentences(text) for text in sources]
+    counts = sorted(len(_sentences(given[0])) for given in references)
+    wanted = max(counts[len(counts) // 2], 1)
+    longer = sum(len(sentences) > wanted for sentences in split)
+    if longer > len(split) / 2:
+        said = f"the first {wanted} sentences of the source" if wanted > 1 else "the first sentence of the source"
+        found["lead"] = (said, [" ".join(sentences[:wanted]) for sentences in split])
+    return found
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence for sentence in SENTENCE_END.split(text) if sentence and sentence.strip()]
+
+
+def _settings(model: PreTrainedModel, num_beams: int | None, max_new_tokens: int | None = None) -> GenerationConfig:
+    """The model's own generation settings without sampling, with these on top."""
+    settings = copy.deepcopy(model.generation_config)
+    settings.do_sample, settings.max_length = False, None
+    for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"):
+        setattr(settings, name, None)
+    if num_beams is not None:
+        settings.num_beams = num_beams
+    if (settings.num_beams or 1) == 1:
+        settings.length_penalty = settings.early_stopping = None
+    settings.max_new_tokens = max_new_tokens or settings.max_new_tokens or NEW_TOKENS
+    return settings
+
+
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[np.ndarray],
+    settings: GenerationConfig,
+    *,
+    batch_size: int,
+    alone: bool = False,
+) -> list[str]:
+    """The text that the model makes of each source (token ids), in order.
+
+    Batches hold sources of like length. Several processes share them, unless each works `alone`.
+    """
+    import numpy as np
+    import torch
+
+    from hfkit.system.processes import all_gather, shard
+
+    order = np.argsort([-len(ids) for ids in sources], kind="stable").tolist()
+    starts = range(0, len(order), batch_size)
+    made: list[tuple[int, str]] = []
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for start in starts if alone else shard(starts):
+            places = order[start : start + batch_size]
+            batch = pad_blocks([{"input_ids": sources[place]} for place in places], tokenizer)
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            ids = model.generate(**inputs, generation_config=settings, use_cache=True)
+            made += zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True)
+    model.train(was_training)
+    return [text for _, text in sorted(made if alone else all_gather(made))]
+
+
+def _say_long(name: str, side: Any, flag: str, most: int, recipe: Recipe) -> None:
+    """Says how many texts of a side were cut; DataError if so many are that somebody has to decide."""
+    num_cut, num_texts = int(side.was_cut.sum()), len(side.was_cut)
+    if num_cut == 0:
+        return
+    found = f"{num_cut:,} of {num_texts:,} {name} ({num_cut / num_texts:.1%}) are longer than {side.limit} tokens"
+    longer = f"--{flag} {side.longest}" if side.longest <= most else ""
+    if num_cut / num_texts > MAX_CUT and not recipe.data.allow_truncation:
+        raise DataError(f"{found} and would be truncated", ", or ".join(filter(None, [longer, "--allow-truncation"])))
+    warn(f"{found} and were truncated", longer)
