@@ -1,13 +1,14 @@
-"""How fast entities and answers are learned, hfkit beside the stock Trainer: `python benchmarks/tasks.py [--help]`.
+"""How fast entities, answers and texts are learned, beside the stock Trainer: `python benchmarks/tasks.py --help`.
 
 Three programs train the same weights on the same data with the same batch size: the stock Trainer with the data of
-transformers' run_ner.py or run_qa.py as they are by default, the same with the other kind of padding, and hfkit. By
-default run_ner.py pads each batch to its longest sentence, and run_qa.py every window to 384 tokens. Speed is measured
-as in finetune.py: one step of each in turn, over a whole shuffled bucket of hfkit's; a ratio is one of total seconds,
-in parentheses its lowest and highest value over five parts of the run.
+transformers' run_ner.py, run_qa.py or run_translation.py as they are by default, the same with the other kind of
+padding, and hfkit. By default run_ner.py and run_translation.py pad each batch to its longest text, and run_qa.py every
+window to 384 tokens. Speed is measured as in finetune.py: one step of each in turn, over a whole shuffled bucket of
+hfkit's; a ratio is one of total seconds, in parentheses its lowest and highest value over five parts of the run.
 
-Without --model a new BERT of MiniLM's size is trained; without --tags and --questions the data is made up, with lengths
-that are spread as those of SST-2 and of SQuAD are. About twenty minutes on two cores.
+Without --model a new BERT of MiniLM's size is trained, without --pairs-model a new T5 of 7 million parameters; without
+--tags, --questions and --pairs the data is made up, with lengths that are spread as those of SST-2 and of SQuAD are.
+About thirty minutes on two cores, a third of it for each task (--only).
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ def main() -> None:
     parser.add_argument("--model", help="a model directory (default: a new BERT of MiniLM's size)")
     parser.add_argument("--tags", help="a .conll file of words and tags, a tab between (default: made up)")
     parser.add_argument("--questions", help="a .jsonl file of questions, contexts and answers (default: made up)")
+    parser.add_argument("--pairs-model", help="the directory of a T5 (default: a new one)")
+    parser.add_argument("--pairs", help="a .jsonl file of sources and targets (default: made up)")
+    parser.add_argument("--only", help="tags, questions or pairs, separated by commas (default: all)")
     parser.add_argument("--rows", type=int, default=20_000, help="made-up sentences, ten times as many as questions")
     parser.add_argument("--batch-size", type=int, default=32, help="sentences in a batch; a quarter as many windows")
     parser.add_argument(
@@ -54,8 +58,18 @@ def main() -> None:
         of_tags = argparse.Namespace(**shared, data=tags, batch_size=options.batch_size, steps=options.steps)
         size, steps = max(1, options.batch_size // 4), max(1, options.steps // 2)
         of_questions = argparse.Namespace(**shared, data=questions, batch_size=size, steps=steps)
-        rows += speed(of_tags, OF_TAGS, "sentences", "run_ner.py", PADDED)
-        rows += speed(of_questions, OF_QUESTIONS, "windows", "run_qa.py", WINDOW)
+        pairs = options.pairs or str(paired(folder / "pairs.jsonl", str(plain)))
+        t5 = options.pairs_model or str(new_t5(folder / "t5", pairs))
+        of_pairs = argparse.Namespace(
+            model=t5, folder=str(folder), data=pairs, batch_size=options.batch_size, steps=options.steps
+        )
+        only = options.only.split(",") if options.only else ["tags", "questions", "pairs"]
+        if "tags" in only:
+            rows += speed(of_tags, OF_TAGS, "sentences", "run_ner.py", PADDED)
+        if "questions" in only:
+            rows += speed(of_questions, OF_QUESTIONS, "windows", "run_qa.py", WINDOW)
+        if "pairs" in only:
+            rows += speed(of_pairs, OF_PAIRS, "pairs", "run_translation.py", PADDED)
     print("\n".join(f"| {' | '.join(row)} |" for row in [("figure", "target", "measured"), ("---",) * 3, *rows]))
 
 
@@ -164,6 +178,40 @@ class StockQuestions(Side):
         self.trainer = new_trainer(self.model, args, train_dataset=dataset, data_collator=collator)
 
 
+class StockPairs(Side):
+    """The stock Trainer on sources and targets that are tokenized and padded as run_translation.py does it."""
+
+    def __init__(self, options: argparse.Namespace, *, pad_to_max_length: bool) -> None:
+        from datasets import load_dataset
+        from transformers import (
+            AutoModelForSeq2SeqLM,
+            AutoTokenizer,
+            DataCollatorForSeq2Seq,
+            Seq2SeqTrainingArguments,
+            set_seed,
+        )
+
+        set_seed(42)
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        self.model = AutoModelForSeq2SeqLM.from_pretrained(options.model)
+        padding = "max_length" if pad_to_max_length else False
+
+        def encode(rows: dict[str, Any]) -> Any:
+            encoded = tokenizer(rows["source"], max_length=PADDED, padding=padding, truncation=True)
+            targets = tokenizer(text_target=rows["target"], max_length=PADDED, padding=padding, truncation=True)
+            pad = tokenizer.pad_token_id
+            labels = [[IGNORED if token == pad else token for token in row] for row in targets["input_ids"]]
+            return {**encoded, "labels": labels}
+
+        raw = load_dataset("json", data_files=options.data, split="train")
+        dataset = raw.map(encode, batched=True, remove_columns=raw.column_names)
+        args = Seq2SeqTrainingArguments(
+            output_dir=options.folder, per_device_train_batch_size=options.batch_size, dataloader_pin_memory=False
+        )
+        collator = DataCollatorForSeq2Seq(tokenizer, model=self.model)
+        self.trainer = new_trainer(self.model, args, train_dataset=dataset, data_collator=collator)
+
+
 OF_TAGS: dict[str, Any] = {
     "padded": partial(StockTags, pad_to_max_length=True),
     "dynamic": partial(StockTags, pad_to_max_length=False),
@@ -174,6 +222,13 @@ OF_QUESTIONS: dict[str, Any] = {
     "padded": partial(StockQuestions, pad_to_max_length=True),
     "dynamic": partial(StockQuestions, pad_to_max_length=False),
     "hfkit": partial(Hfkit, settings={"task": "question-answering"}),
+}
+
+
+OF_PAIRS: dict[str, Any] = {
+    "padded": partial(StockPairs, pad_to_max_length=True),
+    "dynamic": partial(StockPairs, pad_to_max_length=False),
+    "hfkit": partial(Hfkit, settings={"task": "seq2seq"}),
 }
 
 
@@ -197,6 +252,32 @@ def tagged(path: Path, rows: str) -> Path:
     )
     path.write_text("\n".join(filter(None, lines)), encoding="utf-8")
     return path
+
+
+def paired(path: Path, rows: str) -> Path:
+    """The sentences of `rows`, each with its words in the reverse order as target."""
+    texts = read_rows(rows)[0]
+    pairs = ({"source": text, "target": " ".join(reversed(text.split()))} for text in texts if text.strip())
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    return path
+
+
+def new_t5(folder: Path, pairs: str) -> Path:
+    """A T5 with random weights, of the size that recipes/finetune-multi30k.yaml trains."""
+    from transformers import T5Config, T5ForConditionalGeneration, set_seed
+
+    from hfkit.models.new_tokenizer import train_tokenizer
+
+    texts = [
+        text for line in Path(pairs).read_text(encoding="utf-8").splitlines() for text in json.loads(line).values()
+    ]
+    tokenizer = train_tokenizer(texts, "t5", 6000)
+    set_seed(0)
+    sizes = {"d_model": 256, "d_ff": 1024, "d_kv": 64, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 3}
+    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def asked(path: Path, num_rows: int) -> Path:

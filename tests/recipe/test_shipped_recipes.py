@@ -12,7 +12,7 @@ from hfkit.cli.main import main
 from hfkit.recipe.shipped import headline, shipped_recipes
 from hfkit.recipe.yaml import read_recipe
 from hfkit.tasks import TASKS
-from tiny_models import TEXT, make_bert, make_gpt2
+from tiny_models import TEXT, make_bert, make_gpt2, make_t5
 
 RECIPES = shipped_recipes()
 
@@ -31,6 +31,11 @@ def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.
             line += ["--model", str(make(tmp_path / "model"))]
         else:
             line += ["--vocab-size", "300"]
+    elif "target" in TASKS[settings["task"]].roles:
+        rows = [{"source": text, "target": text.split()[0]} for text in TEXT]
+        Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        line += ["--data", "rows.jsonl"] + ([] if "validation_split" in data else ["--validation", "rows.jsonl"])
+        line += ["--vocab-size", "300"] if "type" in settings["model"] else ["--model", str(make_t5(tmp_path / "t5"))]
     else:
         make_bert(tmp_path / "bert")
         file = write_rows(TASKS[settings["task"]].questions, data)

@@ -99,6 +99,10 @@ def _new_config(model: Model, auto_model: str, block_size: int | None) -> PreTra
     for key, source, factor in (
         ("intermediate_size", "hidden_size", 4),
         ("d_ff", "hidden_size", 4),  # T5's own name
+        ("encoder_ffn_dim", "hidden_size", 4),  # BART's
+        ("decoder_ffn_dim", "hidden_size", 4),
+        ("decoder_layers", "num_hidden_layers", 1),
+        ("decoder_attention_heads", "num_attention_heads", 1),
         ("num_key_value_heads", "num_attention_heads", 1),
     ):
         if key in vars(blank) and key not in changes:

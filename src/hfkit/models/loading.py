@@ -47,9 +47,7 @@ def new_or_pretrained(
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = tokenizer.pad_token_id  # as T5's checkpoints have it; its config class has none
     if model.from_scratch:
-        config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        for role in ("bos", "eos", "pad"):
-            setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+        _take_vocabulary(config, tokenizer)
         with buildable(config.model_type):
             made: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=trusted())
     else:
@@ -68,6 +66,29 @@ def new_or_pretrained(
     if training is not None and training.train.freeze:
         adapters.freeze(made, training.train.freeze)
     return made
+
+
+def _take_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Puts the size and the special ids of `tokenizer` into the config of a new model, wherever its own stand.
+
+    New T5 models share their embeddings with the output and scale it, as T5 1.0: the library's config shares them
+    always (transformers 5.23), and without the scale logits begin far too large. UsageError for mT5, which has none.
+    """
+    if config.model_type == "mt5":
+        raise UsageError("mt5 can't begin at random weights: its outputs are not scaled", "--model-type umt5, or t5")
+    if hasattr(config, "scale_decoder_outputs"):
+        config.scale_decoder_outputs = True
+    config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    if hasattr(config, "decoder_vocab_size"):
+        config.decoder_vocab_size = config.vocab_size
+    roles = ("bos", "eos", "pad")
+    own = {getattr(config, f"{role}_token_id", None): role for role in roles}
+    for key in ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"):
+        value = getattr(config, key, None)
+        if value is not None and value in own:
+            setattr(config, key, getattr(tokenizer, f"{own[value]}_token_id"))
+    for role in roles:
+        setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
 
 
 def load_weights(

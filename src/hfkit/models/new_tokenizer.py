@@ -24,6 +24,7 @@ NEW_TOKENIZERS = {
     "bert": "BertTokenizer",
     "t5": "T5Tokenizer",
     "roberta": "RobertaTokenizer",
+    "bart": "RobertaTokenizer",
     "modernbert": "RobertaTokenizer",
     "distilbert": "BertTokenizer",
     "electra": "BertTokenizer",

@@ -78,8 +78,9 @@ def detail(text: str) -> None:
         say(text)
 
 
-def warn(text: str, fix: str = "") -> None:
-    say(f"warning: {text}" + (f" (fix: {fix})" if fix else ""))
+def warn(text: str, fix: str = "", *, once: bool = False) -> None:
+    """`once`: the same warning only once in a command."""
+    (say_once if once else say)(f"warning: {text}" + (f" (fix: {fix})" if fix else ""))
 
 
 def table(rows: Iterable[Sequence[str]], align: str = "<") -> str:

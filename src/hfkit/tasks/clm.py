@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
 from hfkit.tasks.base import Batch, Examples
-from hfkit.tasks.language_modeling import NEW_MODEL, LanguageModel, nll_scores, pad_blocks, token_statistics
+from hfkit.tasks.language_modeling import OF_LANGUAGE_MODELS, LanguageModel, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.packing import Blocks, pack
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class CausalLM(LanguageModel):
     auto_model = "AutoModelForCausalLM"
     watched = ("nll", "perplexity", "bits_per_byte", "token_accuracy")
     metrics = ("perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "nll")
-    settings = NEW_MODEL | {
+    settings = OF_LANGUAGE_MODELS | {
         "data.document_masking", "evaluation.context", "evaluation.stride", "evaluation.bos", "evaluation.compat",
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.errors import ModelError, UsageError
 from hfkit.tasks.base import Batch, Examples
 from hfkit.tasks.language_modeling import (
-    NEW_MODEL,
+    OF_LANGUAGE_MODELS,
     LanguageModel,
     nll_scores,
     pad_pairs,
@@ -32,7 +32,7 @@ class Denoising(LanguageModel):
     new_type = "t5"
     auto_model = "AutoModelForSeq2SeqLM"
     summary = "T5's masked spans"
-    settings = NEW_MODEL | {"data.mask_probability", "data.mean_span_length"}
+    settings = OF_LANGUAGE_MODELS | {"data.mask_probability", "data.mean_span_length"}
     metrics = ("perplexity", "token_accuracy", "nll")
 
     def encode(

@@ -91,6 +91,7 @@ class EncodedPairs(Examples):
         self.sources = Side(sources, "text", tokenizer, around[0], limit)
         self.targets = Side(dataset, "target", tokenizer, around[1], target_tokens(recipe.data, self.most))
         self.start = decoder_start(model, self.targets[0])
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = self.start
         self.lengths = self.sources.lengths + self.targets.lengths
 
     def example(self, index: int, random: np.random.Generator | None = None) -> dict[str, Any]:
@@ -161,7 +162,5 @@ def set_languages(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, da
     if not hasattr(tokenizer, "tgt_lang"):
         return
     language_id = tokenizer.convert_tokens_to_ids(tokenizer.tgt_lang)
-    if language_id == tokenizer(text_target="")["input_ids"][0]:
+    if language_id == tokenizer(text_target="")["input_ids"][0]:  # mBART's first models have it at the end
         model.generation_config.forced_bos_token_id = language_id
-    else:  # mBART's first models begin with the language and end the labels with it
-        model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id = language_id

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 BUILTIN_TEXT = "builtin:python-docs"
 
 
-# The settings of a model from scratch, which tasks have that can learn without pretrained weights.
-NEW_MODEL = frozenset(
+# Settings of the tasks whose models make text: of a new model and its tokenizer, and of samples.
+OF_LANGUAGE_MODELS = frozenset(
     {"model.type", "model.size", "tokenizer.name", "tokenizer.vocab_size", "tokenizer.algorithm", "train.samples"}
 )
 

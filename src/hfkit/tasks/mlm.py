@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfkit.tasks.base import Batch, Examples
-from hfkit.tasks.language_modeling import NEW_MODEL, LanguageModel, nll_scores, pad_blocks, token_statistics
+from hfkit.tasks.language_modeling import OF_LANGUAGE_MODELS, LanguageModel, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.masked_head import add_positions, filled_masks, flat_labels, narrow_head
 from hfkit.tasks.masking import Masking, hide, masked_definition
 from hfkit.tasks.packing import Blocks, pack
@@ -28,7 +28,9 @@ class MaskedLM(LanguageModel):
     new_type = "bert"
     auto_model = "AutoModelForMaskedLM"
     metrics: tuple[str, ...] = ("perplexity", "token_accuracy", "nll")
-    settings = NEW_MODEL | {"data.packing", "data.masking", "data.mask_probability", "evaluation.pseudo_perplexity"}
+    settings = OF_LANGUAGE_MODELS | {
+        "data.packing", "data.masking", "data.mask_probability", "evaluation.pseudo_perplexity",
+    }  # fmt: skip
 
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe

@@ -15,7 +15,7 @@ from hfkit.data.labels import IGNORED
 from hfkit.errors import DataError, ModelError, UsageError
 from hfkit.system.console import say_once
 from hfkit.tasks.base import Batch, Examples, LossOptions
-from hfkit.tasks.language_modeling import NEW_MODEL, nll_scores, pad_blocks, token_statistics
+from hfkit.tasks.language_modeling import OF_LANGUAGE_MODELS, nll_scores, pad_blocks, token_statistics
 from hfkit.tasks.masked_head import add_positions
 from hfkit.tasks.masking import Masking, hide, masked_definition
 from hfkit.tasks.mlm import MaskedLM
@@ -40,7 +40,7 @@ class MaskedLMWithPairs(MaskedLM):
     auto_model = "AutoModelForPreTraining"
     metrics = ("perplexity", "token_accuracy", "nll", "nsp_accuracy", "nsp_loss")
     summary = "BERT's masked tokens and sentence pairs"
-    settings = NEW_MODEL | {"data.masking", "data.mask_probability"}
+    settings = OF_LANGUAGE_MODELS | {"data.masking", "data.mask_probability"}
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         if recipe.data.streaming:

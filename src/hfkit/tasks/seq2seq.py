@@ -16,7 +16,7 @@ from hfkit.system.console import short, warn
 from hfkit.tasks.base import Batch, Examples, LossOptions, Task, batch_defaults, finetuning_defaults
 from hfkit.tasks.encoded_pairs import EncodedPairs
 from hfkit.tasks.language_modeling import (
-    NEW_MODEL,
+    OF_LANGUAGE_MODELS,
     nll_scores,
     pad_blocks,
     pad_pairs,
@@ -62,7 +62,7 @@ class Seq2Seq(Task):
     roles = ("text", "target")
     watched = ("nll", "perplexity", *OF_TEXTS)
     metrics = (*OF_TEXTS, *OF_LIKELIHOODS)
-    settings = NEW_MODEL | {
+    settings = OF_LANGUAGE_MODELS | {
         "data.columns.target", "data.source_prefix", "data.source_lang", "data.target_lang", "data.max_length",
         "data.max_target_length", "data.allow_truncation", "evaluation.num_beams",
     }  # fmt: skip
@@ -322,4 +322,4 @@ def _say_long(name: str, side: Any, flag: str, most: int, recipe: Recipe) -> Non
     longer = f"--{flag} {side.longest}" if side.longest <= most else ""
     if num_cut / num_texts > MAX_CUT and not recipe.data.allow_truncation:
         raise DataError(f"{found} and would be truncated", ", or ".join(filter(None, [longer, "--allow-truncation"])))
-    warn(f"{found} and were truncated", longer)
+    warn(f"{found} and were truncated", longer, once=True)  # also when the same rows are scored
