@@ -25,7 +25,7 @@ from transformers import (
 
 import hfkit
 from hfkit.cli.main import main
-from hfkit.data.pairs import load_pairs
+from hfkit.data.pairs import load_pairs, one_target_a_row
 from hfkit.errors import DataError, UsageError
 from hfkit.models.new_tokenizer import train_tokenizer
 from hfkit.runs.results import read_log, read_scores
@@ -199,7 +199,7 @@ def test_what_is_too_long_is_cut_on_its_side(capsys):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"source_lang": "deu_Latn"}, "one is not named"),
+        ({"source_lang": "deu_Latn"}, "they are not all named"),
         ({"source_lang": "deu_Latn", "target_lang": "eng_Latin"}, "--target-lang eng_Latin: the tokenizer has no such"),
     ],
 )
@@ -265,11 +265,16 @@ def test_every_layout_is_the_same_pairs(content, tmp_path):
 
 
 def test_several_targets_are_rows_in_training_and_references_in_a_test(tmp_path):
+    """Those of a source are held out together."""
     rows = [{"source": "a b", "target": ["x", "y"]}, {"source": "c", "target": ["z", " "]}]
     path = write(tmp_path / "a.jsonl", map(json.dumps, rows))
-    found = load_pairs(Data(train=[path], test=[path]))
-    assert found["train"].to_dict() == {"text": ["a b", "a b", "c"], "target": ["x", "y", "z"]}
-    assert found["test"].to_dict() == {
+    found = load_pairs(Data(train=[path]))["train"]
+    assert one_target_a_row(found).to_dict() == {"text": ["a b", "a b", "c"], "target": ["x", "y", "z"]}
+    loaded = TASK.load(Recipe(data=Data(train=[path], validation_split=0.5)))
+    parts = [set(loaded[split]["text"]) for split in ("train", "validation")]
+    assert sorted(map(list, parts)) == [["a b"], ["c"]]
+    assert "references" in loaded["validation"].column_names
+    assert found.to_dict() == {
         "text": ["a b", "c"],
         "target": ["x", "z"],
         "references": [["x", "y"], ["z"]],
@@ -289,11 +294,17 @@ def test_blank_lines_stay_beside_each_other_and_empty_sides_are_left_out(tmp_pat
 
 BAD = {
     "unequal": ({"a.de": ["x", "y"], "a.en": ["x"]}, "a.de a.en", "a.de has 2 lines and a.en has 1"),
-    "one": ({"a.de": ["x", "y"]}, "a.de", "a.de: one text file, and no tab between a source and its target"),
+    "one": ({"a.de": ["x", "y"]}, "a.de", "a.de: line 1: one text file, and no tab between a source and"),
     "three": ({"a.de": ["x"], "b.de": ["x"], "c.de": ["x"]}, "a.de b.de c.de", "3 text files, and parallel files come"),
     "empty": ({"a.de": [" ", ""], "a.en": ["x", "y"]}, "a.de a.en", "no pair has a source and a target"),
     "unclear": ({"a.jsonl": ['{"a": "x", "b": "y", "c": "z"}']}, "a.jsonl", "no column is clearly the source, found"),
     "numbers": ({"a.jsonl": ['{"source": "x", "target": 3}']}, "a.jsonl", "column 'target' holds int64, not text"),
+    "order": (
+        {name: ["x"] for name in ("a.de", "b.de", "a.en", "b.en")},
+        "a.de b.de a.en b.en",
+        "a.de and b.de are given as sources and their targets (fix: give each file of sources and then its targets",
+    ),
+    "twice": ({"a.txt": ["x"]}, "a.txt --data a.txt", "a.txt and a.txt are given as sources and their targets"),
     "binary": ({"a.de": ["x\0\1\2"], "a.en": ["x"]}, "a.de a.en", "a.de: unknown kind of file '.de'"),
 }
 
@@ -508,3 +519,158 @@ def test_baselines():
 )
 def test_bleu_counts_what_the_script_divides(targets, first):
     assert usual_metrics_of(targets) == [first, "chrf", "rouge", "perplexity"]
+
+
+# What a reading of the task found.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label-column", "x"], "--label-column has no effect for seq2seq"),
+        (["--text-column", "x"], "--text-column has no effect: the data is in text files"),
+        (["--target-column", "x"], "--target-column has no effect: the data is in text files"),
+        (["--best", "length_ratio"], "no evaluation during training has 'length_ratio'"),
+        (["--task", "translation"], "(fix: --task seq2seq)"),
+    ],
+)
+def test_settings_without_effect_are_refused(arguments, message, files, capsys):
+    command = ["finetune", "--task", "seq2seq", "--model-type", "t5", "--max-steps", "1", "--data", "train.de"]
+    assert main([*command, "train.en", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_new_model_is_planned(files, capsys):
+    command = ["finetune", "--task", "seq2seq", "--model-type", "t5", "--size", "tiny", "--vocab-size", "400", "--plan"]
+    assert main([*command, "--data", "train.de", "train.en", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["memory"]["sum"] > 0
+
+
+@pytest.mark.parametrize("model_type", ["bart", "marian", "pegasus"])
+def test_a_new_model_has_the_ids_of_its_tokenizer(model_type, files):
+    command = ["finetune", "--task", "seq2seq", "--model-type", model_type, "--size", "tiny", "--vocab-size", "400"]
+    assert main([*command, "--data", "train.de", "train.en", "--max-steps", "1", "-o", "run"]) == 0
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("run"), AutoTokenizer.from_pretrained("run")
+    config = model.config
+    assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    start = tokenizer.eos_token_id if model_type == "bart" else tokenizer.pad_token_id
+    assert config.decoder_start_token_id == model.generation_config.decoder_start_token_id == start
+    assert getattr(config, "forced_eos_token_id", None) in (None, tokenizer.eos_token_id)
+    assert (config.decoder_layers, config.decoder_ffn_dim) == (2, 512)
+    assert config.vocab_size == len(tokenizer) + -len(tokenizer) % 64
+
+
+def test_adapters_of_a_model_with_languages_are_saved(files):
+    model, tokenizer = of_kind("nllb")
+    model.save_pretrained("nllb")
+    tokenizer.save_pretrained("nllb")
+    command = ["finetune", "--task", "seq2seq", "--model", "./nllb", "--lora", "--max-steps", "1", "-o", "run"]
+    command += ["--source-lang", "deu_Latn", "--target-lang", "eng_Latn", "--data", "train.de", "train.en"]
+    assert main(command) == 0
+    assert (files / "run" / "adapter_model.safetensors").exists()
+
+
+def test_a_language_that_the_data_does_not_have_is_an_error(tmp_path, capsys):
+    """With two keys their order would decide, and the model would learn the reverse."""
+    path = write(tmp_path / "a.jsonl", [json.dumps({"translation": {"de": one, "en": two}}) for one, two in PAIRS])
+    with pytest.raises(DataError, match="--source-lang eng_Latn: no key of 'translation' is called so: de, en"):
+        load_pairs(Data(train=[path], source_lang="eng_Latn", target_lang="deu_Latn"))
+    columns = hfkit.settings.Columns(text="en", target="de")
+    found = load_pairs(Data(train=[path], source_lang="eng_Latn", target_lang="deu_Latn", columns=columns))["train"]
+    assert list(zip(found["target"], found["text"], strict=True)) == PAIRS
+
+
+def test_a_line_of_names_that_may_be_a_pair_is_said(tmp_path, capsys):
+    load_pairs(Data(train=[write(tmp_path / "a.tsv", ["der Mann\tthe man", "die Frau\tthe woman"])]))
+    assert "a.tsv is taken for names (fix: --no-header, if it is a pair" in capsys.readouterr().err
+
+
+def test_lines_of_one_file_keep_their_numbers(tmp_path, capsys):
+    load_pairs(Data(train=[write(tmp_path / "a.txt", ["a\tb", "", "c\td", "e\t "])]))
+    assert "2 of 4 pairs have an empty side and are left out, first" in capsys.readouterr().err
+
+
+def test_inspect_takes_several_files_for_a_split(files, capsys):
+    command = ["data", "inspect", "train.de", "train.en", "--validation", "train.de", "train.en", "--json"]
+    assert main(command) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {split: part["rows"] for split, part in facts["splits"].items()} == {"train": 60, "validation": 60}
+    assert main(["data", "inspect", "--validation", "train.de", "train.en", "--task", "clm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["rows"] == 1
+
+
+@pytest.mark.parametrize("name", ["out.en.gz", "out.csv", "out.parquet"])
+def test_an_output_of_another_kind_is_refused_before_the_model_is_loaded(name, files, capsys):
+    assert main(["generate", "./nothing", "--input", "train.de", "--output", name]) == 2
+    assert f"error: {name}: " in capsys.readouterr().err
+
+
+def test_blank_lines_of_stdin_stay(run, files, monkeypatch, capsys):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{SOURCES[0]}\n\n{SOURCES[1]}\n".encode()), "utf-8"))
+    assert main(["generate", str(run), "--input", "-", "--output", "out.en"]) == 0
+    lines = (files / "out.en").read_text().split("\n")
+    assert [bool(line) for line in lines] == [True, False, True, False]
+    (files / "blank.de").write_text("\n \n")
+    assert main(["generate", str(run), "--input", "blank.de", "--output", "blank.en", "--references", "blank.de"]) == 3
+    assert "error: blank.de: every line is blank" in capsys.readouterr().err
+
+
+def test_sources_are_truncated_as_in_training(files, capsys):
+    long = [f"{source} {' '.join(COLORS)}" for source in SOURCES]
+    write(files / "long.de", long)
+    command = ["finetune", "--task", "seq2seq", "--model-type", "bart", "--size", "tiny", "--vocab-size", "400"]
+    command += ["--set", "model.config.max_position_embeddings=12", "--max-length", "8", "--allow-truncation"]
+    command += ["--data", "long.de", "train.en", "--test", "long.de", "train.en", "--max-target-length", "12"]
+    assert main([*command, "--max-steps", "2", "--metrics", "chrf", "-o", "run"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("of 60 sources (100.0%) are longer than 8 tokens and were truncated") == 1
+    assert main(["generate", "run", "--input", "long.de", "--output", "out.en"]) == 0
+    assert "60 prompts were truncated to 8 tokens, as in training" in capsys.readouterr().err
+    kept = [json.loads(line) for line in (files / "run" / "test_predictions.jsonl").read_text().splitlines()]
+    assert (files / "out.en").read_text().splitlines() == [" ".join(row["prediction"].splitlines()) for row in kept]
+
+
+def saved(folder, **settings):
+    """The T5 of `of_kind` with generation settings of its own."""
+    model, tokenizer = of_kind("t5")
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder / "t5")
+    tokenizer.save_pretrained(folder / "t5")
+    return str(folder / "t5")
+
+
+def test_the_limit_of_new_tokens_is_the_models_own(files, capsys):
+    command = ["--data", "train.de", "train.en", "--task", "seq2seq", "--metrics", "exact_match", "--json"]
+    assert main(["evaluate", saved(files, max_length=8), *command]) == 0
+    captured = capsys.readouterr()
+    assert "greedy, at most 7 new tokens" in json.loads(captured.out)["metrics"]["exact_match"]["definition"]
+    assert "of 60 texts were cut after 7 tokens" in captured.err
+    assert main(["generate", "t5", "--prompt", "rot", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["finish_reason"] == "length"
+    assert main(["evaluate", "t5", *command, "--max-target-length", "5"]) == 0
+    assert "at most 5 new tokens" in capsys.readouterr().out
+
+
+def test_a_model_that_samples_several_texts_is_scored_by_one(files, capsys):
+    model = saved(files, do_sample=True, num_return_sequences=3, max_new_tokens=4)
+    command = ["--data", "train.de", "train.en", "--task", "seq2seq", "--metrics", "exact_match"]
+    assert main(["evaluate", model, *command]) == 0
+    assert "texts are generated without sampling, which the model's own settings ask for" in capsys.readouterr().err
+
+
+def test_the_best_by_a_part_of_rouge(files):
+    command = ["finetune", "--task", "seq2seq", "--model-type", "t5", "--size", "tiny", "--vocab-size", "400"]
+    command += ["--data", "train.de", "train.en", "--validation", "train.de", "train.en", "--max-steps", "2"]
+    assert main([*command, "--eval-steps", "1", "--best", "rougeL", "--metrics", "chrf", "-o", "run"]) == 0
+    assert "rougeL" in json.loads((files / "run" / "run.json").read_text())["best"]
+    assert {"chrf", "rougeL"} <= read_scores(files / "run")["validation"].keys()
+
+
+def test_chinese_texts_are_scored_by_their_signs(run, files, capsys):
+    write(files / "zh.txt", ["你好。"] * 60)
+    command = ["generate", str(run), "--input", "train.de", "--output", "out.en", "--references", "zh.txt", "--json"]
+    assert main(command) == 0
+    assert next(iter(json.loads(capsys.readouterr().out)["metrics"])) == "bleu_zh"

@@ -180,6 +180,7 @@ def _answer_prompts(
         return
     generator = load_generator(recipe)
     ids = [generator.encode(text) for text in prompts]
+    generator.warn_of_truncation()
     if json or logprobs is not None:
         _print_scored(generator, prompts, ids, logprobs, json)
     elif len(prompts) * generator.num_sequences == 1 and sys.stdout.isatty():

@@ -163,6 +163,16 @@ def _is_data_file(argument: str) -> bool:
     return os.path.isfile(os.path.expanduser(argument)) and not argument.endswith((".yaml", ".yml", ".gguf"))
 
 
+def _takes_files(before: Sequence[str]) -> bool:
+    """Whether a file behind an option of files is one more value of it, by the command and what was typed so far.
+
+    `hfkit data inspect` has arguments that are files, too: behind these, others can only be values.
+    """
+    if before[0] == "data":
+        return len(before) > 2 and not before[2].startswith("-")
+    return before[0] in (*DEFAULT_TASKS, "evaluate")
+
+
 def without_aliases(arguments: Sequence[str]) -> list[str]:
     """The command line in the form that typer parses.
 
@@ -183,7 +193,7 @@ def without_aliases(arguments: Sequence[str]) -> list[str]:
         flag = ALIASES.get(flag.replace("_", "-"), flag) if flag.startswith("--") else flag
         replaced.append(f"{flag}{equals}{value}")
         if argument.startswith("-"):
-            files = flag if flag in FILE_OPTIONS and arguments[0] in (*DEFAULT_TASKS, "evaluate") else ""
+            files = flag if flag in FILE_OPTIONS and _takes_files(arguments[:place]) else ""
         if argument == "--resume" and (place + 1 == len(arguments) or arguments[place + 1].startswith("-")):
             replaced.append("auto")
         if argument == "--logprobs" and not "".join(arguments[place + 1 : place + 2]).isdecimal():

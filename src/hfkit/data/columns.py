@@ -135,14 +135,18 @@ def source_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
     source, target = find_sources(splits, data)
     if (data.columns.text is None or data.columns.target is None) and _is_first(splits, data):
         say(f"source column: {source}, target column: {target} (change with {FLAGS['text']}, {FLAGS['target']})")
+        guessed = [name for name in _sources_of(data, next(iter(splits))) if has_effect("header", name)]
+        usual = {*SOURCE_NAMES, *TARGET_NAMES, *ID_NAMES}
+        if guessed and data.header is None and not {source.lower(), target.lower()} & usual and not source.isdecimal():
+            warn(f"the first line of {guessed[0]} is taken for names", "--no-header, if it is a pair like the others")
     return source, target
 
 
 def find_sources(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
     """As `source_columns`, without a word."""
     columns = [name for name in shared_columns(splits) if name.lower() not in ID_NAMES]
-    source = _named(splits, data, "text") or _of_language(columns, data.source_lang)
-    target = _named(splits, data, "target") or _of_language(columns, data.target_lang)
+    source = _named(splits, data, "text") or of_language(columns, data.source_lang)
+    target = _named(splits, data, "target") or of_language(columns, data.target_lang)
     if source is None and target is None and len(columns) == 2:
         first, second = columns
         are_reversed = first.lower() in TARGET_NAMES and second.lower() in SOURCE_NAMES
@@ -164,7 +168,7 @@ def find_sources(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
     return source, target
 
 
-def _of_language(columns: Sequence[str], language: str | None) -> str | None:
+def of_language(columns: Sequence[str], language: str | None) -> str | None:
     """The column named after a language: `de_DE`, or `de` alone."""
     names = () if language is None else (language.lower(), language.lower().partition("_")[0])
     return next(_usual(columns, names), None)

@@ -101,11 +101,13 @@ def utf8_stdin() -> Iterator[None]:
         raise DataError("stdin: not UTF-8", "give UTF-8, as iconv -f latin1 -t utf-8 makes it") from None
 
 
-def read_stdin() -> Iterator[tuple[int, str | dict[str, Any]]]:
-    """Number and text of each line of stdin that is not blank; if the first of them begins with a brace, each is a
-    JSON object instead. DataError if there is none."""
+def read_stdin(*, blank: bool = False) -> Iterator[tuple[int, str | dict[str, Any]]]:
+    """Number and text of each line of stdin that is not blank, or with `blank` of every line; if the first of them
+    begins with a brace, each is a JSON object instead. DataError if there is none."""
     with utf8_stdin():
-        numbered = ((number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if line.strip())
+        numbered = (
+            (number, line.rstrip("\r\n")) for number, line in enumerate(sys.stdin, start=1) if blank or line.strip()
+        )
         first = next(numbered, None)
         if first is None:
             raise DataError("stdin: no rows", "write one text per line")

@@ -75,7 +75,7 @@ def read_input(file: str, data: Data, documents: str = "row") -> tuple[Dataset, 
         data = replace(data, train=[file], validation=[], test=[])
         place = (lambda row: f"{file}: line {row + 1}") if documents == "line" else partial(place_of, data, "train")
         return load_source([file], documents, layout=layout_of(data)), place
-    lines, given = zip(*read_stdin(), strict=True)
+    lines, given = zip(*read_stdin(blank=documents == "line"), strict=True)
     rows = [{"text": row} if isinstance(row, str) else row for row in given]
     try:
         return _from_rows(rows), lambda row: f"stdin: line {lines[row]}"

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfkit.data.columns import place_of, source_columns
+from hfkit.data.columns import FLAGS, of_language, place_of, source_columns
 from hfkit.data.lines import format_of
 from hfkit.data.loading import load_data, load_source
-from hfkit.data.readers import Layout, has_effect, layout_of
+from hfkit.data.readers import TEXT, Layout, has_effect, layout_of
 from hfkit.data.scripts import words
 from hfkit.data.sources import SPLITS, is_local, is_saved, local_files, type_name
-from hfkit.errors import DataError
-from hfkit.system.console import say, short, warn
+from hfkit.errors import DataError, UsageError
+from hfkit.system.console import counted, say, short, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,10 +79,10 @@ class Opened(NamedTuple):
 
 
 def load_pairs(data: Data) -> dict[str, Dataset]:
-    """The splits with the columns `text` and `target`, and `references` (lists) where a source has several targets.
+    """The splits with the columns `text`, `target` and, where targets are lists, `references` (`target`: the first).
 
-    A training source with several targets is a row for each of them. Pairs with an empty side are left out, which is
-    counted in a warning. DataError for parallel files of unequal length, and for a split whose sides are swapped.
+    Pairs with an empty side are left out, which is counted in a warning. DataError for parallel files of unequal
+    length, and for a split whose sides are swapped.
     """
     return open_pairs(data).pairs()
 
@@ -92,9 +92,26 @@ def open_pairs(data: Data) -> Opened:
     loaded, places = _load(data)
     splits = {split: _flattened(dataset) for split, dataset in loaded.items()}
     names = ("text", "target")
-    if any(dataset.column_names != [*names] for dataset in splits.values()):  # other columns than of parallel files
+    if all(are_parallel(getattr(data, split)) for split in splits):
+        for role, flag in (("text", FLAGS["text"]), ("target", FLAGS["target"])):
+            if getattr(data.columns, role) is not None:
+                raise UsageError(f"{flag} has no effect: the data is in text files", "leave it out")
+    else:
+        _require_languages(loaded, splits, data)
         names = source_columns(splits, data)
     return Opened(splits, names, places)
+
+
+def _require_languages(loaded: Mapping[str, Dataset], splits: Mapping[str, Dataset], data: Data) -> None:
+    """DataError if a language is named that is no key of the column NESTED, and no column either."""
+    sides = (("--source-lang", data.source_lang, "text"), ("--target-lang", data.target_lang, "target"))
+    for split, dataset in loaded.items():
+        keys = [name for name in splits[split].column_names if name not in dataset.column_names]
+        for flag, language, role in sides if keys else ():
+            if language and getattr(data.columns, role) is None and of_language(keys, language) is None:
+                fix = " ".join(f"{FLAGS[one]} {keys[0]}" for one in ("text", "target"))
+                problem = f"{flag} {language}: no key of '{NESTED}' is called so: {', '.join(keys)}"
+                raise DataError(problem, f"name both sides as the data does: {fix}")
 
 
 def are_parallel(sources: Sequence[str]) -> bool:
@@ -137,12 +154,14 @@ def _parallel(files: Sequence[Path], layout: Layout, split: str) -> tuple[Datase
         fix = "give a file of sources and a file of targets: --data train.de --data train.en"
         raise DataError(f"{split}: {len(files)} text files, and parallel files come in pairs", fix)
     parts, starts = [], [0]
-    for source, target in zip(files[::2], files[1::2], strict=True):
+    pairs = list(zip(files[::2], files[1::2], strict=True))
+    _require_order(pairs)
+    for source, target in pairs:
         sources, targets = lines(source), lines(target)
         if len(sources) != len(targets):
-            problem = f"{source} has {len(sources):,} lines and {target} has {len(targets):,}"
+            problem = f"{source} has {counted(len(sources), 'line')} and {target} has {len(targets):,}"
             raise DataError(problem, "give files in which the same line belongs together")
-        say(f"{split}: {len(sources):,} lines of {source} (sources) and {target} (targets)")
+        say(f"{split}: {counted(len(sources), 'line')} of {source} (sources) and {target} (targets)")
         parts.append(concatenate_datasets([sources, targets.rename_column("text", "target")], axis=1))
         starts.append(starts[-1] + len(sources))
 
@@ -153,14 +172,25 @@ def _parallel(files: Sequence[Path], layout: Layout, split: str) -> tuple[Datase
     return concatenate_datasets(parts, split=parts[0].split) if len(parts) > 1 else parts[0], place
 
 
+def _require_order(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """DataError for files that can't belong together in their order, by the ends of their names."""
+    ends = [tuple(str(path).removesuffix(format_of(path)[1]).rpartition(".")[2] for path in pair) for pair in pairs]
+    for pair, (source, target) in zip(pairs, ends, strict=True):
+        is_same = source == target and f".{source}" != TEXT
+        if pair[0] == pair[1] or is_same or (source != target and (target, source) == ends[0]):
+            problem = f"{pair[0]} and {pair[1]} are given as sources and their targets"
+            raise DataError(problem, "give each file of sources and then its targets: a.de a.en b.de b.en")
+
+
 def _of_one_file(file: Path, lines: Dataset, split: str) -> Dataset:
-    """The first two fields of each line, separated by tabs."""
+    """The first two fields of each line, separated by tabs; a blank line is a pair without either."""
     from datasets import Dataset
 
-    rows = [line.split("\t") for line in lines["text"] if line.strip()]
-    if any(len(row) < 2 for row in rows):
-        fix = "give the file of the targets, too: --data train.de --data train.en"
-        raise DataError(f"{file}: one text file, and no tab between a source and its target in each line", fix)
+    rows = [line.split("\t") if line.strip() else ["", ""] for line in lines["text"]]
+    without = next((number for number, row in enumerate(rows, 1) if len(row) < 2), None)
+    if without is not None:
+        fix = "give the file of the targets, too: --data train.de train.en"
+        raise DataError(f"{file}: line {without}: one text file, and no tab between a source and its target", fix)
     say(f"{split}: {file}: a line holds a source, a tab and its target")
     columns = {"text": [row[0] for row in rows], "target": [row[1] for row in rows]}
     return Dataset.from_dict(columns, split=split)
@@ -198,18 +228,25 @@ def _pairs(dataset: Dataset, names: tuple[str, str], split: str, place: Place) -
         renamed = {name: role for name, role in zip(names, ("text", "target"), strict=True) if name != role}
         whole = dataset.select_columns([*names]).rename_columns(renamed)
         return whole if not num_empty else whole.select(kept)
-    if split == "train":
-        pairs = [(sources[row], target) for row in kept for target in given[row]]
-        if len(pairs) > len(kept):
-            say(f"{split}: {len(kept):,} sources with {len(pairs):,} targets, a row for each target")
-        columns: dict[str, list[Any]] = {"text": [one for one, _ in pairs], "target": [two for _, two in pairs]}
-    else:
-        columns = {
-            "text": [sources[row] for row in kept],
-            "target": [given[row][0] for row in kept],
-            "references": [given[row] for row in kept],
-        }
+    columns = {
+        "text": [sources[row] for row in kept],
+        "target": [given[row][0] for row in kept],
+        "references": [given[row] for row in kept],
+    }
     return Dataset.from_dict(columns, split=split)
+
+
+def one_target_a_row(dataset: Dataset) -> Dataset:
+    """A source with several targets as a row for each of them, which is printed."""
+    from datasets import Dataset
+
+    if "references" not in dataset.column_names:
+        return dataset
+    pairs = [(row["text"], target) for row in dataset for target in row["references"]]
+    if len(pairs) > len(dataset):
+        say(f"train: {len(dataset):,} sources with {len(pairs):,} targets, an example for each target")
+    columns = {"text": [source for source, _ in pairs], "target": [target for _, target in pairs]}
+    return Dataset.from_dict(columns, split=dataset.split)
 
 
 def _texts(value: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,14 @@ from hfkit.metrics.table import (
     TAG_METRICS,
     require_known,
 )
+from hfkit.metrics.text import bleu_for
 from hfkit.system.console import warn
 
-TEXTS = ("bleu", "rouge")  # metrics of texts if none is named
+
+def usual_metrics(references: Sequence[Any]) -> list[str]:
+    """The metrics of texts if none is named: none without references, each a text or a list of texts."""
+    texts = [text for one in references for text in (one if isinstance(one, list) else [one])]
+    return [bleu_for(texts), "rouge"] if texts else []
 
 
 def score(
@@ -50,7 +56,10 @@ def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
     if isinstance(row["prediction"], int):
         fix = "--metrics accuracy,f1_macro or --metrics pearson,rmse"
         raise UsageError("whole numbers may be classes or amounts", fix)
-    return DEFAULT_METRICS[REGRESSION] if isinstance(row["prediction"], float) else TEXTS
+    if isinstance(row["prediction"], float):
+        return DEFAULT_METRICS[REGRESSION]
+    side = "references" if "references" in row else "reference"
+    return tuple(usual_metrics([row[side] for row in rows]) if side in row else ("bleu", "rouge"))
 
 
 def samples_of(

@@ -61,13 +61,13 @@ def generate_file(
     model, input or setting is a UsageError then, unless `overwrite`. A finished `output` is kept with `resume`, written
     anew with `overwrite`. Several processes share the batches.
     """
-    from hfkit.evaluation.row_metrics import TEXTS
+    from hfkit.evaluation.row_metrics import usual_metrics
 
-    metrics = recipe.evaluation.metrics or list(TEXTS if references is not None else ())
-    _require_measurable(metrics, references)
+    _require_measurable(recipe.evaluation.metrics, references)
     if output is not None:
         _require_writable(output, file)
     prompts = read_prompts(recipe, file, references, aligned=output is not None and holds_texts(output))
+    metrics = recipe.evaluation.metrics or usual_metrics(prompts.references or ())
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=[] if file == "-" else [file]))
     if output is None:
         with tempfile.TemporaryDirectory(prefix="hfkit-") as scratch:
@@ -132,7 +132,7 @@ def read_prompts(recipe: Recipe, file: str, references: str | None = None, *, al
     name = "stdin" if file == "-" else file
     data = dataclasses.replace(recipe.data, train=[name])  # for messages
     of_file = references is not None and is_text(Path(references).expanduser())
-    aligned = (aligned or of_file) and has_effect("documents", file)
+    aligned = (aligned or of_file) and (file == "-" or has_effect("documents", file))
     dataset, place = read_input(file, data, "line" if aligned else "row")
     names = dataset.column_names
     if of_file and references not in names:
@@ -143,7 +143,9 @@ def read_prompts(recipe: Recipe, file: str, references: str | None = None, *, al
     others = dataset if references is None else dataset.remove_columns(references)
     column = input_column(others, data, "prompt", PROMPT_NAMES)
     expected = None if references is None else dataset[references]
-    prompts = Prompts(name, column, dataset[column], expected, place, aligned)
+    prompts = Prompts(name, column, dataset[column], expected, place, aligned and names[0] == "text")
+    if all(map(prompts.is_blank, range(len(prompts)))):
+        raise DataError(f"{name}: every line is blank", "give text")
     for number, value in enumerate(prompts.references or ()):
         if not all(isinstance(one, str) for one in (value if isinstance(value, list) and value else [value])):
             message = "is empty" if value in (None, []) else f"{short(str(value))} is no text"
@@ -161,7 +163,7 @@ def _beside(dataset: Dataset, name: str, file: str) -> Dataset:
     if lines.column_names != ["text"]:
         raise DataError(f"{file}: holds a table, and references are read from text", "give a line for each prompt")
     if len(lines) != len(dataset):
-        problem = f"{name} has {len(dataset):,} prompts and {file} {len(lines):,} lines"
+        problem = f"{name} has {counted(len(dataset), 'prompt')} and {file} {counted(len(lines), 'line')}"
         raise DataError(problem, "give a line for each prompt")
     return concatenate_datasets([dataset, lines.rename_column("text", REFERENCE)], axis=1)
 
@@ -186,6 +188,7 @@ def encoded(generator: Generator, prompts: Prompts) -> list[array[int]]:
         number, message, fix = problems[0]
         others = f" (and {len(problems) - 1:,} other rows can't be answered)" if len(problems) > 1 else ""
         raise DataError(f"{prompts.place(number)}: column '{prompts.column}': {message}{others}", fix)
+    generator.warn_of_truncation()
     return found
 
 
@@ -367,6 +370,12 @@ def _require_one_text(generator: Generator, problem: str) -> None:
 
 
 def _require_writable(output: Path, file: str) -> None:
+    suffix, compression = format_of(output)
+    if compression:
+        plain = output.with_suffix("")
+        raise UsageError(f"{output}: the output is not compressed", f"--output {plain}, then compress it")
+    if suffix in FORMATS and suffix not in (TEXT, ".json", ".jsonl"):
+        raise UsageError(f"{output}: answers are written as JSON lines or as text, not as {suffix}", "--output F.jsonl")
     if output.is_dir():
         raise StorageError(f"{output}: is a folder", "--output FILE.jsonl")
     if not output.parent.is_dir():

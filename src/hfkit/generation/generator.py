@@ -44,6 +44,7 @@ def generate(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
         return []
     generator = load_generator(recipe)
     ids = [generator.encode(prompt) for prompt in prompts]
+    generator.warn_of_truncation()
     return [answer.text for answers in generator.answers(ids) for answer in answers]
 
 
@@ -139,6 +140,7 @@ class Generator:
     given: Generation
     is_chat: bool  # whether a prompt is a message, put into the chat template
     assistant: PreTrainedModel | None = None
+    truncated: list[int] = dataclasses.field(default_factory=list)  # tokens of the prompts that lost their end
 
     @property
     def num_sequences(self) -> int:
@@ -162,7 +164,7 @@ class Generator:
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt as the model will see it; UsageError for an empty one that it can't begin with."""
         if isinstance(prompt, str) and not self.is_chat:
-            return prompt_ids(self.prefix + prompt, self.tokenizer, decoder=self.is_decoder)
+            return self._truncated(prompt_ids(self.prefix + prompt, self.tokenizer, decoder=self.is_decoder))
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if self.tokenizer.chat_template is None:
             raise ModelError("the model has no chat template to put messages into", "--chat-template FILE.jinja")
@@ -175,13 +177,31 @@ class Generator:
             raise DataError(what, "hfkit generate --raw") from error
         return ids
 
+    def _truncated(self, ids: list[int]) -> list[int]:
+        """The prompt as training truncated its sources, the special tokens behind it kept."""
+        limit = None if self.given.raw else getattr(self.model.config, "max_source_length", None)
+        if limit is None or len(ids) <= limit:
+            return ids
+        self.truncated.append(len(ids))
+        special = set(self.tokenizer.all_special_ids)
+        behind = len(ids) - next(place for place in range(len(ids), 0, -1) if ids[place - 1] not in special)
+        return ids[: limit - behind] + ids[len(ids) - behind :]
+
+    def warn_of_truncation(self) -> None:
+        """Says how many prompts lost their end, and forgets it."""
+        if self.truncated:
+            limit = self.model.config.max_source_length
+            what = "the prompt was" if len(self.truncated) == 1 else f"{len(self.truncated):,} prompts were"
+            warn(f"{what} truncated to {limit} tokens, as in training", "--raw reads all of it, without a prefix")
+            self.truncated.clear()
+
     def room(self, prompt: Sequence[int]) -> int:
         """How many tokens may follow the prompt; UsageError if they would not fit the model's positions."""
-        from hfkit.models.config import max_tokens
+        from hfkit.models.config import max_tokens, own_new_tokens
 
         limits = [max_tokens(model) for model in (self.model, self.assistant) if model is not None]
         positions = min((limit for limit in limits if limit is not None), default=None)
-        usual = self.settings.max_new_tokens or DEFAULT_NEW_TOKENS
+        usual = own_new_tokens(self.model) or DEFAULT_NEW_TOKENS
         return new_tokens(len(prompt), self.given.max_new_tokens, positions, usual, apart=not self.is_decoder)
 
     def batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

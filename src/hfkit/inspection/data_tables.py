@@ -94,16 +94,18 @@ def _numbers(splits: Facts) -> list[list[str]]:
         several = any(part["rows"] > 1 for part in splits.values())
         for key, name in QUANTILE_NAMES.items() if several else ():
             add(f"  {name}", unit, key)
+    first = next(iter(splits.values()))
+    cut = f"  truncated at {first.get('tokens', {}).get('limit')}"
     add("  unknown", "tokens", "unknown")
-    for name, *path in (("characters of targets", "characters"), ("tokens of targets", "tokens")):
-        add(name, "target", *path, "sum")
+    add(cut, "tokens", "cut", share=True)
+    for name, unit in (("characters of targets", "characters"), ("tokens of targets", "tokens")):
+        add(name, "target", unit, "sum")
         for key in ("p50", "max"):
-            add(f"  {QUANTILE_NAMES[key]}", "target", *path, key)
-    if "pairs" in next(iter(splits.values())):
+            add(f"  {QUANTILE_NAMES[key]}", "target", unit, key)
+    add(cut, "target", "tokens", "cut")
+    if "pairs" in first:
         ratios = [f"{part['pairs']['ratio']['median']:.2f}" for part in splits.values()]
         lines.append(["target / source in characters, median", *ratios])
-    first = next(iter(splits.values()))
-    add(f"  truncated at {first.get('tokens', {}).get('limit')}", "tokens", "cut", share=True)
     if "characters" in first and "tokens" not in first:
         lines.append(["(--model NAME also counts tokens)"])
     return lines

@@ -179,6 +179,12 @@ METRICS: dict[str, Metric] = {
 
 KEYS = {"rouge": ROUGE_KEYS, "rouge_stem": ROUGE_STEM_KEYS}  # of the metrics that are several numbers
 
+
+def metric_of(key: str) -> str:
+    """The metric that gives the number `key`: rouge of rougeL."""
+    return next((name for name, keys in KEYS.items() if key in keys), key)
+
+
 # Of the likelihoods of texts: rows with "nll" in nats, and the sizes of the text in several units.
 LIKELIHOODS: dict[str, Metric] = {
     "perplexity": Metric(lambda d: nats_per(d, "tokens", np.exp), lower_is_better=True, needs="tokens"),

@@ -36,9 +36,19 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 ROUGE_STEM_KEYS = tuple(f"{key}_stem" for key in ROUGE_KEYS)
+
+
+def bleu_for(references: Sequence[str]) -> str:
+    """The BLEU that counts what the script of most references divides: words, Chinese signs, or characters."""
+    most = len(references) / 2
+    if sum(written_in(SPACELESS, text) for text in references) <= most:
+        return "bleu"
+    return "bleu_zh" if sum(written_in(HAN, text) for text in references) > most else "bleu_char"
 
 
 def sacrebleu_sample(data: Inputs, kind: str, **options: Any) -> Sample:

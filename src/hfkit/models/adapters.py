@@ -230,8 +230,11 @@ def logits(model: PreTrainedModel) -> Tensor:
 
     was_training = model.training
     model.eval()
+    inputs = {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
+    if model.config.is_encoder_decoder and inputs.keys() == {"input_ids"}:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.inference_mode():
-        answer: Tensor = model(**{name: value.to(model.device) for name, value in model.dummy_inputs.items()})[0]
+        answer: Tensor = model(**inputs)[0]
     model.train(was_training)
     return answer.float().cpu()
 

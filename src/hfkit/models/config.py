@@ -147,6 +147,18 @@ def max_tokens(model: PreTrainedModel) -> int | None:
     return None if positions is None else positions - offset
 
 
+def own_new_tokens(model: PreTrainedModel) -> int | None:
+    """The number of new tokens that the model's own generation settings allow; None if they say nothing.
+
+    The `max_length` of an encoder-decoder counts the token that its answer begins with.
+    """
+    settings = model.generation_config
+    if settings.max_new_tokens is None and settings.max_length is not None and model.config.is_encoder_decoder:
+        return max(int(settings.max_length) - 1, 1)
+    found: int | None = settings.max_new_tokens
+    return found
+
+
 def describe(model: PreTrainedModel) -> str:
     """Architecture and size in one line."""
     embeddings = {

@@ -175,7 +175,8 @@ def _task(command: str, given: _Given) -> str | None:
     if task is None or task in choices:
         return task
     known = TASKS.get(str(task))
-    fix = did_you_mean(str(task), choices) or (f"hfkit {known.command}" if known else f"--task {choices[0]}")
+    called = next((name for name in choices if str(task) in TASKS[name].aliases), choices[0])
+    fix = did_you_mean(str(task), choices) or (f"hfkit {known.command}" if known else f"--task {called}")
     given.report("task", (f"'{task}' is not a task of `hfkit {command}`: {', '.join(choices)}", fix))
     return None
 

@@ -57,6 +57,7 @@ class Task(ABC):
     suffixes: tuple[str, ...] = ()  # of files that are for no other task of the command
     roles: tuple[str, ...] = ("text",)  # the columns that it reads, by their names in data.columns
     questions: tuple[str, ...] = ("text", "text_pair")  # what `encode` takes of a row without labels
+    aliases: tuple[str, ...] = ()  # what others call it, for messages
     summary = ""  # what is learned, in a few words, for the help
     settings: frozenset[str] = frozenset()  # dotted keys of its settings that not every task has
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.errors import ModelError, UsageError, did_you_mean
+from hfkit.system.console import say_once
 from hfkit.tasks.base import Examples
 from hfkit.tasks.packing import token_store
 from hfkit.tasks.windows import MAX_LENGTH, token_limits
@@ -135,9 +136,9 @@ def decoder_start(model: PreTrainedModel, labels: Sequence[int] | np.ndarray) ->
 
     if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
         return int(model.config.decoder_start_token_id)
-    given = torch.as_tensor(labels)[None]
-    read = model.prepare_decoder_input_ids_from_labels(labels=given)[0]
-    if not torch.equal(read[1:], given[0, :-1]):
+    given = torch.tensor([list(map(int, labels))], device="cpu")  # also where a plan builds models without memory
+    read = model.prepare_decoder_input_ids_from_labels(labels=given)[0].tolist()
+    if read[1:] != given[0, :-1].tolist():
         raise ModelError(f"{model.config.model_type} makes its decoder's input in an unknown way", "another --model")
     return int(read[0])
 
@@ -150,10 +151,14 @@ def set_languages(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, da
     given = {"src_lang": ("--source-lang", data.source_lang), "tgt_lang": ("--target-lang", data.target_lang)}
     for name, (flag, language) in given.items():
         if not hasattr(tokenizer, name):
+            if language is not None:
+                say_once(f"{flag} {language} only chooses a column: the tokenizer has no languages")
             continue
         known = [token for token in tokenizer.all_special_tokens if token not in tokenizer.special_tokens_map.values()]
         if language is None and getattr(tokenizer, name) is None:
-            raise UsageError("the model translates between languages, and one is not named", f"{flag} {known[0]}")
+            missing = [flag for key, (flag, one) in given.items() if one is None and getattr(tokenizer, key) is None]
+            fix = f"{' ... '.join(missing)} ...: {', '.join(known[:10])}, ..."
+            raise UsageError("the model translates between languages, and they are not all named", fix)
         if language is not None and language not in known:
             fix = did_you_mean(language, known) or f"one of {', '.join(known[:10])}, ..."
             raise UsageError(f"{flag} {language}: the tokenizer has no such language", fix)

@@ -28,6 +28,7 @@ SHOWN = 3  # spans beside the best one in an answer
 
 class QuestionAnswering(Task):
     summary = "answers to questions, as spans of a text"
+    aliases = ("qa", "squad", "extractive-qa")
     command = "finetune"
     auto_model = "AutoModelForQuestionAnswering"
     roles = ("text", "text_pair", "label")

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.scripts import SPACELESS, written_in
-from hfkit.errors import DataError
+from hfkit.errors import DataError, UsageError
+from hfkit.models.config import own_new_tokens
 from hfkit.system.console import short, warn
 from hfkit.tasks.base import Batch, Examples, LossOptions, Task, batch_defaults, finetuning_defaults
 from hfkit.tasks.encoded_pairs import EncodedPairs
@@ -39,6 +39,11 @@ OF_TEXTS = (
     "exact_match", "token_f1", "length_ratio",
 )  # fmt: skip
 
+ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+# What train.best can be: numbers that are better when they are larger, or known to be better when they are smaller.
+WATCHED = (*(name for name in OF_TEXTS if not name.startswith(("rouge", "length"))), *ROUGE_KEYS)
+
 OF_LIKELIHOODS = ("perplexity", "nll", "bits_per_byte", "bits_per_character", "word_perplexity")
 
 USUAL = ("bleu", "chrf", "rouge", "perplexity")
@@ -49,18 +54,17 @@ MAX_CUT = 0.05  # share of pairs that may be cut before it takes a decision
 
 SAMPLES = 2  # texts that are shown at each evaluation
 
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
-
 # Behind a sentence, and the quotes and brackets that close with it.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])(?![」』”])|(?<=[。！？][」』”])|\n+")
 
 
 class Seq2Seq(Task):
     summary = "texts from texts: summaries, translations"
+    aliases = ("summarization", "translation", "text2text-generation")
     command = "finetune"
     auto_model = "AutoModelForSeq2SeqLM"
     roles = ("text", "target")
-    watched = ("nll", "perplexity", *OF_TEXTS)
+    watched = ("nll", "perplexity", *WATCHED)
     metrics = (*OF_TEXTS, *OF_LIKELIHOODS)
     settings = OF_LANGUAGE_MODELS | {
         "data.columns.target", "data.source_prefix", "data.source_lang", "data.target_lang", "data.max_length",
@@ -72,7 +76,7 @@ class Seq2Seq(Task):
 
     def usual_metrics(self, config: Any) -> Sequence[str]:
         """The first is cheap at each evaluation; what is measured in the end depends on the texts, too."""
-        return ("nll", *USUAL)
+        return ("nll", *USUAL, *ROUGE_KEYS)
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Pretrained: twice BERT's learning rate, for T5 (huggingface.co/docs/transformers/model_doc/t5: 1e-4 and 3e-4
@@ -94,12 +98,18 @@ class Seq2Seq(Task):
         )
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
-        from hfkit.data.pairs import load_pairs
+        from hfkit.data.columns import FLAGS
+        from hfkit.data.pairs import load_pairs, one_target_a_row
         from hfkit.data.splits import hold_out_groups
 
+        for role in ("text_pair", "label"):
+            if getattr(recipe.data.columns, role) is not None:
+                raise UsageError(f"{FLAGS[role]} has no effect for seq2seq", f"leave it out, or {FLAGS['target']}")
         splits = load_pairs(recipe.data)
         if "train" in splits and "validation" not in splits and recipe.data.validation_split > 0:
             splits |= hold_out_groups(splits["train"], "text", recipe.data.validation_split, recipe.train.seed)
+        if "train" in splits:
+            splits["train"] = one_target_a_row(splits["train"])
         return splits
 
     def encode(
@@ -121,7 +131,7 @@ class Seq2Seq(Task):
         without_cache(model)
         if not isinstance(rows, EncodedPairs):
             return
-        model.config.source_prefix = rows.prefix
+        model.config.source_prefix, model.config.max_source_length = rows.prefix, rows.sources.limit
         longest = int(rows.targets.lengths.max())
         model.generation_config.max_new_tokens = min(2 * longest, rows.most)
         if rows.num_beams is not None:
@@ -173,9 +183,10 @@ class Seq2Seq(Task):
     ) -> Measured | None:
         """The scores of the generated texts, beside those of copying the source, and the likelihood of the targets."""
         from hfkit.metrics.sample import Measured
+        from hfkit.metrics.table import metric_of
 
         wanted = recipe.evaluation
-        names = wanted.metrics or usual_metrics_of(dataset["target"][:])
+        names = [*dict.fromkeys(map(metric_of, wanted.metrics))] or usual_metrics_of(dataset["target"][:])
         scores: dict[str, Score] = {}
         rows: list[Row] = []
         if of_texts := [name for name in names if name in OF_TEXTS]:
@@ -198,9 +209,12 @@ class Seq2Seq(Task):
         from hfkit.metrics.text import best_squad_f1
 
         wanted = recipe.evaluation
-        pairs = self.encode(dataset, tokenizer, model, recipe)
-        assert isinstance(pairs, EncodedPairs)
+        pairs = EncodedPairs(dataset, tokenizer, model, recipe)  # whose targets are references here, in full
+        _say_long("sources", pairs.sources, "max-length", pairs.most, recipe)
         settings = _settings(model, wanted.num_beams, recipe.data.max_target_length)
+        if model.generation_config.do_sample:
+            fix = "hfkit generate --greedy makes the texts that are scored"
+            warn("texts are generated without sampling, which the model's own settings ask for", fix, once=True)
         sources = [pairs.sources[index] for index in range(len(pairs))]
         texts = generate_texts(model, tokenizer, sources, settings, batch_size=wanted.batch_size)
         given, targets = dataset["text"][:], dataset["target"][:]
@@ -225,10 +239,9 @@ class Seq2Seq(Task):
 
 def usual_metrics_of(targets: Sequence[str]) -> list[str]:
     """The metrics of texts like these: BLEU by characters where words have no blanks between them."""
-    spaceless = sum(written_in(SPACELESS, text) for text in targets) > len(targets) / 2
-    chinese = sum(written_in(HAN, text) for text in targets) > len(targets) / 2
-    bleu = "bleu_zh" if chinese else "bleu_char" if spaceless else "bleu"
-    return [bleu, *USUAL[1:]]
+    from hfkit.metrics.text import bleu_for
+
+    return [bleu_for(targets), *USUAL[1:]]
 
 
 def _measure_likelihoods(
@@ -265,17 +278,18 @@ def _sentences(text: str) -> list[str]:
     return [sentence for sentence in SENTENCE_END.split(text) if sentence and sentence.strip()]
 
 
-def _settings(model: PreTrainedModel, num_beams: int | None, max_new_tokens: int | None = None) -> GenerationConfig:
-    """The model's own generation settings without sampling, with these on top."""
+def _settings(model: PreTrainedModel, num_beams: int | None, most: int | None = None) -> GenerationConfig:
+    """The model's own generation settings without sampling, with these on top; `most`: new tokens at most."""
     settings = copy.deepcopy(model.generation_config)
-    settings.do_sample, settings.max_length = False, None
+    own = own_new_tokens(model) or most or NEW_TOKENS
+    settings.do_sample, settings.max_length, settings.num_return_sequences = False, None, 1
     for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"):
         setattr(settings, name, None)
     if num_beams is not None:
         settings.num_beams = num_beams
     if (settings.num_beams or 1) == 1:
         settings.length_penalty = settings.early_stopping = None
-    settings.max_new_tokens = max_new_tokens or settings.max_new_tokens or NEW_TOKENS
+    settings.max_new_tokens = min(own, most or own)
     return settings
 
 
@@ -300,6 +314,7 @@ def generate_texts(
     order = np.argsort([-len(ids) for ids in sources], kind="stable").tolist()
     starts = range(0, len(order), batch_size)
     made: list[tuple[int, str]] = []
+    num_cut = 0
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -309,8 +324,14 @@ def generate_texts(
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             ids = model.generate(**inputs, generation_config=settings, use_cache=True)
             made += zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True)
+            num_cut += int((ids != tokenizer.eos_token_id)[:, 1:].all(dim=1).sum())
     model.train(was_training)
-    return [text for _, text in sorted(made if alone else all_gather(made))]
+    if alone:
+        return [text for _, text in sorted(made)]
+    if total := sum(all_gather([num_cut])):
+        what = f"{total:,} of {len(sources):,} texts were cut after {settings.max_new_tokens} tokens"
+        warn(what, "train longer, or with longer targets", once=True)
+    return [text for _, text in sorted(all_gather(made))]
 
 
 def _say_long(name: str, side: Any, flag: str, most: int, recipe: Recipe) -> None:

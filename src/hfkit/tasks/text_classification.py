@@ -67,6 +67,7 @@ SETTINGS = frozenset(
 
 class TextClassification(Task):
     summary = "labels of texts"
+    aliases = ("classification", "sequence-classification", "sentiment-analysis", "glue", "regression")
     command = "finetune"
     auto_model = "AutoModelForSequenceClassification"
     roles = ("text", "text_pair", "label")

@@ -38,6 +38,7 @@ class TokenClassification(Task):
     auto_model = "AutoModelForTokenClassification"
     roles = ("text", "label")
     questions = ("text", "tokens")
+    aliases = ("ner", "pos", "tagging")
     suffixes = TAGGED
     metrics = (*OF_ENTITIES, *OF_WORDS)
     settings = frozenset({"data.max_length", "data.window_overlap", "data.subword_labels"})

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from hfkit.errors import DivergedError, StoppedError
 from hfkit.evaluation.scoring import score_split
-from hfkit.metrics.table import KEYS
+from hfkit.metrics.table import metric_of
 from hfkit.models import adapters, sharded
 from hfkit.runs.manifest import peak_memory_mib
 from hfkit.runs.results import append_log, read_log
@@ -187,11 +187,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def _score(self, metric: str) -> dict[str, float]:
         """A metric of the validation data that needs more than one pass, said and logged."""
         ready, step = self.ready, self.trainer.state.global_step
-        wanted = replace(ready.recipe.evaluation, metrics=[metric], interval=False)
+        wanted = replace(ready.recipe.evaluation, metrics=[metric_of(metric)], interval=False)
         recipe = replace(ready.recipe, evaluation=wanted)
         with processes.distributed_inference(self.run.safe):
             scores = score_split(ready.task, self.trainer.model, ready.tokenizer, ready.splits["validation"], recipe)
-        value = scores[KEYS.get(metric, (metric,))[0]].value
+        value = scores[metric].value
         say(f"  {metric} at step {step}: {value:.4g}")
         found = {f"eval_{metric}": value}
         if is_main_process():
