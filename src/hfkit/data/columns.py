@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hfkit.data.labels import label_columns
 from hfkit.data.readers import ID_NAMES, LABEL_NAMES, TEXT_NAMES, has_effect, layout_of, read_rows
-from hfkit.data.sources import is_local, is_saved, listed, local_files, only, type_name
+from hfkit.data.sources import are_files, listed, local_files, only, type_name
 from hfkit.errors import DataError
 from hfkit.system.console import say, short, warn
 
@@ -384,8 +384,7 @@ def _check_rows(splits: dict[str, Dataset], data: Data, texts: list[str], label:
 def place_of(data: Data, split: str, row: int) -> str:
     """File and line of a row that `load_data` gave, found by reading again; for other sources the row's number."""
     sources, skip = getattr(data, split, []), row
-    in_files = [not source.startswith("builtin:") and not is_saved(source) and is_local(source) for source in sources]
-    if sources and all(in_files):
+    if sources and are_files(sources):
         for path in itertools.chain.from_iterable(map(local_files, sources)):
             for place, _ in read_rows(path, layout_of(data)):
                 if skip == 0:

@@ -15,7 +15,7 @@ from hfkit.data.lines import format_of
 from hfkit.data.loading import load_data, load_source
 from hfkit.data.readers import TEXT, Layout, has_effect, layout_of
 from hfkit.data.scripts import words
-from hfkit.data.sources import SPLITS, is_local, is_saved, local_files, type_name
+from hfkit.data.sources import SPLITS, are_files, local_files, type_name
 from hfkit.errors import DataError, UsageError
 from hfkit.system.console import counted, say, short, warn
 
@@ -116,8 +116,7 @@ def _require_languages(loaded: Mapping[str, Dataset], splits: Mapping[str, Datas
 
 def are_parallel(sources: Sequence[str]) -> bool:
     """Whether all sources are text files, which hold one side of the pairs each."""
-    are_files = [not one.startswith("builtin:") and not is_saved(one) and is_local(one) for one in sources]
-    return all(are_files) and all(has_effect("documents", file) for one in sources for file in local_files(one))
+    return are_files(sources) and all(has_effect("documents", file) for one in sources for file in local_files(one))
 
 
 def look_parallel(sources: Sequence[str]) -> bool:

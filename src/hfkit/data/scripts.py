@@ -1,4 +1,4 @@
-"""Scripts that write no blanks between words, and the words of a text in any script."""
+"""Scripts that write no blanks between words, and the words and sentences of a text in any script."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ SPACELESS = re.compile(
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
 )
 
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")  # Chinese signs
+
+# Behind a sentence, and the quotes and brackets that close with it.
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])(?![」』”])|(?<=[。！？][」』”])|\n+")
+
 LETTER = re.compile(r"[^\W\d_]")
 
 
 def written_in(script: re.Pattern[str], text: str) -> bool:
     """True if most letters of the text are of the script."""
     return not text.isascii() and 2 * len(script.findall(text)) > len(LETTER.findall(text))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, by their final signs and line ends."""
+    return [sentence for sentence in SENTENCE_END.split(text) if sentence and sentence.strip()]
 
 
 def words(text: str) -> list[str]:

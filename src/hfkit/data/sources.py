@@ -150,6 +150,11 @@ def is_saved(source: str) -> bool:
     )
 
 
+def are_files(sources: Sequence[str]) -> bool:
+    """Whether these are files of this machine, and no saved, built-in or Hub data set is among them."""
+    return all(not one.startswith("builtin:") and not is_saved(one) and is_local(one) for one in sources)
+
+
 def is_local(source: str) -> bool:
     """Whether this source never needs the Hub."""
     refuse_url(source)

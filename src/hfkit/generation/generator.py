@@ -154,7 +154,9 @@ class Generator:
     @property
     def prefix(self) -> str:
         """What stands before every prompt, as it did in training; nothing where the prompt is taken as it is."""
-        return "" if self.given.raw else getattr(self.model.config, "source_prefix", None) or ""
+        from hfkit.models.config import trained_prefix
+
+        return "" if self.given.raw else trained_prefix(self.model.config)
 
     @property
     def one_by_one(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfkit.data.scripts import SPACELESS, words, written_in
+from hfkit.data.scripts import HAN, SPACELESS, words, written_in
 from hfkit.errors import DataError
 from hfkit.metrics.inputs import mean_sample
 from hfkit.metrics.sample import Sample, additive, ratio_sample
@@ -35,8 +35,6 @@ NON_ASCII_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 

@@ -147,6 +147,11 @@ def max_tokens(model: PreTrainedModel) -> int | None:
     return None if positions is None else positions - offset
 
 
+def trained_prefix(config: PreTrainedConfig) -> str:
+    """What stood before every source in the training of an encoder-decoder, as its config keeps it."""
+    return getattr(config, "source_prefix", None) or ""
+
+
 def own_new_tokens(model: PreTrainedModel) -> int | None:
     """The number of new tokens that the model's own generation settings allow; None if they say nothing.
 

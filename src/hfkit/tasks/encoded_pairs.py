@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.errors import ModelError, UsageError, did_you_mean
+from hfkit.models.config import trained_prefix
 from hfkit.system.console import say_once
 from hfkit.tasks.base import Examples
 from hfkit.tasks.packing import token_store
@@ -105,7 +106,7 @@ class EncodedPairs(Examples):
 
 def prefix_of(model: PreTrainedModel, data: Data) -> str:
     """What stands before every source: as it was given, else as in the training of the model."""
-    return data.source_prefix if data.source_prefix is not None else getattr(model.config, "source_prefix", None) or ""
+    return data.source_prefix if data.source_prefix is not None else trained_prefix(model.config)
 
 
 def with_prefix(dataset: Dataset, prefix: str) -> Dataset:

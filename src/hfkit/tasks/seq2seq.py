@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfkit.errors import DataError, UsageError
+from hfkit.data.scripts import sentences
+from hfkit.errors import UsageError
 from hfkit.models.config import own_new_tokens
 from hfkit.system.console import short, warn
 from hfkit.tasks.base import Batch, Examples, LossOptions, Task, batch_defaults, finetuning_defaults
@@ -24,6 +24,7 @@ from hfkit.tasks.language_modeling import (
     token_statistics,
     without_cache,
 )
+from hfkit.tasks.windows import say_truncation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,12 +51,7 @@ USUAL = ("bleu", "chrf", "rouge", "perplexity")
 
 NEW_TOKENS = 128  # of a generated text at most, where neither training nor the model says it
 
-MAX_CUT = 0.05  # share of pairs that may be cut before it takes a decision
-
 SAMPLES = 2  # texts that are shown at each evaluation
-
-# Behind a sentence, and the quotes and brackets that close with it.
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[。！？])(?![」』”])|(?<=[。！？][」』”])|\n+")
 
 
 class Seq2Seq(Task):
@@ -264,18 +260,14 @@ def baselines(sources: Sequence[str], references: Sequence[Sequence[str]]) -> di
     "copy": the source. "lead", of sources of several sentences: as many first sentences as the references have.
     """
     found = {"copy": ("the source itself", list(sources))}
-    split = [_sentences(text) for text in sources]
-    counts = sorted(len(_sentences(given[0])) for given in references)
+    split = list(map(sentences, sources))
+    counts = sorted(len(sentences(given[0])) for given in references)
     wanted = max(counts[len(counts) // 2], 1)
-    longer = sum(len(sentences) > wanted for sentences in split)
+    longer = sum(len(one) > wanted for one in split)
     if longer > len(split) / 2:
         said = f"the first {wanted} sentences of the source" if wanted > 1 else "the first sentence of the source"
-        found["lead"] = (said, [" ".join(sentences[:wanted]) for sentences in split])
+        found["lead"] = (said, [" ".join(one[:wanted]) for one in split])
     return found
-
-
-def _sentences(text: str) -> list[str]:
-    return [sentence for sentence in SENTENCE_END.split(text) if sentence and sentence.strip()]
 
 
 def _settings(model: PreTrainedModel, num_beams: int | None, most: int | None = None) -> GenerationConfig:
@@ -341,6 +333,4 @@ def _say_long(name: str, side: Any, flag: str, most: int, recipe: Recipe) -> Non
         return
     found = f"{num_cut:,} of {num_texts:,} {name} ({num_cut / num_texts:.1%}) are longer than {side.limit} tokens"
     longer = f"--{flag} {side.longest}" if side.longest <= most else ""
-    if num_cut / num_texts > MAX_CUT and not recipe.data.allow_truncation:
-        raise DataError(f"{found} and would be truncated", ", or ".join(filter(None, [longer, "--allow-truncation"])))
-    warn(f"{found} and were truncated", longer, once=True)  # also when the same rows are scored
+    say_truncation(found, num_cut / num_texts, [longer], decided=recipe.data.allow_truncation)

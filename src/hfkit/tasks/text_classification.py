@@ -26,7 +26,7 @@ from hfkit.data.labels import (
 from hfkit.errors import DataError, UsageError
 from hfkit.system.console import say, warn
 from hfkit.tasks.base import Batch, Examples, LossOptions, Predict, Task, finetuning_defaults
-from hfkit.tasks.windows import EncodedTexts, padded
+from hfkit.tasks.windows import EncodedTexts, padded, say_truncation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from hfkit.settings import Data, Evaluation, Recipe
 
 BUILTIN_LABELLED = "builtin:python-docstrings"
-
-MAX_CUT = 0.05  # share of labelled rows that may be cut before it takes a decision
 
 THRESHOLD = 0.5  # of a label among several, where nothing else was chosen
 
@@ -316,10 +314,8 @@ def say_long(num_texts: int, rows: EncodedTexts, recipe: Recipe) -> None:
         say(f"{found} and make {len(rows):,} windows together with the others")
         return
     longer = f"--max-length {rows.longest}" if rows.longest <= rows.most else ""
-    if share > MAX_CUT and rows.labels is not None and not recipe.data.allow_truncation:
-        ways = [longer, "--long-documents window", "--allow-truncation"]
-        raise DataError(f"{found} and would be truncated", ", or ".join(filter(None, ways)))
-    warn(f"{found} and were truncated", longer)
+    is_decided = rows.labels is None or recipe.data.allow_truncation
+    say_truncation(found, share, [longer, "--long-documents window"], decided=is_decided)
 
 
 def _require_sense(recipe: Recipe, kind: str) -> None:

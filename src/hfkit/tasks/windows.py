@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.data.labels import MULTIPLE, SINGLE, kind_of, labels_of, problem_type_of
 from hfkit.errors import DataError, ModelError, UsageError
+from hfkit.system.console import warn
 from hfkit.tasks.base import Batch, Examples
 from hfkit.tasks.packing import token_store
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.settings import Recipe
+
+MAX_CUT = 0.05  # share of texts that may be truncated before it takes a decision
 
 MAX_LENGTH = 512  # the default: BERT's limit, and attention costs the square of it
 
@@ -246,6 +249,16 @@ def token_limits(
             f"data.max_length {limit} is longer than the model's {longest} tokens", f"--max-length {longest}"
         )
     return limit, longest
+
+
+def say_truncation(found: str, share: float, ways: Sequence[str], *, decided: bool) -> None:
+    """Warns that the texts that were `found` are truncated, once in a command; `ways`: what to type instead.
+
+    DataError where they are so large a `share` of all that somebody has to decide, and nobody has.
+    """
+    if share > MAX_CUT and not decided:
+        raise DataError(f"{found} and would be truncated", ", or ".join([*filter(None, ways), "--allow-truncation"]))
+    warn(f"{found} and were truncated", ways[0], once=True)
 
 
 def class_weights(wanted: str, names: Sequence[str], labels: Sequence[int]) -> list[float]:
