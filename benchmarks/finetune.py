@@ -159,7 +159,7 @@ class Side:
 class Stock(Side):
     """The stock Trainer on rows that are tokenized as run_glue.py does it."""
 
-    def __init__(self, options: argparse.Namespace, *, pad_to_max_length: bool) -> None:
+    def __init__(self, options: argparse.Namespace, *, pad_to_max_length: bool, **arguments: Any) -> None:
         from datasets import Dataset
         from transformers import (
             AutoModelForSequenceClassification,
@@ -187,9 +187,12 @@ class Stock(Side):
         dataset = Dataset.from_dict({"sentence": texts, "label": labels}).map(
             tokenize, batched=True, remove_columns=["sentence"]
         )
-        args = TrainingArguments(
-            output_dir=options.folder, per_device_train_batch_size=options.batch_size, dataloader_pin_memory=False
-        )
+        usual = {
+            "output_dir": options.folder,
+            "per_device_train_batch_size": options.batch_size,
+            "dataloader_pin_memory": False,
+        }
+        args = TrainingArguments(**{**usual, **arguments})
         collator = default_data_collator if pad_to_max_length else DataCollatorWithPadding(tokenizer)
         self.trainer = new_trainer(self.model, args, train_dataset=dataset, data_collator=collator)
 
