@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -120,8 +121,7 @@ class Done(NamedTuple):
         marks = self.marks[min(WARM_UP, max(len(self.marks) - 2, 0)) :]
         if len(marks) < 2:
             raise CommandFailed(f"{len(self.marks)} log lines are too few to measure a speed:\n{tail(self.err)}")
-        pairs = zip(marks, marks[1:], strict=False)
-        return statistics.median((b[1] - a[1]) / max(b[0] - a[0], 1e-9) for a, b in pairs)
+        return statistics.median((b[1] - a[1]) / max(b[0] - a[0], 1e-9) for a, b in itertools.pairwise(marks))
 
 
 class Check:
@@ -420,7 +420,7 @@ def compiled(check: Check) -> None:
 
 
 def finetune(check: Check) -> None:
-    """A classifier beside the stock Trainer, which pads each example to 128 tokens as run_glue.py does, or each batch."""
+    """A classifier beside the stock Trainer, which pads to 128 tokens as run_glue.py does, or each batch."""
     size = check.sizes["classify"]
     done = check.hfkit(
         *("finetune", "--model", check.folder / "bert", "--data", check.folder / "rows.tsv"),

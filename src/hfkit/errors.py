@@ -91,7 +91,13 @@ def first_line(error: BaseException) -> str:
 
 Problem = tuple[str, str]  # message and fix
 
-OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "out of memory")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",  # cuBLAS and cuDNN, which allocate for themselves
+)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import hfkit
 from hfkit.cli.main import main
-from hfkit.errors import UsageError
+from hfkit.errors import UsageError, is_out_of_memory
 from hfkit.recipe.resolve import dump_yaml
 from hfkit.training.batch import BatchSize, batch_size
 from tiny_models import TEXT, make_bert, make_gpt2
@@ -216,3 +216,44 @@ def test_auto_is_the_whole_step_where_there_is_room(folder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "batch: 32 examples fit in a micro-batch\n" in said
     assert "each step: 32 examples (32 in a micro-batch x 1 accumulation step x 1 process), about " in said
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.18 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_what_gpus_call_out_of_memory(message):
+    assert is_out_of_memory(RuntimeError(message))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_auto_leaves_room_for_gradients_of_earlier_micro_batches(folder, monkeypatch, capsys):
+    """Two moments of each weight, and its gradient if a step has several micro-batches."""
+    from contextlib import contextmanager
+
+    from hfkit.training import batch
+
+    taken, empty_like = [], torch.empty_like
+
+    @contextmanager
+    def small_device(ready, args):
+        def run_micro_batch(examples):
+            if len(examples) > 4:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        taken.clear()
+        yield run_micro_batch
+
+    monkeypatch.setattr(batch, "trial", small_device)
+    monkeypatch.setattr(batch.torch, "empty_like", lambda weight: taken.append(weight.numel()) or empty_like(weight))
+    for size, copies in ((4, 2), (16, 3)):
+        arguments = ["pretrain", "--model", str(folder / "gpt2"), "--data", str(folder / "text.txt")]
+        arguments += ["--block-size", "16", "--validation-split", "0", "--batch-size", "auto", "--plan", "--json"]
+        assert main([*arguments, "--global-batch-size", str(size)]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["runs"][0]["rows_in_pass"] == 4
+        assert sum(taken) == copies * facts["model"]["parameters"]

@@ -51,6 +51,7 @@ class Measured(NamedTuple):
     itemsize: int  # bytes of a weight
     flops: float  # of a forward and backward pass, per token
     activations: float | None  # bytes kept for the backward pass, per token; None: not measured
+    kept: float  # bytes kept for it whatever the number of tokens: weights converted to the dtype of the computation
     pace: Pace
     peak: float  # FLOP/s that the device reaches at most
     mean: float  # tokens of an example
@@ -134,15 +135,16 @@ def measure(
     mean = stream.mean_length or padded_tokens(two) / len(two)
     peak = matmul_flops(args)
     activations: float | None = None
+    kept = 0.0
     if on_paper:
         say(f"{total:,} parameters don't fit into memory: compute is estimated; time is a lower bound")
         flops = 6.0 * matrix_parameters(ready.model)
         own = Pace(flops * mean / peak, 0.0)
     else:
-        ready.task.adapt(ready.model, ready.collate(two))
-        flops, activations = counted_pass(ready, two, args)
+        ready.task.adapt(ready.model.to(args.device), ready.collate(two))
+        flops, activations, kept = counted_passes(ready, two, args)
         own = pace(ready, stream, args)
-    return Measured(total, trained, ready.model.dtype.itemsize, flops, activations, own, peak, mean, longest)
+    return Measured(total, trained, ready.model.dtype.itemsize, flops, activations, kept, own, peak, mean, longest)
 
 
 def run_facts(
@@ -186,9 +188,9 @@ def memory_facts(recipe: Recipe, measured: Measured, batch: BatchSize, shards: i
         "gradients": gradients + buckets,
         "optimizer": numbers * gradients,
     }
-    activations = (
-        None if measured.activations is None else round(measured.activations * measured.longest * batch.per_device)
-    )
+    activations = None
+    if measured.activations is not None:
+        activations = round(measured.activations * measured.longest * batch.per_device + measured.kept)
     return {**memory, "activations": activations, "sum": sum(memory.values()) + (activations or 0)}
 
 
@@ -250,8 +252,22 @@ def peak_size(args: TrainingArguments) -> int:
     return PEAK_SIZE[args.device.type != "cpu"]
 
 
-def counted_pass(ready: Prepared, examples: Sequence[dict[str, Any]], args: TrainingArguments) -> tuple[float, float]:
-    """FLOPs of a forward and a backward pass and bytes that the first keeps for the second, both per token."""
+def counted_passes(
+    ready: Prepared, two: Sequence[dict[str, Any]], args: TrainingArguments
+) -> tuple[float, float, float]:
+    """FLOPs per token of a forward and a backward pass, and bytes that the first keeps for the second: per token, and
+    whatever the number of tokens. The latter are what one example and `two` have in common."""
+    flops, kept = counted_pass(ready, two, args)
+    tokens, first = padded_tokens(two), padded_tokens(two[:1])
+    if tokens == first:
+        return flops / tokens, kept / tokens, 0.0
+    _, kept_of_first = counted_pass(ready, two[:1], args)
+    per_token = (kept - kept_of_first) / (tokens - first)
+    return flops / tokens, per_token, max(kept - per_token * tokens, 0.0)
+
+
+def counted_pass(ready: Prepared, examples: Sequence[dict[str, Any]], args: TrainingArguments) -> tuple[float, int]:
+    """FLOPs of a forward and a backward pass, and bytes that the first keeps for the second."""
     weights = {weight.untyped_storage().data_ptr() for weight in ready.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -274,8 +290,7 @@ def counted_pass(ready: Prepared, examples: Sequence[dict[str, Any]], args: Trai
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with trial(ready, args) as run_micro_batch, counter, hooks:
         run_micro_batch(examples)
-    tokens = padded_tokens(examples)
-    return counter.get_total_flops() / tokens, sum(kept.values()) / tokens
+    return counter.get_total_flops(), sum(kept.values())
 
 
 def length_facts(rows: Examples | None) -> dict[str, int]:

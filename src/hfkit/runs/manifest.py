@@ -101,6 +101,20 @@ def peak_memory_mib() -> int:
     return peak // (1024 if sys.platform == "linux" else 1024 * 1024)
 
 
+def peak_device_memory_mib() -> int | None:
+    """Most memory that tensors of this process took on its accelerator since the last reset, in MiB; None on a CPU."""
+    import torch
+
+    return torch.accelerator.max_memory_allocated() >> 20 if torch.accelerator.is_available() else None
+
+
+def reset_peak_device_memory() -> None:
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.reset_peak_memory_stats()
+
+
 def _holds_something(directory: Path) -> bool:
     first = {LOCK, files.temporary(Path(MANIFEST)).name}  # what a run that died at once has left
     return directory.is_dir() and any(path.name not in first for path in directory.iterdir())

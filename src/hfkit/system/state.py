@@ -6,7 +6,7 @@ import csv
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 LOGGERS = ("transformers", "torch.distributed")  # that hfkit silences
 
@@ -19,7 +19,6 @@ def kept_state() -> Iterator[None]:
     """
     import datasets
     import numpy as np
-    import torch
     import transformers
     from huggingface_hub import utils as hub_utils
 
@@ -39,7 +38,7 @@ def kept_state() -> Iterator[None]:
     )
     drawn, field_size = (random.getstate(), np.random.get_state()), csv.field_size_limit()
     try:
-        with torch.random.fork_rng():
+        with kept_random_state():
             yield
     finally:
         csv.field_size_limit(field_size)
@@ -49,3 +48,14 @@ def kept_state() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         for shown, enable, disable in bars:
             (enable if shown else disable)()
+
+
+def kept_random_state() -> AbstractContextManager[None]:
+    """Restores torch's random states, of the CPU and of the device of this process.
+
+    Without naming the device, torch takes all devices of the machine, and warns where there are several.
+    """
+    import torch
+
+    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
+    return torch.random.fork_rng(devices)

@@ -76,12 +76,15 @@ class CausalLM(LanguageModel):
         return batch
 
     def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:
+        model.config.use_cache = False  # training needs none, and with one the library makes no mask between documents
         if "position_ids" in batch:
-            model.config.use_cache = False  # with a cache the library makes no mask between documents
             check_document_masking(model, batch)
 
     def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return logits[:, :-1], labels[:, 1:]
+        """The labels are shifted, not the logits: these are the largest tensor of a step, and a slice is a copy."""
+        import torch
+
+        return logits, torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
     def reduce(
         self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.labels import IGNORED
 from hfkit.system import compat
 from hfkit.system.console import warn
+from hfkit.system.state import kept_random_state
 from hfkit.tasks.base import Batch
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def narrow_head(model: PreTrainedModel, batch: Batch) -> None:
     positions = inputs[POSITIONS]
     was_training = model.training
     model.eval()
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), kept_random_state():
         narrow = model(**inputs)[0]
         every = model(**{name: tensor for name, tensor in inputs.items() if name != POSITIONS})[0][positions]
     model.train(was_training)

@@ -60,7 +60,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         "save_strategy": "no",
         "disable_tqdm": True,
         "log_level_replica": "error",  # the first process warns for all
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": settings.report_to or "none",
         **settings.extra,
     }

@@ -102,7 +102,8 @@ def examples_that_fit(
 
     It is tried on the longest examples of the data, beside the optimizer's state.
     """
-    sizes = (found.per_device for found in batch_sizes(batch.total, batch.devices))
+    possible = [found.per_device for found in batch_sizes(batch.total, batch.devices)]
+    sizes = iter(possible)
     largest = next(sizes)
     if largest == 1:
         return 1
@@ -110,8 +111,10 @@ def examples_that_fit(
     @find_executable_batch_size(starting_batch_size=largest, reduce_batch_size_fn=lambda: next(sizes, 0))  # type: ignore[untyped-decorator]
     def fits(size: int) -> int:
         with trial(ready, args) as run_micro_batch, within_free_memory():
-            # AdamW's two moments and, of several processes, the gradients that are sent
-            others = [torch.empty_like(w) for w in ready.model.parameters() for _ in range(2 + (batch.devices > 1))]
+            # AdamW's two moments, the gradients of earlier micro-batches and, of several processes, those that are sent
+            copies = 2 + (size < possible[0]) + (batch.devices > 1)
+            trained = [weight for weight in ready.model.parameters() if weight.requires_grad]
+            others = [torch.empty_like(weight) for weight in trained for _ in range(copies)]
             run_micro_batch(stream.longest(size))
             del others
         return size
@@ -129,9 +132,21 @@ def examples_that_fit(
 
 @contextmanager
 def within_free_memory() -> Iterator[None]:
-    """Inside, an allocation beyond the free main memory fails on Linux; otherwise the system ends the process."""
+    """Inside, an allocation beyond a share of the free memory fails, of the GPU or of Linux.
+
+    Beyond all of its main memory Linux would end the process. On a GPU, later steps need some room for the holes
+    between tensors of other sizes.
+    """
     import resource  # Unix only
 
+    if torch.cuda.is_available():
+        reserve = int((1 - FILLED) * torch.cuda.mem_get_info()[0])
+        held = torch.empty(reserve, dtype=torch.uint8, device="cuda")
+        try:
+            yield
+        finally:
+            del held
+        return
     if sys.platform != "linux" or torch.accelerator.is_available():
         yield
         return

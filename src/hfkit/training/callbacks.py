@@ -20,11 +20,12 @@ from hfkit.errors import DivergedError, StoppedError
 from hfkit.evaluation.scoring import score_split
 from hfkit.metrics.table import metric_of
 from hfkit.models import adapters, sharded
-from hfkit.runs.manifest import peak_memory_mib
+from hfkit.runs.manifest import peak_device_memory_mib, peak_memory_mib, reset_peak_device_memory
 from hfkit.runs.results import append_log, read_log
 from hfkit.system import processes
 from hfkit.system.checkpoints import read_marker
 from hfkit.system.console import duration, is_main_process, say
+from hfkit.system.state import kept_random_state
 from hfkit.training.arguments import intervals
 from hfkit.training.best import Best
 from hfkit.training.pace import seconds_of
@@ -71,8 +72,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._seconds_before = 0.0 if checkpoint is None else read_marker(checkpoint).get("seconds", 0.0)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
+        reset_peak_device_memory()  # of the trial steps
         with self.progress(), suppress(NothingLeft):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self._peak_device_memory_mib = peak_device_memory_mib()  # scoring, which follows, takes other amounts
         # From here on a signal acts at once. One of several ranks would leave the others waiting: they finish the run.
         self.signals.immediate = trainer.args.world_size == 1
         if self.signals.on_any_rank(trainer.args.device):
@@ -88,6 +91,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             "tokens_seen": self.stream.tokens(0, steps * self.stream.global_batch_size) or None,
             "best": None if self.best is None else {"step": self.best.step, self.best.metric: self.best.value},
             "peak_memory_mib": peak_memory_mib(),
+            "peak_device_memory_mib": self._peak_device_memory_mib,
         }
 
     def watched(self, training_loss: Loss, loss: Loss) -> Loss:
@@ -168,7 +172,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def evaluate(self) -> None:
         """Metrics of the validation data, logged; random states are left as they were."""
         start = time.monotonic()
-        with torch.random.fork_rng():
+        with kept_random_state():
             metrics = self.trainer.evaluate()
             if self.best is not None and f"eval_{self.best.metric}" not in metrics:
                 metrics |= self._score(self.best.metric)

@@ -14,6 +14,7 @@ import torch
 
 from hfkit.errors import UsageError
 from hfkit.system.console import say
+from hfkit.system.state import kept_random_state
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -117,7 +118,7 @@ def trial(ready: Prepared, args: TrainingArguments) -> Iterator[Callable[[Sequen
     if args.activation_checkpointing:
         model.activation_checkpointing_enable()
     try:
-        with torch.random.fork_rng():
+        with kept_random_state():
             yield run_micro_batch
     finally:
         model.zero_grad()

@@ -140,7 +140,7 @@ def with_batch_that_fits(ready: Prepared, directory: Path) -> Prepared:
     recipe = ready.recipe
     args = training_arguments(recipe, directory)
     stream = stream_of(1, ready)
-    ready.task.adapt(ready.model, ready.collate(stream.sample(1)))
+    ready.task.adapt(ready.model.to(args.device), ready.collate(stream.sample(1)))
     found = examples_that_fit(ready, stream, batch_size(recipe, num_devices(recipe)), args)
     found = -all_reduce_max(-found, args.device)
     return ready._replace(recipe=replace(recipe, train=replace(recipe.train, per_device_train_batch_size=found)))

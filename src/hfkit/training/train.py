@@ -116,6 +116,8 @@ def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
     """The schedule that the recipe's budget gives. Sets in `args` what follows from the number of steps."""
     recipe, trial = ready.recipe, stream_of(MEGABATCH, ready)
     examples = trial.sample(args.train_batch_size)
+    if not sharded.is_asked(args):  # weights that are sharded need not fit one device
+        ready.model.to(args.device)
     ready.task.adapt(ready.model, ready.collate(examples), ready.rows)
     step_seconds = cache(
         lambda: pace(ready, trial, args).step(args.train_batch_size * args.gradient_accumulation_steps)
@@ -148,7 +150,8 @@ def start(
     checkpoint = on_main_process(lambda: run.start(identity(recipe, **facts), num_trained, allow_changed=allow_changed))
     say(summary(ready, schedule, run.directory))
     say(batch_line(batch_size(recipe, num_devices(recipe)), schedule.mean_tokens))
-    say(f"expected time: {duration(schedule.step_seconds() * schedule.steps)} for training on this machine")
+    if not sharded.is_asked(args):  # steps are timed with whole weights
+        say(f"expected time: {duration(schedule.step_seconds() * schedule.steps)} for training on this machine")
     if checkpoint is not None:
         say(f"resuming from step {step_of(checkpoint)} ({checkpoint})")
     return checkpoint
