@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-portable test-real soak lint check format clean
+.PHONY: help setup demo test test-portable test-real soak gpu lint check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ SOAK ?= 20
 soak: setup  ## kill and stop SOAK=20 runs at random moments: each must end as the unbroken one
 	$(BIN)/python -m pytest -q -m soak tests/reliability
 	$(BIN)/python tests/reliability/soak.py $(SOAK)
+
+GPU ?=
+gpu: setup  ## what hfkit does on a GPU: speeds and claims; GPU="--device cpu --quick" tries the script without one
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 lint: setup  ## ruff and mypy; dependencies are what is imported, and imports point downwards
 	$(BIN)/ruff check src tests benchmarks

@@ -61,6 +61,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         "disable_tqdm": True,
         "log_level_replica": "error",  # the first process warns for all
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "accelerator_config": {"non_blocking": torch.cuda.is_available()},  # a copy need not wait for the last step
         "report_to": settings.report_to or "none",
         **settings.extra,
     }
