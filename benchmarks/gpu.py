@@ -306,7 +306,10 @@ def attempt(check: Check, name: str, section: Callable[[Check], None]) -> bool:
 
 
 def tail(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.strip().splitlines()[-TAIL:])
+    """The last lines, and hfkit's own errors before them: launchers add a report of many lines."""
+    lines = text.strip().splitlines()
+    errors = [line for line in lines[:-TAIL] if line.startswith("error:") or re.match(r"\w+(\.\w+)*Error: ", line)]
+    return "\n".join(f"    {line}" for line in [*errors[-5:], *lines[-TAIL:]])
 
 
 def end(process: subprocess.Popen[str]) -> None:
