@@ -231,7 +231,6 @@ def test_documents_without_an_end_token_between_them_are_refused():
     assert rows.blocks[0]["input_ids"].tolist() == [2, 3, 4]
 
 
-@pytest.mark.portable
 def test_causal_loss_predicts_the_next_token_and_copies_no_logits():
     logits, labels = torch.randn(2, 5, 11), torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, IGNORED, IGNORED]])
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1))
@@ -241,6 +240,7 @@ def test_causal_loss_predicts_the_next_token_and_copies_no_logits():
     assert targets.tolist() == [[2, 3, 4, 5, IGNORED], [7, 8, IGNORED, IGNORED, IGNORED]]
 
 
+@pytest.mark.portable
 def test_causal_statistics_count_every_token_but_padding_and_eos_apart():
     tokenizer, model = make_word_tokenizer(), make_causal_model().eval()
     texts = Dataset.from_dict({"text": ["w4 w5 w6", "w8 w2 w1 w7"]})  # with EOS nine tokens

@@ -229,31 +229,3 @@ def test_auto_is_the_whole_step_where_there_is_room(folder, tmp_path, capsys):
 def test_what_gpus_call_out_of_memory(message):
     assert is_out_of_memory(RuntimeError(message))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-def test_auto_leaves_room_for_gradients_of_earlier_micro_batches(folder, monkeypatch, capsys):
-    """Two moments of each weight, and its gradient if a step has several micro-batches."""
-    from contextlib import contextmanager
-
-    from hfkit.training import batch
-
-    taken, empty_like = [], torch.empty_like
-
-    @contextmanager
-    def small_device(ready, args):
-        def run_micro_batch(examples):
-            if len(examples) > 4:
-                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-        taken.clear()
-        yield run_micro_batch
-
-    monkeypatch.setattr(batch, "trial", small_device)
-    monkeypatch.setattr(batch.torch, "empty_like", lambda weight: taken.append(weight.numel()) or empty_like(weight))
-    for size, copies in ((4, 2), (16, 3)):
-        arguments = ["pretrain", "--model", str(folder / "gpt2"), "--data", str(folder / "text.txt")]
-        arguments += ["--block-size", "16", "--validation-split", "0", "--batch-size", "auto", "--plan", "--json"]
-        assert main([*arguments, "--global-batch-size", str(size)]) == 0
-        facts = json.loads(capsys.readouterr().out)
-        assert facts["runs"][0]["rows_in_pass"] == 4
-        assert sum(taken) == copies * facts["model"]["parameters"]
