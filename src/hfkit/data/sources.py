@@ -30,6 +30,14 @@ SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid"), "te
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
+# What to do with files of other kinds that people have.
+OTHER_KINDS = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV, then --data FILE.csv"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it, then --data FILE"),
+    **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".rtf", ".epub"), "save it as plain text, then --data FILE.txt"),
+    **dict.fromkeys((".feather", ".orc", ".h5", ".pkl", ".pickle", ".npy", ".npz"), "write it as .parquet or .jsonl"),
+}
+
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")  # owner/name:config
 
 
@@ -114,6 +122,8 @@ def local_files(source: str) -> list[Path]:
         return files
     if _can_be_on_hub(source):
         return []
+    if os.path.islink(path):
+        raise DataError(f"{source}: a link to {os.readlink(path)}, which does not exist", "correct the link")
     folder = os.path.dirname(path) or "."
     near = difflib.get_close_matches(
         os.path.basename(path), os.listdir(folder) if os.path.isdir(folder) else [], n=1, cutoff=0.6
@@ -258,7 +268,8 @@ def _require_readable(path: Path) -> None:
     """DataError if `path` is no regular file or not of a known kind; says if text is read by its content."""
     (suffix, compression), kind = format_of(path), format_name(path)
     if not kind:
-        raise DataError(f"{path}: unknown kind of file '{path.suffix}'", f"rename it to one of: {' '.join(FORMATS)}")
+        fix = OTHER_KINDS.get(suffix, f"rename it to one of: {' '.join(FORMATS)}")
+        raise DataError(f"{path}: unknown kind of file '{path.suffix}'", fix)
     if suffix != kind:
         say_once(f"{path}: read as text, because '{suffix}' is no known kind of file")
     if compression and FORMATS[kind].is_columnar:

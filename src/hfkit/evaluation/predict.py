@@ -19,7 +19,7 @@ from hfkit.data.columns import are_words, input_column, text_column, words_colum
 from hfkit.data.lines import read_stdin
 from hfkit.data.loading import read_input
 from hfkit.data.readers import has_effect
-from hfkit.data.sources import offline_for
+from hfkit.data.sources import offline_if_local
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.evaluation.inference import predict_rows
 from hfkit.evaluation.task import predicting_task
@@ -82,7 +82,7 @@ def predict_file(
 def _predict_file(
     recipe: Recipe, file: str, write: Callable[[Answer], None], output: Path | None, *, resume: bool, overwrite: bool
 ) -> None:
-    with offline_for(recipe):
+    with offline_if_local([recipe.model.name, recipe.tokenizer.name]):  # the data of the training is not needed
         names = predicting_task(load_config(recipe.model), recipe.model.name).questions
     if output is None:
         for answer in answers(recipe, read_questions(recipe, file, names)):
@@ -123,7 +123,7 @@ def _predict_file(
 
 def answers(recipe: Recipe, questions: Iterable[Question], chunk: int | None = None) -> Iterator[Answer]:
     """The answer to each question, in order; the model is loaded once, `chunk` (CHUNK) of them are in memory."""
-    with offline_for(recipe):
+    with offline_if_local([recipe.model.name, recipe.tokenizer.name]):
         config = load_config(recipe.model)
         task = predicting_task(config, recipe.model.name)
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)

@@ -56,7 +56,7 @@ def locate_model(name: str, revision: str | None = None, weights: bool = True) -
         raise UsageError(f"model.revision acts on Hub models only, and {name} is a directory", "leave it out")
     path = Path(os.path.expanduser(name))
     _check_directory(path, name, weights)
-    if "/" not in name and not name.startswith((".", "~")):
+    if "/" not in name and not name.startswith((".", "~")) and not (path / "run.json").exists():
         say_shadowed(name)
     return path
 

@@ -26,8 +26,22 @@ VOCABULARY_MULTIPLE = 64  # matrix kernels are fastest on multiples of 64 (nanoG
 def open_model(
     auto_model: str, model: Model, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """The trained model, ready to answer on this machine's device. Raises ModelError if it has no such head."""
-    return to_device(new_or_pretrained(auto_model, model, config, tokenizer))
+    """The trained model, ready to answer on this machine's device.
+
+    Raises ModelError if it has no such head, or weights that are no numbers.
+    """
+    made = to_device(new_or_pretrained(auto_model, model, config, tokenizer))
+    broken = [name for name, weight in made.named_parameters() if not _is_finite(weight)]
+    if broken:
+        what = f"{model.name}: {len(broken)} weights hold NaN or infinity, first '{broken[0]}'"
+        raise ModelError(what, "choose an earlier checkpoint, or train it again with a smaller --learning-rate")
+    return made
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Whether all numbers are; their sum tells at a tenth of the cost, unless it overflows."""
+    with torch.no_grad():
+        return bool(weight.sum(dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
 
 
 def new_or_pretrained(

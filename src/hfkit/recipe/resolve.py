@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -22,6 +23,7 @@ from hfkit.recipe.upstream import SUCCESSORS
 from hfkit.recipe.yaml import FIRST_SETTING, flatten, nest, parse_yaml, read_recipe, write_yaml
 from hfkit.settings import SETTINGS, Recipe, acts, is_list, setting_of
 from hfkit.system.console import say, warn
+from hfkit.system.files import read_json
 from hfkit.tasks import DEFAULT_TASKS, TASKS
 
 _RECIPE = TypeAdapter(Recipe)
@@ -213,6 +215,7 @@ def _with_settings_of_run(command: str, run: str | None, given: _Given) -> dict[
             settings, lines = read_recipe(path / "recipe.yaml")
             known = {key: value for key, value in flatten(settings) if setting_of(key)}
             values = {key: value for key, value in known.items() if not key.startswith("model.")}
+            values |= _from_where_typed(values, read_json(path / "run.json").get("directory"))
             given.where = {key: lines[key] for key in values.keys() & lines.keys()} | given.where
         if command in ("generate", "chat"):  # a prompt is not training data, and any text can be scored
             foreign = ("data.", "evaluation.", "task")
@@ -221,6 +224,24 @@ def _with_settings_of_run(command: str, run: str | None, given: _Given) -> dict[
             values |= {"data.train": [], "data.validation": []}
         values["model.name"] = model
     return values | {key: value for key, value in given.values.items() if setting_of(key)}
+
+
+def _from_where_typed(values: Mapping[str, Any], directory: Any) -> dict[str, Any]:
+    """The data of a run whose relative paths lead to files from `directory`, where its command was typed, alone."""
+    found: dict[str, Any] = {}
+    for key in ("data.train", "data.validation", "data.test") if isinstance(directory, str) else ():
+        sources = values.get(key)
+        if isinstance(sources, list):
+            found[key] = [_from(directory, source) for source in sources]
+    return found
+
+
+def _from(directory: str, source: str) -> str:
+    """`source` as it is found from here: a relative path beside `directory` in full, anything else unchanged."""
+    path = Path(directory, source).expanduser()
+    is_there = path.exists() or (glob.has_magic(source) and bool(glob.glob(str(path), recursive=True)))
+    same = Path(directory) == Path.cwd() or Path(source).is_absolute() or source.startswith(("~", "builtin:"))
+    return str(path) if is_there and not same else source
 
 
 def _with_defaults(recipe: Recipe, command: str, task: str, given: Iterable[str]) -> Recipe:

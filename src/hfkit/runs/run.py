@@ -211,6 +211,7 @@ class Run:
             "versions": versions(),
             "git_commit": git_commit(),
             "host": socket.gethostname(),
+            "directory": os.getcwd(),  # relative paths of data are relative to it
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
 

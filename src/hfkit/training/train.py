@@ -9,7 +9,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from hfkit.data.sources import offline_for
+from hfkit.errors import DivergedError
 from hfkit.evaluation.inference import predict_rows
 from hfkit.evaluation.scoring import score_split
 from hfkit.models import sharded
@@ -23,7 +26,7 @@ from hfkit.system.processes import distributed_inference, on_main_process, requi
 from hfkit.tasks import TASKS
 from hfkit.training.arguments import join_processes, set_steps, training_arguments
 from hfkit.training.batch import BatchSize, batch_size, num_devices
-from hfkit.training.callbacks import RunCallback
+from hfkit.training.callbacks import RunCallback, number_name
 from hfkit.training.pace import number_of_steps, pace
 from hfkit.training.prepare import data_hash, prepare, stream_of, text_hash, with_batch_that_fits
 from hfkit.training.prepared import Prepared
@@ -75,6 +78,7 @@ def train(
         if sharded.is_asked(args) and not is_main_process():
             return run.results()  # rank 0 alone merges the shards
         model = trained_model(ready, run, callback, args)
+        require_numbers(ready, model, schedule, args)
         scores = export_and_score(ready, run, model, args)
         run.finish(({"before training": before} if before else {}) | scores, **callback.facts())
         return run.results()
@@ -205,6 +209,25 @@ def trained_model(ready: Prepared, run: Run, callback: RunCallback, args: Traini
         model = with_weights_of(model, run.checkpoint(kept)).to(args.device)
     model.config.use_cache = ready.use_cache  # turned off for training, and generation without it is slow
     return model
+
+
+def require_numbers(ready: Prepared, model: PreTrainedModel, schedule: Schedule, args: TrainingArguments) -> None:
+    """DivergedError if the loss of a training example is no number: the last step has left weights that are too large.
+
+    The loss of every step before it was looked at when it was taken.
+    """
+    if sharded.is_asked(args):
+        return
+    batch = {name: tensor.to(args.device) for name, tensor in ready.collate(schedule.stream.sample(1)).items()}
+    labels = batch.pop("labels")
+    model.eval()
+    with torch.no_grad():
+        loss = ready.task.loss(model(**batch), labels)
+    if not loss.isfinite():
+        raise DivergedError(
+            f"after the last step the loss is {number_name(loss.item())}: the model is not saved",
+            f"a smaller --learning-rate than {args.learning_rate}",
+        )
 
 
 def export_and_score(
