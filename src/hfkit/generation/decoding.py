@@ -80,6 +80,8 @@ def decoding_settings(
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
     settings.max_length = None  # max_new_tokens says it
+    if not settings.do_sample and wanted.num_return_sequences is None:  # the model's own number is for sampling
+        settings.num_return_sequences = 1
     _require_consistent(settings, wanted)
     if not settings.do_sample:
         if idle := [name for name in SAMPLING_ONLY if name in given]:

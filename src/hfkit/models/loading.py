@@ -12,6 +12,7 @@ from hfkit.errors import ModelError, UsageError
 from hfkit.models import adapters, hub, sharded
 from hfkit.models.config import buildable, readable, require_head, trusted
 from hfkit.models.device import to_device
+from hfkit.models.stored_generation import make_savable, stored_generation
 from hfkit.system import permissions
 from hfkit.system.console import detail, say
 
@@ -67,6 +68,8 @@ def new_or_pretrained(
     else:
         assert model.name is not None
         made, new = load_weights(auto_class, model.name, model.revision, config, dtype, new_head=training is not None)
+        if training is not None:
+            make_savable(made, model.name)
         if training is not None and training.lora.enabled:
             adapters.attach(made, training.lora, new)
     rows = made.get_input_embeddings().weight.shape[0]
@@ -129,6 +132,7 @@ def load_weights(
             use_safetensors=None if permissions.allows(permissions.PICKLE) else True,  # None: where there are any
             trust_remote_code=trusted(),
             ignore_mismatched_sizes=True,
+            generation_config=stored_generation(base, name),
         )
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if base is not directory:

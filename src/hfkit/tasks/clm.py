@@ -131,8 +131,11 @@ class CausalLM(LanguageModel):
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=max(half, 1),
                 do_sample=False,
+                num_beams=1,
+                num_return_sequences=1,
                 use_cache=True,
                 pad_token_id=tokenizer.pad_token_id,
+                tokenizer=tokenizer,  # for stop strings of the model's own
             )[0]
         model.train(was_training)
         shown = (json.dumps(tokenizer.decode(part), ensure_ascii=False) for part in (ids[:half], ids[half:]))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from hfkit.errors import DivergedError, StoppedError
+from hfkit.errors import DivergedError, StoppedError, first_line
 from hfkit.evaluation.scoring import score_split
 from hfkit.metrics.table import metric_of
 from hfkit.models import adapters, sharded
@@ -24,7 +24,7 @@ from hfkit.runs.manifest import peak_device_memory_mib, peak_memory_mib, reset_p
 from hfkit.runs.results import append_log, read_log
 from hfkit.system import processes
 from hfkit.system.checkpoints import read_marker
-from hfkit.system.console import duration, is_main_process, say
+from hfkit.system.console import duration, is_main_process, say, warn
 from hfkit.system.state import kept_random_state
 from hfkit.training.arguments import intervals
 from hfkit.training.best import Best
@@ -183,8 +183,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if self.ready.recipe.train.samples:  # on all ranks: of sharded weights each has a part only
                 ready, seed = self.ready, self.ready.recipe.evaluation.seed
                 assert ready.held_out is not None
-                for line in ready.task.samples(self.trainer.model, ready.tokenizer, ready.held_out, seed):
-                    say(f"    {line}")
+                try:
+                    for line in ready.task.samples(self.trainer.model, ready.tokenizer, ready.held_out, seed):
+                        say(f"    {line}")
+                except Exception as error:  # a by-product must not end a run
+                    warn(f"no sample text: {first_line(error)}", "--no-samples", once=True)
         step, then = self._logged
         self._logged = (step, then + time.monotonic() - start)  # tokens/s are those of training
 
