@@ -10,13 +10,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
 )
 
 import hfkit
 from hfkit.cli.main import main
 from hfkit.generation.choices import passages, ranked
 from hfkit.generation.generator import load_generator
-from hfkit.metrics.likelihood import token_logprobs
+from hfkit.metrics.likelihood import Passage, token_logprobs, token_nats
 from tiny_models import make_bart, make_gpt2, make_t5, spread
 
 PROMPTS = ["hello", "the quick brown fox jumps over", "a tiny"]
@@ -298,3 +300,20 @@ def test_settings_of_making_text_are_idle_beside_choices(gpt2, capsys):
     captured = capsys.readouterr()
     assert captured.out == plain.out
     assert captured.err.startswith("warning: max_new_tokens, do_sample has no effect with --choices, which makes no te")
+
+
+def test_sums_over_a_large_vocabulary_are_exact():
+    """A log-softmax in float32 is 1e-5 nats off per token with 49,152 entries."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=49_152, n_embd=8, n_layer=1, n_head=1, n_positions=300)
+    model = GPT2LMHeadModel(config).eval()
+    ids = torch.randint(49_152, (200,)).tolist()
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+    shares = logits - logits.exp().sum(-1, keepdim=True).log()
+    expected = shares.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    passage = Passage(ids[:1], ids[1:])
+    (tokens,) = token_logprobs(model, [passage], num_top=2)
+    assert [token.logprob for token in tokens] == pytest.approx(expected, abs=2e-7)
+    assert tokens[0].top[0][1] == pytest.approx(shares[0].max().item(), abs=2e-7)
+    assert token_nats(model, [passage], 1)[0] == pytest.approx(-math.fsum(expected), abs=2e-5)

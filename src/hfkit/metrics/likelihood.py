@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
 from hfkit.system.processes import all_gather, shard
+
+ROWS_AT_ONCE = 64  # of logits in float64
 
 MAX_LOGITS = 1 << 27  # numbers in one batch of logits, 512 MiB in float32
 
@@ -52,12 +53,13 @@ def token_logprobs(model: PreTrainedModel, passages: Sequence[Passage], num_top:
         for places in batches(model, passages):
             for place, logits in zip(places, batch_logits(model, [passages[place] for place in places]), strict=True):
                 ids = passages[place].ids
-                shares = logits.log_softmax(-1).cpu()
-                chosen = shares.gather(1, torch.tensor(ids, dtype=torch.long)[:, None])[:, 0]
+                sums = log_sums(logits).cpu()
+                chosen = logits.cpu().gather(1, torch.tensor(ids, dtype=torch.long)[:, None])[:, 0].double() - sums
                 require_finite(chosen.numpy())
-                top = shares.topk(min(num_top, shares.shape[1]))
+                top = logits.topk(min(num_top, logits.shape[1]))
+                values = top.values.cpu().double() - sums[:, None]
                 others = [
-                    [*zip(*pair, strict=True)] for pair in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                    [*zip(*pair, strict=True)] for pair in zip(top.indices.tolist(), values.tolist(), strict=True)
                 ]
                 found[place] = [Token(*token) for token in zip(ids, chosen.tolist(), others, strict=True)]
     return found
@@ -74,12 +76,20 @@ def token_nats(model: PreTrainedModel, passages: Sequence[Passage], batch_size: 
         for places in shard(batches(model, passages, batch_size)):
             for place, logits in zip(places, batch_logits(model, [passages[place] for place in places]), strict=True):
                 _, ids, _, scored = passages[place]
-                targets = torch.as_tensor(ids if scored is None else np.where(scored, ids, IGNORED))
-                losses = cross_entropy(logits, targets.to(logits.device), reduction="none", ignore_index=IGNORED)
-                nats[place] = losses.double().sum().item()
+                chosen = logits.gather(1, torch.as_tensor(ids, dtype=torch.long, device=logits.device)[:, None])[:, 0]
+                losses = log_sums(logits) - chosen.double()
+                if scored is not None:
+                    losses = losses[torch.as_tensor(scored, device=logits.device)]
+                nats[place] = losses.sum().item()
     nats = np.add.reduce(all_gather([nats]))  # one process found each number, and it is 0 in the others
     require_finite(nats)
     return nats
+
+
+def log_sums(logits: torch.Tensor) -> torch.Tensor:
+    """ln(sum(exp)) of each row, float64 of shape (rows,): over a large vocabulary a float32 sum is 1e-5 nats off."""
+    starts = range(0, max(len(logits), 1), ROWS_AT_ONCE)
+    return torch.cat([logits[start : start + ROWS_AT_ONCE].double().logsumexp(-1) for start in starts])
 
 
 def batches(
