@@ -74,3 +74,25 @@ def test_settings_that_can_not_be_read_are_said(tmp_path, capsys):
     model = model_with(tmp_path, "{")
     assert main(["generate", model, "--prompt", "the fox", "--max-new-tokens", "2"]) == 0
     assert f"{FILE} can't be read and is ignored (fix: correct or delete it)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-return-sequences", "3"], "3 sequences of one prompt would be the same text (fix: --do-sample)"),
+        (["--num-return-sequences", "3", "--num-beams", "2"], "would be the same text (fix: --num-beams 3)"),
+        (["--num-return-sequences", "3", "--choices", "a,b"], "would be the same text (fix: --do-sample)"),
+        (["--stop", ""], "--stop '': is empty, so it is in every text (fix: leave it out)"),
+        (["--bad-words", ""], "--bad-words '': is empty, so it is in every text (fix: leave it out)"),
+        (["--choices", ",a,b"], "--choices ',a,b': one of them is empty (fix: leave out the comma beside it)"),
+    ],
+)
+def test_flags_that_can_not_go_together_are_refused_in_plain_words(flags, message, tmp_path, capsys):
+    assert main(["generate", model_with(tmp_path, {}), "--prompt", "the fox", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_greedy_text_has_no_temperature(tmp_path, capsys):
+    command = ["generate", model_with(tmp_path, {}), "--prompt", "the fox", "--max-new-tokens", "2", "--greedy"]
+    assert main([*command, "--temperature", "0.5"]) == 0
+    assert "temperature has no effect without sampling (fix: --do-sample)" in capsys.readouterr().err

@@ -236,7 +236,9 @@ def _rank(generator: Generator, prompts: Sequence[str], choices: Sequence[str], 
 
 def _split(choices: str) -> list[str]:
     """The choices in a line, as a CSV row has its cells; UsageError if they are no choice."""
-    found = [choice for choice in next(csv.reader([choices], skipinitialspace=True), []) if choice.strip()]
+    found = next(csv.reader([choices], skipinitialspace=True), [])
+    if not all(choice.strip() for choice in found):
+        raise UsageError(f"--choices {choices!r}: one of them is empty", "leave out the comma beside it")
     if len(found) < 2 or len(set(found)) < len(found):
         fix = """--choices yes,no, with quotes around a comma: --choices '"yes, sir",no'"""
         raise UsageError(f"--choices {choices!r}: give two different ones at least", fix)

@@ -70,7 +70,10 @@ def decoding_settings(
         own = getattr(base, name)
         if own not in (None, value):
             detail(f"{name}: {value} instead of the model's own {own}")
-    settings.update(**changes)
+        setattr(settings, name, value)  # `update` would refuse what is refused below, in the library's words
+    for flag, texts in (("--stop", wanted.stop), ("--bad-words", wanted.bad_words)):
+        if "" in texts:
+            raise UsageError(f"{flag} '': is empty, so it is in every text", "leave it out")
     if wanted.stop or isinstance(settings.stop_strings, str):
         settings.stop_strings = wanted.stop or [settings.stop_strings]
     if wanted.bad_words:
