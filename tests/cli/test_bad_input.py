@@ -77,7 +77,6 @@ def tree(folder: Path) -> list[tuple[str, int, int]]:
 
 
 TUNE = "finetune --model ./bert --data"
-READ_AS = "rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow"
 CASES = {
     "unknown key": (f"{TUNE} good.csv --set train.learning_rat=1", 2,
         "--set train.learning_rat: unknown setting (fix: did you mean 'train.learning_rate'?)"),
@@ -103,7 +102,8 @@ CASES = {
     "empty text": ("pretrain --data empty.txt", 3,
         "empty.txt: no rows, the file is empty (fix: give a file with text)"),
     "blank text": ("pretrain --data blank.txt", 3, "blank.txt: no rows, only blank lines (fix: give a file with text)"),
-    "unknown kind": (f"{TUNE} table.xlsx", 3, f"table.xlsx: unknown kind of file '.xlsx' (fix: {READ_AS})"),
+    "unknown kind": (f"{TUNE} table.xlsx", 3, 
+        "table.xlsx: unknown kind of file '.xlsx' (fix: save the sheet as CSV, then --data FILE.csv)"),
     "url": (f"{TUNE} http://example.org/a.csv", 2,
         "http://example.org/a.csv: data can't be read from a URL (fix: download it, then --data FILE)"),
     # Columns.

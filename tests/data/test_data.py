@@ -217,7 +217,8 @@ WRONG = [
     ("a.parquet", b"PAR1 is not enough", "a damaged .parquet file: Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file. (fix: make or fetch it again)"),
     ("a.arrow", b"xxx", "a damaged .arrow file: File is too small: 3 (fix: make or fetch it again)"),
     ("a.parquet.gz", b"x", ".parquet files can't be read compressed (fix: decompress it first)"),
-    ("a.xlsx", b"PK\x03\x04", "unknown kind of file '.xlsx' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow)"),
+    ("a.xlsx", b"PK\x03\x04", "unknown kind of file '.xlsx' (fix: save the sheet as CSV, then --data FILE.csv)"),
+    ("a.abc", b"PK\x03\x04", "unknown kind of file '.abc' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow)"),
 ]  # fmt: skip
 
 

@@ -482,7 +482,7 @@ def test_intervals_of_means_and_ratios_cover_the_truth() -> None:
         ("bleu", [], [], "no rows"),
         ("bleu", ["a", "b"], ["a", " "], "references, row 2: empty"),
         ("rouge", ["a", "b"], [["a"], []], "references, row 2: empty"),
-        ("chrf", ["a", "b"], [["a"], ["b", ""]], "references, row 2: empty"),
+        ("chrf", ["a", "b"], [["a"], [" ", ""]], "references, row 2: empty"),
         ("chrf", ["a", None], ["a", "b"], "predictions, row 2: None is not text"),
         ("chrf", ["a", "b"], ["a", float("nan")], "references, row 2: nan is not text"),
         ("distinct_2", ["a", "b"], None, "distinct_2 is undefined on these 2 rows"),

@@ -8,10 +8,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hfkit.data.lines import read_lines
+from hfkit.data.lines import format_of, read_lines
 from hfkit.errors import DataError
+from hfkit.system.console import say_once
 
 KINDS = {str: "text", bool: "true/false", int: "number", float: "number", list: "list", dict: "object"}
+
+
+# Keys whose lists are one row's.
+ROW_OF_LISTS = {"tokens", "words", "tags", "ner_tags", "entities", "spans", "answers", "messages", "conversations"}
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -56,9 +61,12 @@ def _is_json(text: str) -> bool:
 def _rows_of_object(path: Path, text: str) -> Iterable[tuple[str, Any]] | None:
     """The rows under "data" of an object, or the questions of a SQuAD file; None if `text` is no such object."""
     value = _parse_json(path, 1, text) if _is_json(text) else None
-    data = value.get("data") if isinstance(value, dict) else None
-    if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
+    if not isinstance(value, dict):
         return None
+    data: Any = value.get("data")
+    if not _are_objects(data):
+        found = _wrapped(path, value)
+        return None if found is None else [(f"row {number}", row) for number, row in enumerate(found, 1)]
     if not all("paragraphs" in one for one in data):
         return [(f"row {number}", row) for number, row in enumerate(data, 1)]
     try:
@@ -71,6 +79,37 @@ def _rows_of_object(path: Path, text: str) -> Iterable[tuple[str, Any]] | None:
     except (AttributeError, TypeError):
         problem = f"{path}: in the form of SQuAD, but paragraphs or qas are no lists of objects"
         raise DataError(problem, "correct them") from None
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _wrapped(path: Path, value: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows of an object that holds a table in another way, which is printed; None if it is a row itself.
+
+    That is one list of objects under any key, a list for each column, or as pandas writes it, an object for each
+    column with the same keys.
+    """
+    if format_of(path)[0] == ".jsonl" or ROW_OF_LISTS & value.keys():
+        return None
+    lists = [key for key, one in value.items() if _are_objects(one) and len(one) > 1]
+    if len(lists) == 1:
+        say_once(f"{path}: the rows are those under '{lists[0]}'")
+        rows: list[dict[str, Any]] = value[lists[0]]
+        return rows
+    columns = [*value.values()]
+    if len(value) > 1 and all(isinstance(one, list) for one in columns):
+        sizes = {len(one) for one in columns}
+        if len(sizes) == 1 and sizes.pop() > 1:
+            say_once(f"{path}: a list for each column, read as rows")
+            return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    if len(value) > 1 and all(isinstance(one, dict) and len(one) > 1 for one in columns):
+        keys = [*columns[0]]
+        if all([*one] == keys for one in columns) and all(map(str.isdecimal, keys)):
+            say_once(f"{path}: an object for each column, as pandas writes it, read as rows")
+            return [{name: column[key] for name, column in value.items()} for key in keys]
+    return None
 
 
 def _question(article: dict[str, Any], paragraph: dict[str, Any], question: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+SINGLE_BYTE = {"latin-1": "latin1", "cp1252": "cp1252"}  # encodings as Python and as iconv name them
+
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 
 GREP = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep"}
@@ -148,13 +150,19 @@ def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, given: str |
             grep = GREP[format_of(path)[1]]
             fix = f"correct the lines that this lists: {grep} -naxv '.*' {shlex.quote(str(path))}"
             if given is not None:
-                fix = f"--encoding utf-8,latin-1 if the others are that, or {fix}"
+                fix = f"--encoding utf-8,{name_of_single_byte(raw)} if the others are that, or {fix}"
             raise DataError(f"{problem}, but line {beyond_ascii} is", fix) from None
-        fix = _iconv(path, "latin1")
+        fix = _iconv(path, SINGLE_BYTE[name_of_single_byte(raw)])
         if given is not None:
-            fix = f"--encoding latin-1 if it is that, or {fix}"
+            fix = f"--encoding {name_of_single_byte(raw)} if it is that, or {fix}"
         raise DataError(problem, fix) from None
     return text.removeprefix("\ufeff") if number == 1 else text
+
+
+def name_of_single_byte(raw: bytes) -> str:
+    """The likelier encoding of text that is no UTF-8: in Latin-1 the bytes 0x80 to 0x9f are control characters, which
+    no text has, in Windows-1252 quotes, dashes and the euro sign."""
+    return "cp1252" if any(0x80 <= byte <= 0x9F for byte in raw) else "latin-1"
 
 
 def _iconv(path: Path, encoding: str) -> str:

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import csv
 import itertools
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,14 +21,14 @@ from hfkit.data.conll import is_conll, read_conll
 from hfkit.data.json_rows import KINDS, json_rows
 from hfkit.data.lines import format_of, is_text, read_lines
 from hfkit.errors import DataError, UsageError, first_line
-from hfkit.system.console import say, short
+from hfkit.system.console import say, say_once, short
 
 if TYPE_CHECKING:
     from hfkit.settings import Data
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # where each row is ("line 3"), and its values
 
-VERSION = 2  # part of every cache key: raise it when a reader gives other rows for the same bytes
+VERSION = 3  # part of every cache key: raise it when a reader gives other rows for the same bytes
 
 ROWS_PER_BATCH = 1000
 
@@ -45,6 +46,8 @@ LABEL_NAMES = (
 )  # fmt: skip
 
 ID_NAMES = ("id", "idx", "index", "guid", "uid", "unnamed: 0")
+
+TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
 
 CSV_ERRORS = {
     "unexpected end of data": (
@@ -151,6 +154,9 @@ def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     import pyarrow as pa
 
     separator, is_quoted = _dialect(path, layout)
+    if layout.separator is None and (told := _told_separator(path, layout)):
+        separator = told
+        say_once(f"{path}: separator '{told}', as its first line says")
     wanted = {"\t": "tab", ",": "comma"}.get(separator, f"'{separator}'")
     lines = _split_fields(path, layout)
     place, header = next(lines, ("", []))
@@ -191,16 +197,28 @@ def _dialect(path: Path, layout: Layout) -> tuple[str, bool]:
     return layout.separator or usual.separator, usual.quoting if layout.quoting is None else layout.quoting
 
 
+def _told_separator(path: Path, layout: Layout) -> str | None:
+    """The separator that the first line names, as Excel writes it: `sep=;`. None if there is no such line."""
+    _, first = next(read_lines(path, layout.encoding), (0, ""))
+    found = TOLD_SEPARATOR.fullmatch(first)
+    return found[1] if found else None
+
+
 def _split_fields(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     """The fields of each row that is not blank, with its first line."""
     csv.field_size_limit(2**31 - 1)  # 131,072 characters otherwise
     separator, is_quoted = _dialect(path, layout)
     lines = (line for _, line in read_lines(path, layout.encoding))
+    told = _told_separator(path, layout)
+    skipped = 0
+    if told is not None:
+        separator, skipped = layout.separator or told, 1
+        next(lines)
     quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     dialect: dict[str, Any] = {"delimiter": separator, "quoting": quoting}
     reader = csv.reader(lines, strict=True, **dialect)
     while True:
-        place = f"line {reader.line_num + 1}"
+        place = f"line {reader.line_num + 1 + skipped}"
         try:
             fields = next(reader)
         except StopIteration:

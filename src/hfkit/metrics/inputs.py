@@ -58,9 +58,9 @@ class Inputs:
 
     @cached_property
     def texts(self) -> list[tuple[str, Sequence[str]]]:
-        """Prediction and references of each row."""
+        """Prediction and references of each row, one of which at least is not blank."""
         for row, given in enumerate(self.reference_texts, 1):
-            if not given or not all(map(str.strip, given)):
+            if not any(map(str.strip, given)):
                 raise row_error("references", row, "empty", "fill it in, or remove the row from both sides")
         return list(zip(self.generated, self.reference_texts, strict=True))
 
