@@ -248,17 +248,18 @@ def _tokenizer(recipe: Recipe) -> tuple[PreTrainedTokenizerBase | None, int | No
     name = recipe.tokenizer.name or recipe.model.name
     if name is None:
         return None, None
-    from hfkit.models.config import POSITION_OFFSETS, load_config, quiet_libraries  # slow, and needed only here
+    # slow, and needed only here
+    from hfkit.models.config import POSITION_OFFSETS, as_limit, load_config, quiet_libraries
     from hfkit.models.tokenizer import open_tokenizer
 
     quiet_libraries()
     tokenizer = open_tokenizer(name)
-    longest: int = tokenizer.model_max_length
+    limits = [as_limit(tokenizer.model_max_length)]
     if recipe.model.name is not None:
         config = load_config(recipe.model)
-        positions = getattr(config, "max_position_embeddings", longest)
-        longest = min(longest, positions - POSITION_OFFSETS.get(config.model_type, 0))
-    return tokenizer, longest if longest < 10**9 else None  # transformers has a "very large" number for no limit
+        positions = as_limit(getattr(config, "max_position_embeddings", None))
+        limits.append(None if positions is None else positions - POSITION_OFFSETS.get(config.model_type, 0))
+    return tokenizer, min((one for one in limits if one is not None), default=None)
 
 
 def _max_length(data: Data, longest: int | None) -> int:

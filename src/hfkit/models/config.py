@@ -25,6 +25,8 @@ SIZES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 
+NO_LIMIT = 10**9  # from which a number of tokens means that there is none
+
 # What a head is called in messages where its Auto class does not say it.
 HEADS = {"AutoModelForPreTraining": "NextSentencePrediction"}
 
@@ -133,9 +135,15 @@ def trusted() -> bool:
     return permissions.allows(permissions.REMOTE_CODE)
 
 
+def as_limit(value: Any) -> int | None:
+    """A number of tokens at most; None for what configs and tokenizers hold where there is no limit: nothing, -1 (as
+    XLNet), or a number beyond any text."""
+    return value if isinstance(value, int) and 0 < value < NO_LIMIT else None
+
+
 def max_tokens(model: PreTrainedModel) -> int | None:
     """The tokens of text that the model has positions for; None where nothing limits them."""
-    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    positions = as_limit(getattr(model.config, "max_position_embeddings", None))
     offset = next(
         (
             module.padding_idx + 1

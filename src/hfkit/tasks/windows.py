@@ -236,13 +236,14 @@ def token_limits(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe, *, usual: int = MAX_LENGTH
 ) -> tuple[int, int]:
     """Tokens of a row at most, by the recipe (`usual` if it says nothing) and by the model."""
-    from hfkit.models.config import max_tokens
+    from hfkit.models.config import NO_LIMIT, as_limit, max_tokens
 
     if tokenizer.pad_token is None:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no token to pad with", "choose another --model"
         )
-    longest = min(tokenizer.model_max_length, max_tokens(model) or tokenizer.model_max_length)
+    limits = [as_limit(tokenizer.model_max_length), max_tokens(model)]
+    longest = min((one for one in limits if one is not None), default=NO_LIMIT)
     limit = recipe.data.max_length or min(usual, longest)
     if limit > longest:
         raise UsageError(
