@@ -102,7 +102,7 @@ CASES = {
     "empty text": ("pretrain --data empty.txt", 3,
         "empty.txt: no rows, the file is empty (fix: give a file with text)"),
     "blank text": ("pretrain --data blank.txt", 3, "blank.txt: no rows, only blank lines (fix: give a file with text)"),
-    "unknown kind": (f"{TUNE} table.xlsx", 3, 
+    "unknown kind": (f"{TUNE} table.xlsx", 3,
         "table.xlsx: unknown kind of file '.xlsx' (fix: save the sheet as CSV, then --data FILE.csv)"),
     "url": (f"{TUNE} http://example.org/a.csv", 2,
         "http://example.org/a.csv: data can't be read from a URL (fix: download it, then --data FILE)"),

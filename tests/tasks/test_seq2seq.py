@@ -557,6 +557,7 @@ def test_a_new_model_has_the_ids_of_its_tokenizer(model_type, files):
     assert config.decoder_start_token_id == model.generation_config.decoder_start_token_id == start
     assert getattr(config, "forced_eos_token_id", None) in (None, tokenizer.eos_token_id)
     assert (config.decoder_layers, config.decoder_ffn_dim) == (2, 512)
+    assert config.init_std == pytest.approx(128**-0.5)
     assert config.vocab_size == len(tokenizer) + -len(tokenizer) % 64
 
 

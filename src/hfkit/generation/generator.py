@@ -59,7 +59,7 @@ def load_generator(recipe: Recipe, *, conversation: bool = False) -> Generator:
 
 def _load(recipe: Recipe, conversation: bool) -> Generator:
     from hfkit.generation.decoding import decoding_settings
-    from hfkit.models.config import load_config
+    from hfkit.models.config import load_config, own_new_tokens
     from hfkit.models.tokenizer import load_tokenizer
 
     unpacked = None
@@ -76,7 +76,10 @@ def _load(recipe: Recipe, conversation: bool) -> Generator:
         fix = "--chat-template FILE.jinja, or hfkit generate, which continues a text"
         raise ModelError(f"{recipe.model.name} has no chat template to put messages into", fix)
     model = unpacked or load_model(recipe.model, config, tokenizer)
+    own = own_new_tokens(model)
     settings = decoding_settings(model.generation_config, generation, tokenizer)
+    settings.max_new_tokens = own
+    _forget_own_settings(model)
     if is_chat and not conversation:
         say("a chat model: prompts are messages to it (--raw continues them instead)")
     assistant = None
@@ -90,6 +93,16 @@ def _load(recipe: Recipe, conversation: bool) -> Generator:
     if generator.prefix:
         say(f"before each prompt stands '{generator.prefix}', as in training (--raw leaves it out)")
     return generator
+
+
+def _forget_own_settings(model: PreTrainedModel) -> None:
+    """Leaves the model no generation settings but its special tokens: the library fills up with them what a call has
+    turned off, such as stop strings that hfkit looks for itself."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    ids = {name: value for name, value in own.to_dict().items() if name.endswith("_token_id")}
+    model.generation_config = GenerationConfig(**ids)
 
 
 def with_number_type(recipe: Recipe) -> Recipe:
@@ -199,11 +212,11 @@ class Generator:
 
     def room(self, prompt: Sequence[int]) -> int:
         """How many tokens may follow the prompt; UsageError if they would not fit the model's positions."""
-        from hfkit.models.config import max_tokens, own_new_tokens
+        from hfkit.models.config import max_tokens
 
         limits = [max_tokens(model) for model in (self.model, self.assistant) if model is not None]
         positions = min((limit for limit in limits if limit is not None), default=None)
-        usual = own_new_tokens(self.model) or DEFAULT_NEW_TOKENS
+        usual = self.settings.max_new_tokens or DEFAULT_NEW_TOKENS
         return new_tokens(len(prompt), self.given.max_new_tokens, positions, usual, apart=not self.is_decoder)
 
     def batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

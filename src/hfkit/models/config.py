@@ -81,7 +81,12 @@ def load_config(
 
 
 def _new_config(model: Model, auto_model: str, block_size: int | None) -> PreTrainedConfig:
-    """A config of model.type: what model.size and the block size decide, where the type knows it, then model.config."""
+    """A config of model.type: what model.size and the block size decide, where the type knows it, then model.config.
+
+    BART and its kin begin at weights as large as their width wants (Glorot and Bengio 2010: variance 2 / (in + out)).
+    At their class's 0.02, which is for a width of 1,024, a narrow decoder does not learn to read its source: on
+    Multi30k its loss was the same with the sources of other sentences after 1,771 steps of 64 pairs.
+    """
     from transformers import CONFIG_MAPPING
 
     model_type = str(model.type)
@@ -112,6 +117,8 @@ def _new_config(model: Model, auto_model: str, block_size: int | None) -> PreTra
     if "d_kv" in vars(blank) and "d_kv" not in changes:  # the width of one of T5's heads
         width, heads = (changes[blank.attribute_map.get(key, key)] for key in ("hidden_size", "num_attention_heads"))
         changes["d_kv"] = max(1, width // heads)
+    if "init_std" in vars(blank) and "init_std" not in own:
+        changes["init_std"] = changes[blank.attribute_map.get("hidden_size", "hidden_size")] ** -0.5
     with buildable(model_type):
         return CONFIG_MAPPING[model_type](**changes)
 
