@@ -117,7 +117,7 @@ def _new_config(model: Model, auto_model: str, block_size: int | None) -> PreTra
     if "d_kv" in vars(blank) and "d_kv" not in changes:  # the width of one of T5's heads
         width, heads = (changes[blank.attribute_map.get(key, key)] for key in ("hidden_size", "num_attention_heads"))
         changes["d_kv"] = max(1, width // heads)
-    if "init_std" in vars(blank) and "init_std" not in own:
+    if blank.is_encoder_decoder and "init_std" in vars(blank) and "init_std" not in own:
         changes["init_std"] = changes[blank.attribute_map.get("hidden_size", "hidden_size")] ** -0.5
     with buildable(model_type):
         return CONFIG_MAPPING[model_type](**changes)

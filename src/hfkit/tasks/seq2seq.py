@@ -81,7 +81,7 @@ class Seq2Seq(Task):
         usual = finetuning_defaults(given) | {"evaluation.batch_size": 64}
         if not new:
             return usual | {"train.learning_rate": 5e-4 if given.get("lora.enabled") else 1e-4}
-        named = {} if given.get("model.name") else {"model.type": "t5", "model.size": "mini"}
+        named = {} if given.get("model.name") else {"model.type": "bart", "model.size": "mini"}
         return (
             usual
             | batch_defaults(given, 64)
