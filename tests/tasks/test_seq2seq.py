@@ -360,6 +360,12 @@ def test_inspect_tells_what_does_not_belong_together(files, capsys):
     assert any("have the source as target, e.g." in one["problem"] for one in facts["findings"])
 
 
+def test_two_files_of_one_name_stay_documents_in_pretraining(files):
+    """No task of `hfkit pretrain` reads pairs."""
+    command = ["pretrain", "--model-type", "gpt2", "--size", "tiny", "--vocab-size", "400", "--block-size", "16"]
+    assert main([*command, "--data", "train.de", "train.en", "--max-steps", "1", "-o", "run"]) == 0
+
+
 # Learning, generation and scores.
 
 

@@ -12,8 +12,6 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hfkit.data.lines import format_of
-from hfkit.data.pairs import look_parallel
 from hfkit.data.readers import is_table
 from hfkit.errors import Problem, UsageError, did_you_mean
 from hfkit.recipe.checks import wrong_values
@@ -188,16 +186,10 @@ def _task_of_files(given: _Given, choices: Sequence[str]) -> str | None:
     sources = given.values.get("data.train")
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         return None  # which is reported later
-    if look_parallel(sources):
-        name = next(name for name in choices if "target" in TASKS[name].roles)
-        say(f"task: {name}, because {' and '.join(sources)} are parallel files (change with --task)")
-        return name
-    for source in sources:
-        suffix = format_of(Path(source))[0]
-        for name in choices:
-            if suffix in TASKS[name].suffixes:
-                say(f"task: {name}, because {source} holds tagged words (change with --task)")
-                return name
+    for name in choices:
+        if reason := TASKS[name].claims(sources):
+            say(f"task: {name}, because {reason} (change with --task)")
+            return name
     return None
 
 

@@ -54,7 +54,6 @@ class Task(ABC):
     auto_model: str  # the Auto class of transformers that has its head
     watched: tuple[str, ...] = ()  # the names that train.best may hold where they are not those of `metrics`
     metrics: tuple[str, ...]  # the names that evaluation.metrics may hold
-    suffixes: tuple[str, ...] = ()  # of files that are for no other task of the command
     roles: tuple[str, ...] = ("text",)  # the columns that it reads, by their names in data.columns
     questions: tuple[str, ...] = ("text", "text_pair")  # what `encode` takes of a row without labels
     aliases: tuple[str, ...] = ()  # what others call it, for messages
@@ -74,6 +73,10 @@ class Task(ABC):
         if is_adapter:
             return f"hfkit export {run} --merge --output-dir NEW, which `hfkit finetune --model NEW` takes"
         return f"hfkit finetune --model {run} --data train.csv"
+
+    def claims(self, sources: Sequence[str]) -> str:
+        """Why training data of these names is for this task and no other, in a few words; empty if it need not be."""
+        return ""
 
     @abstractmethod
     def load(self, recipe: Recipe) -> dict[str, Dataset]:

@@ -93,6 +93,11 @@ class Seq2Seq(Task):
             }
         )
 
+    def claims(self, sources: Sequence[str]) -> str:
+        from hfkit.data.pairs import look_parallel
+
+        return f"{' and '.join(sources)} are parallel files" if look_parallel(sources) else ""
+
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         from hfkit.data.columns import FLAGS
         from hfkit.data.pairs import load_pairs, one_target_a_row

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.labels import IGNORED, natural
+from hfkit.data.lines import format_of
 from hfkit.data.readers import TAGGED
 from hfkit.data.tags import Entity, Scheme, entities, pairs_of_types
 from hfkit.errors import DataError
@@ -39,7 +41,6 @@ class TokenClassification(Task):
     roles = ("text", "label")
     questions = ("text", "tokens")
     aliases = ("ner", "pos", "tagging")
-    suffixes = TAGGED
     metrics = (*OF_ENTITIES, *OF_WORDS)
     settings = frozenset({"data.max_length", "data.window_overlap", "data.subword_labels"})
 
@@ -51,6 +52,10 @@ class TokenClassification(Task):
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return finetuning_defaults(given) | {"data.train": [BUILTIN_TAGGED]}
+
+    def claims(self, sources: Sequence[str]) -> str:
+        tagged = next((source for source in sources if format_of(Path(source))[0] in TAGGED), "")
+        return f"{tagged} holds tagged words" if tagged else ""
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         from hfkit.data.loading import load_data
