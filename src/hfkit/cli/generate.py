@@ -42,7 +42,8 @@ Output = Annotated[
     typer.Option(
         "--output",
         metavar="FILE",
-        help="Write JSON lines to this file, not to stdout; the texts alone if it ends in .txt or in no known suffix.",
+        help="Write JSON lines to this file, not to stdout; the texts alone if it ends in .txt or in an unknown "
+        "suffix such as .en.",
     ),
 ]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="", help="Keep an --output that is finished already.")]

@@ -14,7 +14,6 @@ from hfkit.system.console import say_once
 
 KINDS = {str: "text", bool: "true/false", int: "number", float: "number", list: "list", dict: "object"}
 
-
 # Keys whose lists are one row's.
 ROW_OF_LISTS = {"tokens", "words", "tags", "ner_tags", "entities", "spans", "answers", "messages", "conversations"}
 
@@ -22,8 +21,8 @@ ROW_OF_LISTS = {"tokens", "words", "tags", "ner_tags", "entities", "spans", "ans
 def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a .json or .jsonl file, each with its place.
 
-    They are one object a line, one list of objects, one object with such a list under "data", or the questions of a
-    file in the form of SQuAD.
+    They are one object a line, one list of objects, one object with such a list under "data", a table in the other
+    forms of `_wrapped`, or the questions of a file in the form of SQuAD.
     """
     lines: Iterator[tuple[int, str]] = ((number, line) for number, line in read_lines(path) if line.strip())
     begin = list(itertools.islice(lines, 2))

@@ -41,8 +41,6 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-SINGLE_BYTE = {"latin-1": "latin1", "cp1252": "cp1252"}  # encodings as Python and as iconv name them
-
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 
 GREP = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep"}
@@ -146,20 +144,21 @@ def _decode(path: Path, number: int, raw: bytes, beyond_ascii: int, given: str |
         problem = f"{path}: line {number}, byte {error.start + 1}: {raw[error.start]:#04x} is not {name}"
         if encoding != "utf-8":
             raise DataError(problem, "name another --encoding") from None
+        likely = _single_byte(raw)
         if beyond_ascii:  # converting the whole file would spoil that line
             grep = GREP[format_of(path)[1]]
             fix = f"correct the lines that this lists: {grep} -naxv '.*' {shlex.quote(str(path))}"
             if given is not None:
-                fix = f"--encoding utf-8,{name_of_single_byte(raw)} if the others are that, or {fix}"
+                fix = f"--encoding utf-8,{likely} if the others are that, or {fix}"
             raise DataError(f"{problem}, but line {beyond_ascii} is", fix) from None
-        fix = _iconv(path, SINGLE_BYTE[name_of_single_byte(raw)])
+        fix = _iconv(path, likely.replace("-", ""))  # as iconv names them
         if given is not None:
-            fix = f"--encoding {name_of_single_byte(raw)} if it is that, or {fix}"
+            fix = f"--encoding {likely} if it is that, or {fix}"
         raise DataError(problem, fix) from None
     return text.removeprefix("\ufeff") if number == 1 else text
 
 
-def name_of_single_byte(raw: bytes) -> str:
+def _single_byte(raw: bytes) -> str:
     """The likelier encoding of text that is no UTF-8: in Latin-1 the bytes 0x80 to 0x9f are control characters, which
     no text has, in Windows-1252 quotes, dashes and the euro sign."""
     return "cp1252" if any(0x80 <= byte <= 0x9F for byte in raw) else "latin-1"

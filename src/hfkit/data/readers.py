@@ -153,10 +153,9 @@ def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """A .csv or .tsv file; every value stays text."""
     import pyarrow as pa
 
-    separator, is_quoted = _dialect(path, layout)
-    if layout.separator is None and (told := _told_separator(path, layout)):
-        separator = told
-        say_once(f"{path}: separator '{told}', as its first line says")
+    separator, is_quoted, is_told = _dialect(path, layout)
+    if is_told and layout.separator is None:
+        say_once(f"{path}: separator '{separator}', as its first line says")
     wanted = {"\t": "tab", ",": "comma"}.get(separator, f"'{separator}'")
     lines = _split_fields(path, layout)
     place, header = next(lines, ("", []))
@@ -191,29 +190,22 @@ def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     return pa.schema([(name, pa.string()) for name in header]), rows()
 
 
-def _dialect(path: Path, layout: Layout) -> tuple[str, bool]:
-    """The separator of a table, and whether double quotes enclose fields."""
+def _dialect(path: Path, layout: Layout) -> tuple[str, bool, bool]:
+    """The separator of a table, whether double quotes enclose fields, and whether the first line only names the
+    separator, as Excel writes it: `sep=;`."""
     usual = FORMATS[format_of(path)[0]]
-    return layout.separator or usual.separator, usual.quoting if layout.quoting is None else layout.quoting
-
-
-def _told_separator(path: Path, layout: Layout) -> str | None:
-    """The separator that the first line names, as Excel writes it: `sep=;`. None if there is no such line."""
     _, first = next(read_lines(path, layout.encoding), (0, ""))
-    found = TOLD_SEPARATOR.fullmatch(first)
-    return found[1] if found else None
+    told = TOLD_SEPARATOR.fullmatch(first)
+    separator = layout.separator or (told[1] if told else usual.separator)
+    return separator, usual.quoting if layout.quoting is None else layout.quoting, told is not None
 
 
 def _split_fields(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     """The fields of each row that is not blank, with its first line."""
     csv.field_size_limit(2**31 - 1)  # 131,072 characters otherwise
-    separator, is_quoted = _dialect(path, layout)
-    lines = (line for _, line in read_lines(path, layout.encoding))
-    told = _told_separator(path, layout)
-    skipped = 0
-    if told is not None:
-        separator, skipped = layout.separator or told, 1
-        next(lines)
+    separator, is_quoted, is_told = _dialect(path, layout)
+    skipped = int(is_told)
+    lines = (line for _, line in itertools.islice(read_lines(path, layout.encoding), skipped, None))
     quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     dialect: dict[str, Any] = {"delimiter": separator, "quoting": quoting}
     reader = csv.reader(lines, strict=True, **dialect)
@@ -232,10 +224,7 @@ def _split_fields(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]
 
 
 def read_json(path: Path, layout: Layout) -> tuple[Any, Rows]:
-    """One JSON object a line, one list of objects, or one object with such a list under "data".
-
-    Types are kept, a missing key is None. A file in the form of SQuAD has a row for each question.
-    """
+    """The rows of `json_rows`: types are kept, a missing key is None."""
     return _infer_schema(path, json_rows(path)), json_rows(path)
 
 

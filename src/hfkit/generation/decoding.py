@@ -13,17 +13,13 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation import logits_process
 
 from hfkit.errors import ModelError, UsageError, did_you_mean
+from hfkit.models.stored_generation import BEAMS_ONLY, SAMPLING_ONLY, drop_idle
 from hfkit.system.console import detail, warn
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
     from hfkit.settings import Generation
-
-# Fields of transformers.GenerationConfig that change nothing without sampling, or without beams.
-SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-
-BEAMS_ONLY = ("length_penalty", "early_stopping")
 
 # What makes a distribution narrower, by its field, in the library's order, and the value at which it changes nothing.
 WARPERS: dict[str, tuple[type[LogitsProcessor], Any]] = {
@@ -86,15 +82,11 @@ def decoding_settings(
     if not settings.do_sample and wanted.num_return_sequences is None:  # the model's own number is for sampling
         settings.num_return_sequences = 1
     _require_consistent(settings, wanted)
-    if not settings.do_sample:
-        if idle := [name for name in SAMPLING_ONLY if name in given]:
-            warn(f"{', '.join(idle)} has no effect without sampling", "--do-sample")
-        for name in SAMPLING_ONLY:
-            setattr(settings, name, None)
-    if (settings.num_beams or 1) == 1:
-        if idle := [name for name in BEAMS_ONLY if name in given]:
-            warn(f"{', '.join(idle)} has no effect without beams", "--num-beams 4")
-        settings.length_penalty = settings.early_stopping = None
+    if not settings.do_sample and (idle := [name for name in SAMPLING_ONLY if name in given]):
+        warn(f"{', '.join(idle)} has no effect without sampling", "--do-sample")
+    if (settings.num_beams or 1) == 1 and (idle := [name for name in BEAMS_ONLY if name in given]):
+        warn(f"{', '.join(idle)} has no effect without beams", "--num-beams 4")
+    drop_idle(settings)
     detail(f"generation: {settings.to_diff_dict()}")
     return settings
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, ModelError, UsageError, first_line
+from hfkit.models.config import DEFAULT_NEW_TOKENS
 from hfkit.system import compat, network
 from hfkit.system.console import say, warn
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.settings import Generation, Model, Recipe
-
-DEFAULT_NEW_TOKENS = 128
 
 Messages = list[dict[str, str]]  # {"role": "system", "user" or "assistant", "content": text}, oldest first
 

@@ -77,10 +77,10 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
     data = recipe.data
     findings: Findings = []
     if task == PAIRING or (task is None and look_parallel(data.train)):
-        return _facts_of_pairs(recipe, findings)
+        return _facts_of_pairs(recipe)
     splits = as_splits(load_data(data))
     if task is None and all(map(is_translating, splits.values())):
-        return _facts_of_pairs(recipe, findings)
+        return _facts_of_pairs(recipe)
     if task is None and all(is_tagged(dataset, data) for dataset in splits.values()):
         task = TAGGING
     if task is None and all(is_asking(dataset) for dataset in splits.values()):
@@ -118,9 +118,10 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
     return facts
 
 
-def _facts_of_pairs(recipe: Recipe, findings: Findings) -> Facts:
+def _facts_of_pairs(recipe: Recipe) -> Facts:
     """The facts about sources and targets; repeats and leaks are those of sources."""
     data = recipe.data
+    findings: Findings = []
     opened = open_pairs(data)
     encoder, longest = _tokenizer(recipe)
     limit = _max_length(data, longest)

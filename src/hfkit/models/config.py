@@ -25,6 +25,8 @@ SIZES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 
+DEFAULT_NEW_TOKENS = 128  # of a generated text at most, where neither the user nor the model says it
+
 NO_LIMIT = 10**9  # from which a number of tokens means that there is none
 
 # What a head is called in messages where its Auto class does not say it.

@@ -12,6 +12,7 @@ from hfkit.errors import ModelError, UsageError
 from hfkit.models import adapters, hub, sharded
 from hfkit.models.config import buildable, readable, require_head, trusted
 from hfkit.models.device import to_device
+from hfkit.models.finite import not_finite
 from hfkit.models.stored_generation import make_savable, stored_generation
 from hfkit.system import permissions
 from hfkit.system.console import detail, say
@@ -32,17 +33,10 @@ def open_model(
     Raises ModelError if it has no such head, or weights that are no numbers.
     """
     made = to_device(new_or_pretrained(auto_model, model, config, tokenizer))
-    broken = [name for name, weight in made.named_parameters() if not _is_finite(weight)]
-    if broken:
+    if broken := not_finite(made):
         what = f"{model.name}: {len(broken)} weights hold NaN or infinity, first '{broken[0]}'"
         raise ModelError(what, "choose an earlier checkpoint, or train it again with a smaller --learning-rate")
     return made
-
-
-def _is_finite(weight: torch.Tensor) -> bool:
-    """Whether all numbers are; their sum tells at a tenth of the cost, unless it overflows."""
-    with torch.no_grad():
-        return bool(weight.sum(dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
 
 
 def new_or_pretrained(

@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from hfkit.errors import DivergedError, ModelError, StorageError
 from hfkit.models import adapters
 from hfkit.models.adapters import logits, require_same
+from hfkit.models.finite import not_finite
 from hfkit.models.loading import load_weights
 from hfkit.system import files
 from hfkit.system.files import is_disk_full, umask
@@ -38,8 +37,7 @@ def export(
     `base`: of a model with adapters, which alone are saved. Raises DivergedError for a tensor that is not finite,
     StorageError for a full disk, ModelError if the saved model does not read back, or answers otherwise.
     """
-    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
+    if broken := not_finite(model):
         raise DivergedError(
             f"{len(broken)} tensors are not finite, first '{broken[0]}': the model is not saved",
             "resume from the last good checkpoint with a smaller --learning-rate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -23,6 +24,19 @@ GONE = {
     "constraints": None,
     "force_words_ids": None,
 }
+
+
+# Fields of transformers.GenerationConfig that change nothing without sampling, or without beams.
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+BEAMS_ONLY = ("length_penalty", "early_stopping")
+
+
+def drop_idle(settings: GenerationConfig) -> None:
+    """Leaves out what changes nothing: settings of sampling where nothing is sampled, of beams where there is one."""
+    idle = [() if settings.do_sample else SAMPLING_ONLY, BEAMS_ONLY if (settings.num_beams or 1) == 1 else ()]
+    for name in itertools.chain.from_iterable(idle):
+        setattr(settings, name, None)
 
 
 def stored_generation(directory: Path, name: str) -> GenerationConfig | None:

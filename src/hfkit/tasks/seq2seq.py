@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.scripts import sentences
 from hfkit.errors import UsageError
-from hfkit.models.config import own_new_tokens
+from hfkit.models.config import DEFAULT_NEW_TOKENS, own_new_tokens
+from hfkit.models.stored_generation import drop_idle
 from hfkit.system.console import short, warn
 from hfkit.tasks.base import Batch, Examples, LossOptions, Task, batch_defaults, finetuning_defaults
-from hfkit.tasks.encoded_pairs import EncodedPairs
+from hfkit.tasks.encoded_pairs import EncodedPairs, prefix_of, set_languages, with_prefix
 from hfkit.tasks.language_modeling import (
     OF_LANGUAGE_MODELS,
     nll_scores,
@@ -48,8 +49,6 @@ WATCHED = (*(name for name in OF_TEXTS if not name.startswith(("rouge", "length"
 OF_LIKELIHOODS = ("perplexity", "nll", "bits_per_byte", "bits_per_character", "word_perplexity")
 
 USUAL = ("bleu", "chrf", "rouge", "perplexity")
-
-NEW_TOKENS = 128  # of a generated text at most, where neither training nor the model says it
 
 SAMPLES = 2  # texts that are shown at each evaluation
 
@@ -117,11 +116,8 @@ class Seq2Seq(Task):
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
     ) -> Examples:
         rows = EncodedPairs(dataset, tokenizer, model, recipe)
-        for name, side, flag in (
-            ("sources", rows.sources, "max-length"),
-            ("targets", rows.targets, "max-target-length"),
-        ):
-            _say_long(name, side, flag, rows.most, recipe)
+        _say_long("sources", rows.sources, "max-length", rows.most, recipe)
+        _say_long("targets", rows.targets, "max-target-length", rows.most, recipe)
         return rows
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -250,7 +246,6 @@ def _measure_likelihoods(
 ) -> tuple[dict[str, Score], list[Row]]:
     """Perplexity of the targets given their sources in all its units, and the nats of each."""
     from hfkit.metrics.perplexity import measure_targets
-    from hfkit.tasks.encoded_pairs import prefix_of, set_languages, with_prefix
 
     set_languages(tokenizer, model, recipe.data)
     sources = with_prefix(dataset, prefix_of(model, recipe.data))["text"][:]
@@ -278,14 +273,11 @@ def baselines(sources: Sequence[str], references: Sequence[Sequence[str]]) -> di
 def _settings(model: PreTrainedModel, num_beams: int | None, most: int | None = None) -> GenerationConfig:
     """The model's own generation settings without sampling, with these on top; `most`: new tokens at most."""
     settings = copy.deepcopy(model.generation_config)
-    own = own_new_tokens(model) or most or NEW_TOKENS
+    own = own_new_tokens(model) or most or DEFAULT_NEW_TOKENS
     settings.do_sample, settings.max_length, settings.num_return_sequences = False, None, 1
-    for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"):
-        setattr(settings, name, None)
     if num_beams is not None:
         settings.num_beams = num_beams
-    if (settings.num_beams or 1) == 1:
-        settings.length_penalty = settings.early_stopping = None
+    drop_idle(settings)
     settings.max_new_tokens = min(own, most or own)
     return settings
 
@@ -310,8 +302,7 @@ def generate_texts(
 
     order = np.argsort([-len(ids) for ids in sources], kind="stable").tolist()
     starts = range(0, len(order), batch_size)
-    made: list[tuple[int, str]] = []
-    num_cut = 0
+    made: list[tuple[int, str, bool]] = []  # place, text, and whether it was cut
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -320,15 +311,15 @@ def generate_texts(
             batch = pad_blocks([{"input_ids": sources[place]} for place in places], tokenizer)
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             ids = model.generate(**inputs, generation_config=settings, use_cache=True)
-            made += zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True)
-            num_cut += int((ids != tokenizer.eos_token_id)[:, 1:].all(dim=1).sum())
+            are_cut = (ids != tokenizer.eos_token_id)[:, 1:].all(dim=1).tolist()
+            made += zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), are_cut, strict=True)
     model.train(was_training)
-    if alone:
-        return [text for _, text in sorted(made)]
-    if total := sum(all_gather([num_cut])):
-        what = f"{total:,} of {len(sources):,} texts were cut after {settings.max_new_tokens} tokens"
-        warn(what, "train longer, or with longer targets", once=True)
-    return [text for _, text in sorted(all_gather(made))]
+    if not alone:
+        made = all_gather(made)
+        if num_cut := sum(is_cut for *_, is_cut in made):
+            what = f"{num_cut:,} of {len(sources):,} texts were cut after {settings.max_new_tokens} tokens"
+            warn(what, "train longer, or with longer targets", once=True)
+    return [text for _, text, _ in sorted(made)]
 
 
 def _say_long(name: str, side: Any, flag: str, most: int, recipe: Recipe) -> None:

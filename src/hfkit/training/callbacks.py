@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from hfkit.errors import DivergedError, StoppedError, first_line
 from hfkit.evaluation.scoring import score_split
 from hfkit.metrics.table import metric_of
 from hfkit.models import adapters, sharded
+from hfkit.models.finite import all_finite
 from hfkit.runs.manifest import peak_device_memory_mib, peak_memory_mib, reset_peak_device_memory
 from hfkit.runs.results import append_log, read_log
 from hfkit.system import processes
@@ -288,14 +289,6 @@ def clipped_in_order(gradients: Sequence[Any]) -> bool:
         bool(torch.isfinite(gradient).all() and gradient.any())
         for gradient in sorted(gradients, key=lambda gradient: gradient.numel())[:3]
     )
-
-
-def all_finite(tensors: Iterable[Any]) -> bool:
-    """Whether no tensor holds a NaN or an infinity."""
-    floats = [tensor for tensor in tensors if torch.is_tensor(tensor) and tensor.is_floating_point()]
-    # A sum shows every one of them, at a tenth of the cost; where it is not finite it may have overflowed.
-    sums = [tensor.sum(dtype=torch.float32).to(floats[0].device) for tensor in floats]
-    return not sums or bool(torch.stack(sums).isfinite().all()) or all(bool(t.isfinite().all()) for t in floats)
 
 
 def number_name(value: float) -> str:
