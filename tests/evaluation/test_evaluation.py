@@ -237,7 +237,7 @@ def test_files_are_scored_as_the_reference_programs_score_them(tmp_path, capsys,
 
 
 def chrf(predictions, *references, **columns):
-    return row_metrics.score(rows_of_files(predictions, references, **columns), ["chrf"], interval=False)["chrf"]
+    return row_metrics.score(rows_of_files(predictions, references, **columns).rows, ["chrf"], interval=False)["chrf"]
 
 
 def test_tables_are_scored_by_the_named_or_the_usual_column(tmp_path):
@@ -255,7 +255,9 @@ def test_tables_are_scored_by_the_named_or_the_usual_column(tmp_path):
         DataError, match=r"both\.csv has no column of the usual names \(prediction, .*found: given, wanted"
     ):
         chrf(table, lines[1])
-    with pytest.raises(DataError, match=r"both\.csv has no column 'text', found: given, wanted \(fix: --column NAME\)"):
+    with pytest.raises(
+        DataError, match=r"both\.csv has no column 'text', found: given, wanted \(fix: --prediction-column NAME\)"
+    ):
         chrf(table, lines[1], prediction_column="text")
 
 
@@ -300,7 +302,10 @@ def test_what_predict_writes_is_scored_by_its_answers_not_by_its_texts(tmp_path,
     assert main([*command, "--metrics", "accuracy"]) == 2  # its label is the answer, not the reference
     assert "no references to compare with" in capsys.readouterr().err
     assert main([*command, "--references", str(write(tmp_path / "g.txt", ["yes", "no", "maybe"]))]) == 3
-    assert "references, row 3: label 'maybe' is not one of 'no', 'yes'" in capsys.readouterr().err
+    assert (
+        "references, row 3: 'maybe' is no label of the predictions (fix: their labels: 'no', 'yes')"
+        in capsys.readouterr().err
+    )
 
 
 def test_predictions_with_and_without_probabilities_are_compared(tmp_path, capsys):
@@ -344,7 +349,9 @@ def test_labels_and_numbers_that_predict_writes_are_scored(tmp_path, capsys):
         assert found["subset_accuracy"]["value"] == 0.5
     other = write(tmp_path / "other.csv", ["text,label", "x,a|b", "y,c"])
     assert main(["evaluate", "--predictions", str(answers), "--references", str(other)]) == 3
-    assert "references, row 2: ['c'] is no label of" in capsys.readouterr().err
+    assert (
+        "references, row 2: 'c' is no label of the predictions (fix: their labels: 'a', 'b')" in capsys.readouterr().err
+    )
     numbers = write(tmp_path / "n.jsonl", as_lines([{"text": "x", "value": 1.5}, {"text": "y", "value": 3.0}]))
     gold = write(tmp_path / "gold.csv", ["text,value", "x,1", "y,5"])
     assert (

@@ -178,14 +178,18 @@ def prepared(labels, feature=None, **data):
     [
         (["a", "b", "a"], {"label": ["a", "b", "a"]}),
         (["1", "5", "3"], {"label": ["1", "5", "3"]}),
-        ([1.0, 2.0, 1.0], {"label": [1.0, 2.0, 1.0]}),  # whole numbers are classes
+        ([1.0, 2.0, 1.0], {"label": ["1", "2", "1"]}),  # whole numbers are classes, spelled as in a CSV file
+        (["1.0", "2", "1"], {"label": ["1", "2", "1"]}),
+        (["1.0", "1", "v1.0"], {"label": ["1.0", "1", "v1.0"]}),
+        (["TRUE", "False", "true"], {"label": ["true", "false", "true"]}),
+        (["True", "maybe", "true"], {"label": ["True", "maybe", "true"]}),
         (["1", "2.5", "3"], {"value": [1.0, 2.5, 3.0]}),
         ([0.5, 1.5, 1.0], {"value": [0.5, 1.5, 1.0]}),
         ([["a"], [], ["b", "a"]], {"labels": [["a"], [], ["b", "a"]]}),
         ([[1, 2], [3]], {"labels": [["1", "2"], ["3"]]}),
         (["a|b", "b|c", "a", "b", "c", "a|c", "a | b|c"], {"labels": [["a", "b"], ["b", "c"], ["a"], ["b"], ["c"], ["a", "c"], ["a", "b", "c"]]}),
         (["Korea, South", "Korea, North", "Japan"], {"label": ["Korea, South", "Korea, North", "Japan"]}),
-        ([True, False], {"label": [True, False]}),
+        ([True, False], {"label": ["true", "false"]}),
     ],
 )  # fmt: skip
 def test_kind_of_label_is_guessed_from_its_values(labels, made):
@@ -264,6 +268,8 @@ def test_columns_of_0_and_1_are_labels():
     [
         ([0.5, float("nan")], {}, "train data, row 2: label nan is not a finite number"),
         ([0.0, 1.0, float("nan")], {}, "train data, row 3: label nan is not a finite number"),
+        (["1", "0", "inf"], {}, f"row 3: label 'inf' among numbers is not a finite number (fix: correct or delete it; --problem-type {SINGLE}, if it is a class)"),
+        (["1", "nan", "0"], {}, f"row 2: label 'nan' among numbers is not a finite number (fix: correct or delete it; --problem-type {SINGLE}, if it is a class)"),
         (["0.5", "good"], {"problem_type": REGRESSION}, f"row 2: label 'good' is not a number (fix: --problem-type {SINGLE})"),
         ([n + 0.5 for n in range(30)], {"problem_type": SINGLE}, f"has 30 different numbers as classes in 30 rows (fix: --problem-type {REGRESSION})"),
         ([["a"], ["b"]], {"problem_type": SINGLE}, f"row 1: a list of labels, not one (fix: --problem-type {MULTIPLE})"),

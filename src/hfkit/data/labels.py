@@ -24,6 +24,12 @@ SEPARATORS = (",", "|", ";")  # that a guess tries
 
 CHANGE = "(change with --problem-type)"
 
+BOOLEAN = re.compile("true|false", re.IGNORECASE)
+
+WHOLE = re.compile(r"-?\d+(\.0*)?")  # a whole number, as a file with or without types writes it
+
+ID = re.compile(r"(?:LABEL_)?(\d{1,9})")  # of a class: transformers names a class without a name by its id
+
 
 def problem_type_of(config: Any) -> str:
     """The problem type of a saved classifier; one with a single output is a regression, as in transformers."""
@@ -47,12 +53,58 @@ def with_labels(splits: Mapping[str, Dataset], label: str, data: Data, config: A
     known = data.problem_type or (problem_type_of(config) if config is not None else None)
     kind = known or _guess(values, guessed, columns, data)
     separator = _separator(values, data, config) if kind == MULTIPLE and isinstance(values[0], str) else None
-    order = columns if len(columns) > 1 else _class_names(guessed, columns[0])
-    prepared = {}
-    for split, dataset in splits.items():
-        own = values if dataset is guessed else _values(dataset, columns)
-        prepared[split] = _with_column(dataset, columns, _as(kind, own, split, separator), kind, order)
-    return prepared
+    order = columns if len(columns) > 1 else class_names(guessed, columns[0])
+    labels = {
+        split: _as(kind, values if dataset is guessed else _values(dataset, columns), split, separator)
+        for split, dataset in splits.items()
+    }
+    if kind != REGRESSION and (config is not None or order is None):
+        texts = set(flat(label for split in labels.values() for label in split))
+        of_model = [] if config is None else [str(config.id2label[index]) for index in sorted(config.id2label)]
+        names = spelling(texts, of_model) | names_of_ids(texts, of_model)
+        if any(text != name for text, name in names.items()):
+            labels = {split: [spelled(label, names) for label in own] for split, own in labels.items()}
+            order = None
+    return {split: _with_column(dataset, columns, labels[split], kind, order) for split, dataset in splits.items()}
+
+
+def spelling(labels: Iterable[Any], known: Iterable[str] = ()) -> dict[str, str]:
+    """How each of the labels, as text, is written: alike in files of all kinds.
+
+    A label that differs from one of the `known` names only as a boolean (True and true) or as a whole number (1.0 and
+    1) is that name. Other booleans become "true" and "false", and other whole numbers lose their point, if all labels
+    are such.
+    """
+    texts, known = {str(label) for label in labels}, list(known)
+    names = {_plain(name): name for name in known}
+    one_kind = all(BOOLEAN.fullmatch(text) for text in texts) or all(WHOLE.fullmatch(text) for text in texts)
+    plain = {text: _plain(text) if one_kind else text for text in texts}
+    return {text: text if text in known else names.get(_plain(text), plain[text]) for text in texts}
+
+
+def names_of_ids(labels: Iterable[Any], names: Sequence[str]) -> dict[str, str]:
+    """The names of labels that are all ids (1 or LABEL_1), which is printed; none if one of them is a name itself."""
+    texts = {str(label) for label in labels}
+    ids = {text: int(match[1]) for text in texts if (match := ID.fullmatch(_plain(text)))}
+    are_names = bool(set(spelling(texts, names).values()) & set(names))
+    if are_names or not ids or len(ids) < len(texts) or max(ids.values()) >= len(names):
+        return {}
+    found = {text: names[ids[text]] for text in sorted(texts, key=natural)}
+    pairs = [f"{text} is {name}" for text, name in found.items()]
+    say(f"labels: ids of known names: {', '.join(pairs[:10])}{', ...' if len(pairs) > 10 else ''}")
+    return found
+
+
+def spelled(label: Any, names: Mapping[str, str]) -> Any:
+    """The label, or each label of a list, as `spelling` has it."""
+    return [names[str(one)] for one in label] if isinstance(label, list) else names[str(label)]
+
+
+def _plain(text: str) -> str:
+    """A boolean in lower case, a whole number without its point; else the text."""
+    if BOOLEAN.fullmatch(text):
+        return text.lower()
+    return text.partition(".")[0] if WHOLE.fullmatch(text) else text
 
 
 def label_columns(dataset: Dataset, label: str) -> list[str]:
@@ -72,16 +124,24 @@ def _values(dataset: Dataset, columns: list[str]) -> list[Any]:
         on = [[str(flag).lower() in ("1", "1.0", "true") for flag in flags] for flags in table]
         return [[column for column, flag in zip(columns, row, strict=True) if flag] for row in zip(*on, strict=True)]
     values: list[Any] = dataset[columns[0]][:]
-    names = _class_names(dataset, columns[0])
-    if names is None:
+    if class_names(dataset, columns[0]) is None:
         return values
     unlabelled = next((row for row, value in enumerate(values, 1) if value == -1), None)
     if unlabelled:
         raise DataError(f"row {unlabelled} has no label (-1)", "give data with labels")
-    return [[names[one] for one in value] if isinstance(value, list) else names[value] for value in values]
+    return values_of(dataset, columns[0])
 
 
-def _class_names(dataset: Dataset, column: str) -> list[str] | None:
+def values_of(dataset: Dataset, column: str) -> list[Any]:
+    """The values of a column, with the names of classes instead of their ids; "" for an id without a name (-1)."""
+    values: list[Any] = dataset[column][:]
+    if (names := class_names(dataset, column)) is None:
+        return values
+    name = dict(enumerate(names)).get
+    return [[name(one, "") for one in value] if isinstance(value, list) else name(value, "") for value in values]
+
+
+def class_names(dataset: Dataset, column: str) -> list[str] | None:
     """The names of a column of classes, or of lists of classes, in their order."""
     feature = dataset.features[column]
     names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
@@ -96,11 +156,17 @@ def _guess(values: list[Any], dataset: Dataset, columns: list[str], data: Data) 
         return MULTIPLE
     if data.label_separator is not None:
         return MULTIPLE
-    if _class_names(dataset, columns[0]) is not None:
+    if class_names(dataset, columns[0]) is not None:
         return SINGLE
     distinct = set(values)
     numbers = [_number(value) for value in distinct]
     if all(number is not None for number in numbers):
+        odd = next(
+            (n for n, one in enumerate(values, 1) if isinstance(one, str) and not math.isfinite(float(one))), None
+        )
+        if odd is not None:
+            problem = f"row {odd}: label '{values[odd - 1]}' among numbers is not a finite number"
+            raise DataError(problem, f"correct or delete it; --problem-type {SINGLE}, if it is a class")
         broken = next((n for n in numbers if n is not None and math.isfinite(n) and n != int(n)), None)
         if broken is not None:
             say(f"problem type: {REGRESSION}, because {name} holds numbers such as {broken:g} {CHANGE}")
@@ -186,8 +252,10 @@ def _with_column(
     from datasets import ClassLabel, List, Value
 
     target = COLUMNS[kind]
-    if kind == SINGLE:
+    if kind == SINGLE and values == _values(dataset, columns):
         return dataset.rename_columns({column: target for column in columns if column != target})
+    if kind == SINGLE:
+        return dataset.remove_columns(columns).add_column(target, values, feature=Value("string"))
     feature = Value("float64") if kind == REGRESSION else List(ClassLabel(names=order) if order else Value("string"))
     if kind == MULTIPLE and order:
         values = [[order.index(name) for name in value] for value in values]
@@ -207,7 +275,7 @@ def label_names(dataset: Dataset, config: Any) -> list[str]:
     That is the order of a ClassLabel or of columns of 0 and 1, else that of the model if it has the same names, else
     natural order (10 after 9).
     """
-    order = _class_names(dataset, COLUMNS[kind_of(dataset) or SINGLE])
+    order = class_names(dataset, COLUMNS[kind_of(dataset) or SINGLE])
     counts = Counter(flat(labels_of(dataset)))
     if len(counts) < 2:
         raise DataError(

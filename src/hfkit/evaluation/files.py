@@ -65,9 +65,9 @@ def evaluate_files(files: Files, wanted: Evaluation, *, by: str | None = None, o
     `by`: a column of either whose groups are scored, too. `output`: a directory for the scores and the rows.
     """
     assert files.predictions is not None
-    rows = rows_of_files(files.predictions, files.references, **files.columns, by=by)
+    rows, of = rows_of_files(files.predictions, files.references, **files.columns, by=by, metrics=wanted.metrics)
     groups = [row.pop("group") for row in rows] if by is not None else []
-    metrics = wanted.metrics or list(default_metrics(rows))
+    metrics = wanted.metrics or list(default_metrics(rows, of))
     of_hub = _of_hub(metrics, files.allow_download)
     if of_hub and by is not None:
         raise UsageError(f"--by: '{of_hub[0]}' of the Hub is computed over all rows only", "leave one of them out")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE
-from hfkit.errors import UsageError
+from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, natural
+from hfkit.errors import DataError, UsageError
 from hfkit.metrics.inputs import Inputs, are_entities, are_tags, pair
 from hfkit.metrics.sample import Row, Sample, Score, scored
 from hfkit.metrics.table import (
@@ -17,6 +17,7 @@ from hfkit.metrics.table import (
     ENTITY_METRICS,
     LIKELIHOODS,
     METRICS,
+    OF_LABELS,
     TAG_METRICS,
     require_known,
 )
@@ -38,13 +39,16 @@ def score(
     return scored(samples, len(rows), seed=seed, resamples=resamples if interval else 0)
 
 
-def default_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The metrics that suit the rows; UsageError if the rows leave it open."""
+def default_metrics(rows: Sequence[Row], of: str | None = None) -> tuple[str, ...]:
+    """The metrics that suit the rows, which hold what `of` says; UsageError if that is left open."""
     row = rows[0]
     if "nll" in row:
         return tuple(name for name, one in LIKELIHOODS.items() if one.needs in row and one.needs != "words")
     if "probabilities" in row:
         return DEFAULT_METRICS[MULTIPLE if isinstance(row["reference"], list) else SINGLE]
+    if of == "label":
+        kind = MULTIPLE if isinstance(row["prediction"], list) else SINGLE
+        return tuple(name for name in DEFAULT_METRICS[kind] if METRICS[name].needs != "probabilities")
     if "question" in row:
         return ANSWER_METRICS
     if are_entities([row["prediction"] for row in rows]):
@@ -71,15 +75,25 @@ def samples_of(
         return _likelihoods(systems, names)
     require_known(names)
     labels = labels or classes_of(systems)
-    inputs = {kind: [_inputs(rows, labels, kind) for rows in systems] for kind in ("answers", "decisions")}
-    for some in inputs.values():
-        pair(some)
     several = isinstance(systems[0][0].get("reference"), list)
+    inputs: dict[bool, list[Inputs]] = {}
     found = {}
     for name in names:
-        kind = "decisions" if several and METRICS[name].needs != "probabilities" else "answers"
-        found[name] = [METRICS[name].function(one) for one in inputs[kind]]
+        sets = several and name in OF_LABELS
+        decisions = sets and METRICS[name].needs != "probabilities"
+        if decisions not in inputs:
+            inputs[decisions] = [
+                _inputs(rows, labels or (_labels_in(systems) if sets else None), decisions) for rows in systems
+            ]
+            pair(inputs[decisions])
+        found[name] = [METRICS[name].function(one) for one in inputs[decisions]]
     return found
+
+
+def _labels_in(systems: Sequence[Sequence[Row]]) -> list[str]:
+    """All labels in rows that have several each."""
+    sides = ("reference", "prediction")
+    return sorted({label for rows in systems for row in rows for side in sides for label in row[side]}, key=natural)
 
 
 def classes_of(systems: Sequence[Sequence[Row]]) -> list[str] | None:
@@ -88,23 +102,25 @@ def classes_of(systems: Sequence[Sequence[Row]]) -> list[str] | None:
     return first if first and all(set(other) == set(first) for other in others) else None
 
 
-def _inputs(rows: Sequence[Row], labels: Sequence[str] | None, kind: str) -> Inputs:
-    """The rows as metrics take them; with several labels per row, `kind` "decisions" are 0 or 1, "answers" shares."""
+def _inputs(rows: Sequence[Row], labels: Sequence[str] | None, decisions: bool) -> Inputs:
+    """The rows as metrics take them; with several labels per row a table of probabilities, or of `decisions` 0 or 1."""
     if labels is None:
         side = next((name for name in ("reference", "references") if name in rows[0]), None)
         references = None if side is None else [row[side] for row in rows]
-        made = [row["prediction"] for row in rows]
-        if references is not None and isinstance(made[0], str) and isinstance(references[0], int):
-            references = [str(label) for label in references]  # as classifiers name their labels
-        return Inputs(made, references)
+        return Inputs([row["prediction"] for row in rows], references)
+    several = isinstance(rows[0]["reference"], list)
+    if decisions:
+        made, actual = (
+            np.array([[float(label in row[side]) for label in labels] for row in rows])
+            for side in ("prediction", "reference")
+        )
+        return Inputs(made, actual, labels)
+    if "probabilities" not in rows[0]:
+        raise DataError("the predictions have no probabilities", "hfkit predict --output FILE.jsonl writes them")
     table = np.array([[row["probabilities"][label] for label in labels] for row in rows], float)
-    if not isinstance(rows[0]["reference"], list):
+    if not several:
         return Inputs(table, [str(row["reference"]) for row in rows], labels)
-    actual, given = (
-        np.array([[float(label in row[side]) for label in labels] for row in rows])
-        for side in ("reference", "prediction")
-    )
-    return Inputs(given if kind == "decisions" else table, actual)
+    return Inputs(table, np.array([[float(label in row["reference"]) for label in labels] for row in rows]), labels)
 
 
 def _likelihoods(systems: Sequence[Sequence[Row]], names: Sequence[str]) -> dict[str, list[Sample]]:

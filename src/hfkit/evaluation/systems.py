@@ -10,6 +10,7 @@ from hfkit.errors import DataError, UsageError
 from hfkit.evaluation.compare import Difference, compare, most_different
 from hfkit.evaluation.evaluate import evaluate
 from hfkit.evaluation.files import Files, require_files_alone
+from hfkit.evaluation.row_metrics import default_metrics
 from hfkit.evaluation.rows import PREDICTIONS, read_rows
 from hfkit.evaluation.tables import rows_of_files
 from hfkit.metrics.sample import Row
@@ -35,16 +36,19 @@ def compare_systems(systems: Sequence[str], recipe_of: Callable[[str | None], Re
     if len(systems) < 2 or len(set(systems)) < len(systems):
         raise UsageError(f"{len(set(systems))} system to compare", "hfkit compare A B")
     recipe = recipe_of(None)
+    names: Sequence[str] = recipe.evaluation.metrics
     if files.references:
         require_files_alone(recipe, "--references")
-        rows = {name: rows_of_files(Path(name), files.references, **files.columns) for name in systems}
+        read = {name: rows_of_files(Path(name), files.references, **files.columns, metrics=names) for name in systems}
+        rows = {name: one.rows for name, one in read.items()}
+        names = names or default_metrics(*read[systems[0]])
     elif recipe.data.test:
         rows = {name: _evaluated(name, recipe_of(name)) for name in systems}
     else:
         require_files_alone(recipe, "kept predictions")
         rows = _kept(systems)
     wanted = recipe.evaluation
-    differences = compare(rows, wanted.metrics, interval=wanted.interval, seed=wanted.seed)
+    differences = compare(rows, names, interval=wanted.interval, seed=wanted.seed)
     return Comparison(differences, most_different(rows))
 
 

@@ -5,28 +5,52 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfkit.data.labels import split_labels
+from hfkit.data.labels import class_names, values_of
+from hfkit.data.sources import only, type_name
 from hfkit.errors import DataError, UsageError
+from hfkit.evaluation.label_rows import label_rows, with_probabilities
 from hfkit.metrics.sample import Row
+from hfkit.metrics.table import OF_LABELS, OF_NUMBERS, OF_TAGS, OF_TEXTS
 from hfkit.system.console import say
 
 if TYPE_CHECKING:
     from hfkit.settings import Recipe
 
-# Column names of prediction files; the first one that is there is used.
-PREDICTION_NAMES = (
-    "prediction", "predictions", "predicted", "generated", "output", "answer", "tags", "entities", "text",
-)  # fmt: skip
+# Usual column names, by side: those that say which side it is, then those that say what it holds.
+SIDES = {
+    "prediction": ("prediction", "predictions", "predicted", "generated"),
+    "reference": ("references", "reference", "target"),
+}
 
-REFERENCE_NAMES = (
-    "references", "reference", "target", "label", "labels", "value", "answers", "tags", "entities", "text",
-)  # fmt: skip
+CONTENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "prediction": {
+        "text": ("output", "answer", "text"),
+        "label": ("label", "labels"),
+        "tags": ("tags", "entities"),
+        "number": ("value",),
+    },
+    "reference": {
+        "text": ("answers", "text"),
+        "label": ("label", "labels"),
+        "tags": ("tags", "entities"),
+        "number": ("value",),
+    },
+}
 
 ANSWER_NAMES = ("label", "labels", "value")  # the answers of `hfkit predict`, beside the text
 
 AMBIGUOUS = ("output", "text", *ANSWER_NAMES)  # if one of these is used, that is printed
+
+SETS = ("f1_samples", "subset_accuracy", "hamming_loss", "mean_average_precision")  # of several labels a row
+
+
+class FileRows(NamedTuple):
+    """Rows from files, and what they hold: "text", "label", "tags", "number", or None where that is open."""
+
+    rows: list[Row]
+    of: str | None
 
 
 def groups_of(recipe: Recipe, column: str, num_rows: int) -> list[str]:
@@ -40,7 +64,7 @@ def groups_of(recipe: Recipe, column: str, num_rows: int) -> list[str]:
         raise DataError(f"the data has no column '{column}', found: {', '.join(dataset.column_names)}", "--by COLUMN")
     if len(dataset) != num_rows:
         raise DataError(f"{len(dataset):,} rows, but {num_rows:,} were measured: no group of each", "leave out --by")
-    return [str(value) for value in dataset[column]]
+    return [str(value) for value in values_of(dataset, column)]
 
 
 def rows_of_files(
@@ -50,42 +74,103 @@ def rows_of_files(
     prediction_column: str | None = None,
     reference_column: str | None = None,
     by: str | None = None,
-) -> list[Row]:
+    metrics: Sequence[str] = (),
+) -> FileRows:
     """A row for each prediction: "prediction", and "reference" or, if there are several, "references".
 
     A .txt file has one text per line, which may be empty. Other files have one per row, in the named column or a usual
-    one; a list in it stands for several references. Without `references` they come from the file of the predictions, if
-    it has such a column. Rows that `hfkit predict` or `hfkit evaluate -o` wrote have "probabilities", too. `by`: a
-    column of either file that becomes "group". Raises DataError for files that do not match.
+    one for the `metrics`; a list in it stands for several references, or is the labels of one row. Without `references`
+    they come from the file of the predictions, if it has such a column. Rows that `hfkit predict` or `hfkit evaluate
+    -o` wrote have "probabilities", too. `by`: a column of either file that becomes "group". Raises DataError for files
+    that do not match.
     """
     table = _Table(predictions)
+    others = [_Table(path) for path in references]
+    of = _content(metrics)
     answer = table.answer() if prediction_column is None else None
-    made = table.column(prediction_column, PREDICTION_NAMES if answer is None else [answer])
+    found = prediction_column or answer or table.usual("prediction", of)
     if references:
-        usual: Sequence[str] = REFERENCE_NAMES
-        others = [_Table(path) for path in references]
+        usual = [reference_column or other.usual("reference", of) for other in others]
+        if not prediction_column and not answer and not reference_column:
+            found, usual = _agreed(found, usual, of, table, others)
     else:  # in a file of answers a label is the answer, and in none a column is the reference of itself
-        taken = (prediction_column,) if answer is None else ANSWER_NAMES
-        usual = [name for name in REFERENCE_NAMES[:-1] if name not in taken]
-        others = [table] if table.has(reference_column, usual) else []
-    given = [other.column(reference_column, usual) for other in others]
+        taken = ("text", *ANSWER_NAMES) if answer else ("text", found)
+        name = reference_column or table.usual("reference", of, taken, alone=False)
+        others, usual = ([table], [name]) if name is not None else ([], [])
+    made = table.column(found, "prediction", is_guess=not prediction_column)
+    given = [
+        other.column(name, "reference", is_guess=not reference_column)
+        for other, name in zip(others, usual, strict=True)
+    ]
     for path, lines in zip(references, given, strict=False):
         if len(lines) != len(made):
             raise DataError(
                 f"{predictions} has {len(made):,} lines, {path} has {len(lines):,}",
                 "give one reference per prediction, in the same order",
             )
+    shares = table.probabilities() if not prediction_column and others else None
+    if of is None and given and (shares or any(map(_holds_labels, others, usual))):
+        of = "label"
+    if of == "label" and len(given) == 1:
+        names = [*shares[0]] if shares else others[0].classes(usual[0]) or table.classes(found)
+        rows = label_rows(made, given[0], names or (), several=any(name in SETS for name in metrics))
+        rows = with_probabilities(rows, shares) if shares else rows
+    else:
+        rows = _text_rows(made, given)
+    if not prediction_column and table.has("question") and table.has("answer"):
+        rows = [{"question": asked, **row} for asked, row in zip(table.values("question"), rows, strict=True)]
+    return FileRows(rows if by is None else _with_groups(rows, by, (table, *others)), of)
+
+
+def _content(metrics: Sequence[str]) -> str | None:
+    """What the metrics score, if all score the same."""
+    groups = {"text": OF_TEXTS, "label": OF_LABELS, "tags": OF_TAGS, "number": OF_NUMBERS}
+    found = {of for name in metrics for of, known in groups.items() if name in known}
+    return only(sorted(found))
+
+
+def _agreed(
+    found: str | None, usual: list[str | None], of: str | None, table: _Table, others: Sequence[_Table]
+) -> tuple[str | None, list[str | None]]:
+    """The guessed columns of both sides: one name for both where no name says which side it is.
+
+    Raises DataError where one is a column of texts and the other one of labels.
+    """
+    if found in SIDES["prediction"] or any(name in (None, found, *SIDES["reference"]) for name in usual):
+        return found, usual
+    names = CONTENTS["prediction"][of] if of else [name for kind in CONTENTS["prediction"].values() for name in kind]
+    shared = next((name for name in names if all(one.has(name) for one in (table, *others))), None)
+    if shared is not None:
+        return shared, [shared] * len(usual)
+    kinds = [_kind_of_name(name) for name in (found, *usual)]
+    if {"text", "label"} <= set(kinds):
+        problem = f"{table.path} has texts in '{found}', and {others[0].path} labels in '{usual[0]}'"
+        if kinds[0] == "label":
+            problem = f"{table.path} has labels in '{found}', and {others[0].path} texts in '{usual[0]}'"
+        raise DataError(problem, f"--prediction-column {found} --reference-column {usual[0]}, if these belong together")
+    return found, usual
+
+
+def _kind_of_name(name: str | None) -> str | None:
+    return next((of for side in CONTENTS.values() for of, names in side.items() if name in names), None)
+
+
+def _holds_labels(table: _Table, column: str | None) -> bool:
+    """Whether the column is one of labels by its name or its type."""
+    if column is None:
+        return False
+    return column in CONTENTS["reference"]["label"] or table.classes(column) is not None or table.is_boolean(column)
+
+
+def _text_rows(made: Sequence[Any], given: Sequence[Sequence[Any]]) -> list[Row]:
+    """A row for each prediction, with its one reference, or its several ones in a list."""
     rows: list[Row] = [{"prediction": text} for text in made]
-    if prediction_column is None and table.has("question") and table.has("answer"):
-        rows = [{"question": asked, **row} for asked, row in zip(table.column("question"), rows, strict=True)]
     for row, texts in zip(rows, zip(*given, strict=True), strict=bool(given)):
         if len(texts) == 1 and not isinstance(texts[0], list):
             row["reference"] = texts[0]
         else:
             row["references"] = [one for text in texts for one in (text if isinstance(text, list) else [text])]
-    if prediction_column is None and others and "probabilities" in table.names:
-        rows = _with_probabilities(rows, table.column("probabilities"), predictions)
-    return rows if by is None else _with_groups(rows, by, (table, *others))
+    return rows
 
 
 def _with_groups(rows: list[Row], by: str, tables: Sequence[_Table]) -> list[Row]:
@@ -93,29 +178,7 @@ def _with_groups(rows: list[Row], by: str, tables: Sequence[_Table]) -> list[Row
     holder = next((one for one in tables if one.has(by)), None)
     if holder is None:
         raise DataError(f"no column '{by}' in {' or '.join(str(one.path) for one in tables)}", "--by COLUMN")
-    return [{**row, "group": str(group)} for row, group in zip(rows, holder.column(by), strict=True)]
-
-
-def _with_probabilities(rows: list[Row], shares: list[Any], path: Path) -> list[Row]:
-    """The rows with the probabilities of a classifier; several references are the labels of one text."""
-    if not all(isinstance(one, dict) for one in shares):
-        return rows
-    names = [*shares[0]]
-    several = isinstance(rows[0]["prediction"], list)
-    texts = [row["reference"] for row in rows if isinstance(row.get("reference"), str)]
-    parts = iter(split_labels(texts, names) if several else [])
-    found = []
-    for number, (row, one) in enumerate(zip(rows, shares, strict=True), start=1):
-        actual = row.pop("references") if "references" in row else row["reference"]
-        if several:
-            actual = next(parts) if isinstance(actual, str) else actual if isinstance(actual, list) else [actual]
-            actual = [str(name) for name in actual]
-        strange = [name for name in actual if name not in names] if isinstance(actual, list) else []
-        if strange or isinstance(actual, list) > several:
-            problem = f"references, row {number}: {strange or actual} is no label of {path}"
-            raise DataError(problem, f"its labels: {', '.join(names[:20])}")
-        found.append({**row, "reference": actual, "probabilities": one})
-    return found
+    return [{**row, "group": str(group)} for row, group in zip(rows, holder.values(by), strict=True)]
 
 
 class _Table:
@@ -135,30 +198,64 @@ class _Table:
             self.dataset = load_source([str(path)])
             self.names = self.dataset.column_names
 
-    def has(self, name: str | None, usual: Sequence[str] = ()) -> bool:
-        return any(one in self.names for one in ([name] if name else usual))
+    def has(self, name: str) -> bool:
+        return name in self.names
+
+    def usual(self, side: str, of: str | None, taken: Sequence[str | None] = (), *, alone: bool = True) -> str | None:
+        """The first usual column of this side, else the only one if that may be `alone`; None of lines.
+
+        Columns for what the metrics are `of` come first. DataError if a table has none and `alone`.
+        """
+        if self.lines is not None:
+            return None
+        contents = CONTENTS[side]
+        first = contents.get(of or "", ())
+        rest = [name for names in contents.values() for name in names if name != "text"] + ["text"]
+        names = [name for name in dict.fromkeys((*SIDES[side], *first, *rest)) if name not in taken]
+        found = next((name for name in names if name in self.names), None)
+        if found is None and alone:
+            found = only(self.names)
+            if found is None:
+                wanted = f"column of the usual names ({', '.join(names)})"
+                raise DataError(f"{self.path} has no {wanted}, found: {', '.join(self.names)}", f"--{side}-column NAME")
+        return found
 
     def answer(self) -> str | None:
         """The column with the answers if `hfkit predict` wrote the file, else None."""
-        is_theirs = self.names[:1] == ["text"] and self.has(None, ("probabilities", "value"))
-        if not is_theirs or self.has(None, PREDICTION_NAMES[:-1]):
+        is_theirs = self.names[:1] == ["text"] and (self.has("probabilities") or self.has("value"))
+        named = (*SIDES["prediction"], "output", "answer", "tags", "entities")
+        if not is_theirs or any(map(self.has, named)):
             return None
         return next((name for name in ANSWER_NAMES if name in self.names), None)
 
-    def column(self, name: str | None, usual: Sequence[str] = ()) -> list[Any]:
-        """The named column, else the first usual one, else the only one."""
+    def column(self, name: str | None, side: str, *, is_guess: bool) -> list[Any]:
+        """The values of a column, or the lines; a guess is printed where another column could be meant."""
         if self.lines is not None:
             return self.lines
-        found = next((one for one in ([name] if name else usual) if one in self.names), None)
-        if found is None and name is None and len(self.names) == 1:
-            found = self.names[0]
-        if found is None:
-            wanted = f"column '{name}'" if name else f"column of the usual names ({', '.join(usual)})"
-            raise DataError(f"{self.path} has no {wanted}, found: {', '.join(self.names)}", "--column NAME")
-        if name is None and len(self.names) > 1 and found in AMBIGUOUS:
-            say(f"{self.path}: column '{found}' (change with --prediction-column or --reference-column)")
-        values = list(self.dataset[found])
-        return values if name or found != "answers" else list(map(answer_texts, values))
+        assert name is not None
+        if not self.has(name):
+            raise DataError(
+                f"{self.path} has no column '{name}', found: {', '.join(self.names)}", f"--{side}-column NAME"
+            )
+        if is_guess and len(self.names) > 1 and name in AMBIGUOUS:
+            say(f"{self.path}: column '{name}' (change with --{side}-column)")
+        values = self.values(name)
+        return list(map(answer_texts, values)) if is_guess and name == "answers" else values
+
+    def values(self, name: str) -> list[Any]:
+        return values_of(self.dataset, name)
+
+    def classes(self, name: str | None) -> list[str] | None:
+        """The names of the classes in a column of class ids."""
+        return class_names(self.dataset, name) if name is not None and self.has(name) else None
+
+    def is_boolean(self, name: str) -> bool:
+        return self.has(name) and type_name(self.dataset, name) == "bool"
+
+    def probabilities(self) -> list[dict[str, float]] | None:
+        """{label: probability} of each row, if `hfkit predict` or `hfkit evaluate` wrote them."""
+        shares: list[Any] = self.values("probabilities") if self.has("probabilities") else [None]
+        return shares if all(isinstance(one, dict) for one in shares) else None
 
 
 def answer_texts(value: Any) -> list[str]:

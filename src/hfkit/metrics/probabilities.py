@@ -30,6 +30,9 @@ def log_loss(data: Inputs) -> Array:
 
 
 def brier(data: Inputs) -> Sample:
+    if data.tagged:
+        squares = (data.tag_probabilities - np.asarray(data.references, float)) ** 2
+        return mean_sample(data, squares.mean(axis=1), "(probability - 0 or 1) squared, mean over rows and labels")
     probabilities = data.probabilities
     of_reference = probabilities[np.arange(data.n), data.actual]
     squares = (probabilities**2).sum(axis=1) - of_reference**2 + (1 - of_reference) ** 2
@@ -40,36 +43,50 @@ def brier(data: Inputs) -> Sample:
 
 
 def ece(data: Inputs) -> Sample:
-    confidence = data.probabilities.max(axis=1)
-    gaps = (data.probabilities.argmax(axis=1) == data.actual) - confidence
+    """Of the top class (Guo et al. 2017); of tables of the probability of each label, over all rows and labels."""
+    if data.tagged:
+        confidence = data.tag_probabilities
+        gaps, what = np.asarray(data.references, float) - confidence, "each label"
+    else:
+        confidence = data.probabilities.max(axis=1, keepdims=True)
+        gaps, what = (data.probabilities.argmax(axis=1) == data.actual)[:, np.newaxis] - confidence, "top class"
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.intp) - 1, 0, ECE_BINS - 1)
+    columns, width = range(bins.shape[1]), bins.size
     definition = (
-        f"expected calibration error, top class, {ECE_BINS} equal bins, too high with few rows; no interval, since "
+        f"expected calibration error, {what}, {ECE_BINS} equal bins, too high with few rows; no interval, since "
         "resamples raise it again"
     )
-    return Sample(
-        data.rows,
-        lambda weights: np.abs(by_code(weights * gaps, bins, ECE_BINS)).sum(axis=1, keepdims=True) / data.n,
-        definition,
-        interval=False,
-    )
+
+    def values(weights: Array) -> Array:
+        sums = np.sum([by_code(weights * gaps[:, place], bins[:, place], ECE_BINS) for place in columns], axis=0)
+        total_gap: Array = np.abs(sums).sum(axis=1, keepdims=True)
+        return total_gap / width
+
+    return Sample(data.rows, values, definition, interval=False)
 
 
 def ranking_sample(data: Inputs, area: Callable[[Array, Array], Array], definition: str) -> Sample:
     """A metric of the order of probabilities: of the second of two classes, else the mean of each against the rest.
 
+    Of tables it is the mean over the labels.
     No sums per row suffice here; `area` gets the weights of positives and negatives (resamples, values) by ascending
     probability, equal ones together.
     """
-    classes, probabilities, actual = data.classes, data.probabilities, data.actual
-    columns = [1] if len(classes) == 2 else list(range(len(classes)))
+    if data.tagged:
+        probabilities, flags = data.tag_probabilities, np.asarray(data.references, bool)
+        columns, of = list(range(flags.shape[1])), "of each label, mean over labels"
+    else:
+        probabilities, flags = data.probabilities, np.eye(len(data.classes), dtype=bool)[data.actual]
+        columns, of = list(range(len(data.classes))), "of each class against the rest, mean over classes"
+        if len(columns) == 2:
+            columns, of = [1], f"of the class {data.classes[1]!r}"
     ranked = []
     for column in columns:
-        positive = actual == column
+        positive = flags[:, column]
         if positive.all() or not positive.any():
             found = "every" if positive.all() else "no"
             raise DataError(
-                f"{found} reference is {classes[column]!r}: {definition} needs rows of each class", "add some"
+                f"{found} reference is {data.classes[column]!r}: {definition} needs rows of each class", "add some"
             )
         distinct_values, codes = np.unique(probabilities[:, column], return_inverse=True)
         ranked.append((positive, codes, len(distinct_values)))
@@ -82,7 +99,6 @@ def ranking_sample(data: Inputs, area: Callable[[Array, Array], Array], definiti
         means: Array = np.mean(areas, axis=0)
         return means[:, np.newaxis]
 
-    of = f"of the class {classes[1]!r}" if len(classes) == 2 else "of each class against the rest, mean over classes"
     return Sample(data.rows, values, f"{definition} {of}")
 
 

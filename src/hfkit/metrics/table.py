@@ -76,7 +76,7 @@ class Metric(NamedTuple):
     needs: str = "references"
 
 
-METRICS: dict[str, Metric] = {
+OF_TEXTS: dict[str, Metric] = {
     # Text against one or several references.
     "bleu": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True)),
     "bleu_zh": Metric(lambda d: sacrebleu_sample(d, "BLEU", force=True, tokenize="zh")),
@@ -109,6 +109,9 @@ METRICS: dict[str, Metric] = {
     "distinct_1": Metric(lambda d: distinct(d, 1), needs="text"),
     "distinct_2": Metric(lambda d: distinct(d, 2), needs="text"),
     "repetition": Metric(repetition, needs="text"),
+}
+
+OF_LABELS: dict[str, Metric] = {
     # Labels; predictions may also be probabilities (rows, classes), whose largest is the label.
     "accuracy": Metric(lambda d: accuracy_sample(d, "share of rows whose label equals the reference")),
     "balanced_accuracy": Metric(
@@ -162,13 +165,18 @@ METRICS: dict[str, Metric] = {
     "average_precision": Metric(
         lambda d: ranking_sample(d, average_precision, "average precision"), needs="probabilities"
     ),
+}
+
+OF_TAGS: dict[str, Metric] = {
     # Tags of the words of each row, as a list or with blanks between; or {"start", "end", "label"} for each entity.
     "entity_f1": Metric(entity_sample),
     "entity_f1_strict": Metric(lambda d: entity_sample(d, strict=True)),
     "entity_f1_partial": Metric(lambda d: loose_entity_sample(d, "partial")),
     "entity_f1_type": Metric(lambda d: loose_entity_sample(d, "type")),
     "tag_accuracy": Metric(tag_sample_of_words),
-    # Numbers.
+}
+
+OF_NUMBERS: dict[str, Metric] = {
     "pearson": Metric(pearson),
     "spearman": Metric(spearman),
     "mae": Metric(lambda d: mean_sample(d, np.abs(d.errors), "mean absolute error"), lower_is_better=True),
@@ -176,6 +184,8 @@ METRICS: dict[str, Metric] = {
         lambda d: mean_sample(d, d.errors**2, "root of the mean squared error", np.sqrt), lower_is_better=True
     ),
 }
+
+METRICS: dict[str, Metric] = {**OF_TEXTS, **OF_LABELS, **OF_TAGS, **OF_NUMBERS}
 
 KEYS = {"rouge": ROUGE_KEYS, "rouge_stem": ROUGE_STEM_KEYS}  # of the metrics that are several numbers
 

@@ -48,7 +48,7 @@ METRICS = {
     ),
     MULTIPLE: (
         "f1_macro", "f1_micro", "f1_weighted", "f1_samples", "precision_macro", "recall_macro", "subset_accuracy",
-        "hamming_loss", "mean_average_precision", "log_loss",
+        "hamming_loss", "mean_average_precision", "log_loss", "brier", "ece", "roc_auc",
     ),
     REGRESSION: ("pearson", "spearman", "rmse", "mae"),
 }  # fmt: skip
