@@ -37,18 +37,24 @@ FLAGS = [number % 3 == 0 for number in range(len(TEXTS))]
 
 SETS = [[0, 1], [2], [1]] * 6
 
+IDS = [int(flag) for flag in FLAGS]
+
+WORDS = [NAMES[flag] for flag in FLAGS]
+
+LETTERS = [["xyz"[one] for one in row] for row in SETS]
+
 KINDS = {  # file to learn from, its labels, their feature; another file of the same labels
-    "classes": ("a.parquet", [int(flag) for flag in FLAGS], ClassLabel(names=NAMES), "b.csv", [NAMES[flag] for flag in FLAGS]),
-    "saved": ("saved", [int(flag) for flag in FLAGS], ClassLabel(names=NAMES), "b.csv", [NAMES[flag] for flag in FLAGS]),
-    "ids of names": ("a.parquet", [int(flag) for flag in FLAGS], ClassLabel(names=NAMES), "b.csv", [int(flag) for flag in FLAGS]),
+    "classes": ("a.parquet", IDS, ClassLabel(names=NAMES), "b.csv", WORDS),
+    "saved": ("saved", IDS, ClassLabel(names=NAMES), "b.csv", WORDS),
+    "ids of names": ("a.parquet", IDS, ClassLabel(names=NAMES), "b.csv", IDS),
     "booleans": ("a.jsonl", FLAGS, None, "b.csv", FLAGS),  # True and False there
-    "floats": ("a.parquet", [float(flag) for flag in FLAGS], None, "b.csv", [int(flag) for flag in FLAGS]),
-    "text of floats": ("a.csv", [float(flag) for flag in FLAGS], None, "b.jsonl", [int(flag) for flag in FLAGS]),
-    "LABEL_n": ("a.csv", [f"LABEL_{int(flag)}" for flag in FLAGS], None, "b.csv", [int(flag) for flag in FLAGS]),
-    "lists of classes": ("a.parquet", SETS, List(ClassLabel(names=["x", "y", "z"])), "b.jsonl", [["xyz"[one] for one in row] for row in SETS]),
-    "lists of ids": ("a.jsonl", SETS, None, "b.parquet", [[float(one) for one in row] for row in SETS]),
-    "lists of names": ("a.jsonl", [["xyz"[one] for one in row] for row in SETS], None, "b.csv", ["|".join("xyz"[one] for one in row) for row in SETS]),
-}  # fmt: skip
+    "floats": ("a.parquet", list(map(float, FLAGS)), None, "b.csv", IDS),
+    "text of floats": ("a.csv", list(map(float, FLAGS)), None, "b.jsonl", IDS),
+    "LABEL_n": ("a.csv", [f"LABEL_{number}" for number in IDS], None, "b.csv", IDS),
+    "lists of classes": ("a.parquet", SETS, List(ClassLabel(names=list("xyz"))), "b.jsonl", LETTERS),
+    "lists of ids": ("a.jsonl", SETS, None, "b.parquet", [list(map(float, row)) for row in SETS]),
+    "lists of names": ("a.jsonl", LETTERS, None, "b.csv", list(map("|".join, LETTERS))),
+}
 
 
 def scores(capsys):

@@ -233,7 +233,7 @@ def test_damage_to_the_only_checkpoint(killed: Path, resumed: Resumed) -> None:
 def test_marker_that_is_no_marker(text: str, killed: Path, resumed: Resumed) -> None:
     (killed / "checkpoint-10" / "committed.json").write_text(text, encoding="utf-8")
     again = resumed("clm", killed, "--seed", "1")
-    assert "checkpoint-10 is passed over, incomplete: its marker can't be read" in again.err
+    assert "checkpoint-10 is passed over, damaged: committed.json can't be read" in again.err
     assert "checkpoint-5 is of another run: train.seed: 42 -> 1" in again.err
 
 

@@ -68,13 +68,17 @@ def ece(data: Inputs) -> Sample:
 def ranking_sample(data: Inputs, area: Callable[[Array, Array], Array], definition: str) -> Sample:
     """A metric of the order of probabilities: of the second of two classes, else the mean of each against the rest.
 
-    Of tables it is the mean over the labels.
+    Of tables it is the mean over the labels that some rows have and some do not.
+
     No sums per row suffice here; `area` gets the weights of positives and negatives (resamples, values) by ascending
     probability, equal ones together.
     """
     if data.tagged:
         probabilities, flags = data.tag_probabilities, np.asarray(data.references, bool)
-        columns, of = list(range(flags.shape[1])), "of each label, mean over labels"
+        columns = [column for column in range(flags.shape[1]) if 0 < flags[:, column].sum() < data.n]
+        of = "of each label, mean over labels that some rows have and some do not"
+        if not columns:
+            raise DataError(f"no label that only some rows have: {definition} needs one", "add rows")
     else:
         probabilities, flags = data.probabilities, np.eye(len(data.classes), dtype=bool)[data.actual]
         columns, of = list(range(len(data.classes))), "of each class against the rest, mean over classes"

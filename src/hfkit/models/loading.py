@@ -167,3 +167,24 @@ def with_weights_of(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         return sharded.load(kind, model.config, directory)
     again: PreTrainedModel = kind.from_pretrained(directory, dtype=model.dtype, local_files_only=True)
     return again
+
+
+def require_fit(model: PreTrainedModel, checkpoint: Path) -> None:
+    """ModelError if the weights in a checkpoint have other shapes than those of `model`. Adapters are not looked at."""
+    from safetensors import safe_open
+
+    if adapters.has_adapter(model) or not (files := sorted(checkpoint.glob("model*.safetensors"))):
+        return
+    saved: dict[str, list[int]] = {}
+    for file in files:
+        with safe_open(file, "np") as weights:
+            saved |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    needed = {name: [*weight.shape] for name, weight in model.state_dict().items()}
+    strange = next((name for name, shape in saved.items() if needed.get(name) != shape), None)
+    stored = {weight.data_ptr() for name, weight in model.state_dict().items() if name in saved}
+    strange = strange or next(
+        (name for name, one in model.state_dict().items() if name not in saved and one.data_ptr() not in stored), None
+    )
+    if strange is not None:
+        what = f"{strange} {saved.get(strange, 'is not there')}, and the model {needed.get(strange, 'has none')}"
+        raise ModelError(f"{checkpoint} is of another architecture: {what}", "undo the change of the model")

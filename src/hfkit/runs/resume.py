@@ -13,6 +13,8 @@ from hfkit.system.console import warn
 
 EXTEND = "--extend for a longer run"
 
+FIXED = ("train.optimizer", "train.freeze", "lora.")  # what the state of the optimizer belongs to
+
 
 def require_same_settings(
     directory: Path, old: Mapping[str, Any], identity: Mapping[str, Any], max_steps: int | None
@@ -69,6 +71,11 @@ def require_same_run(
         warn(
             f"extended from {before:,} to {identity['train.max_steps']:,} steps: order and learning rate follow the "
             "longer schedule from here on, so the result is not that of a run of this length from the start"
+        )
+    if fixed := [key for key in keys if key.startswith(FIXED)] if allow_changed else []:
+        fix = f"undo it, or start a new run from its weights: --model {checkpoint} --output-dir NEW"
+        raise UsageError.of(
+            [(f"{key}: {old.get(key)} -> {identity.get(key)} can't change within a run", fix) for key in fixed]
         )
     undo = "undo the change, or --allow-changed"
     changed = [

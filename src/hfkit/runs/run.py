@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from hfkit.runs.manifest import (
 from hfkit.runs.results import DETAILS, METRICS_LOG, RESULTS, cut_log, write_scores
 from hfkit.runs.resume import newest_whole, require_same_run, require_same_settings
 from hfkit.system import checkpoints, files
-from hfkit.system.console import is_main_process, say
+from hfkit.system.console import is_main_process, say, warn
 from hfkit.system.files import LOCK, is_disk_full, lock_directory, read_json, require_writable, write_atomically
 from hfkit.system.signals import StopSignal, stop_signals
 
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 STATUS = "status.json"
 
 RECIPE = "recipe.yaml"
+
+REWIND = "rewinding to"  # in the manifest: the checkpoint of a rewind that is not done yet
 
 
 class Run:
@@ -112,10 +114,15 @@ class Run:
             if (directory / LOCK).exists():
                 lock_directory(directory, announce=False).release()
             raise UsageError(f"{directory}: not empty", "--resume auto, --overwrite, or --output-dir NEW")
-        if not (directory / MANIFEST).exists():
+        whole, _ = checkpoints.newest(directory) if resume else (None, None)
+        if not (directory / MANIFEST).exists() and whole is None:
             raise UsageError(f"{directory}: not empty and not made by hfkit", "--output-dir NEW")
         if resume:
             run.manifest = read_json(directory / MANIFEST)
+            if not isinstance(run.manifest.get("run_id"), str) and whole is not None:
+                marker = checkpoints.read_marker(whole)
+                run.manifest = {name: marker[name] for name in ("run_id", "identity", "versions")}
+                warn(f"{directory / MANIFEST} can't be read: its facts are taken from {whole.name}")
             run.id = run.manifest.get("run_id", run.id)
             found = run.manifest.get("identity", {}).get("train.per_device_train_batch_size")
             if found and recipe.train.per_device_train_batch_size == "auto":  # it is not searched for again
@@ -155,11 +162,13 @@ class Run:
         parameters: int,
         *,
         allow_changed: bool = False,
+        require_fit: Callable[[Path], None] = lambda checkpoint: None,
     ) -> Path | None:
         """Takes the directory and returns the checkpoint to resume from, None for a fresh start.
 
         `identity` says what must not change in a resumed run, except "train.max_steps", which `extend` lets grow.
-        Raises BusyError, StorageError, UsageError.
+        `require_fit` raises if the weights of a checkpoint can't be loaded. Checkpoints after the one to resume from
+        are set aside. Raises BusyError, StorageError, UsageError.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -168,7 +177,7 @@ class Run:
             raise StorageError(f"{self.directory}: {error.strerror}", "--output-dir ELSEWHERE") from error
         if not self.resume and not self.overwrite and _holds_something(self.directory):
             raise UsageError(f"{self.directory}: not empty any more", "--output-dir NEW")
-        checkpoint = self._resumed_from(identity, allow_changed) if self.resume else None
+        checkpoint = self._resumed_from(identity, allow_changed, require_fit) if self.resume else None
         self.saved = None if checkpoint is None else checkpoints.step_of(checkpoint)
         self._checkpoint_bytes = checkpoint_bytes(parameters) if checkpoint is None else checkpoints.size(checkpoint)
         kept = self.recipe.train.save_total_limit
@@ -181,7 +190,8 @@ class Run:
         if checkpoint is None:
             self.manifest = {**self._facts(), "identity": self.identity}
         else:
-            resumed = [*self.manifest.get("resumed", []), {"from": checkpoint.name, **self._facts()}]
+            self.manifest.pop(REWIND, None)  # it is done
+            resumed = [*self.manifest.get("resumed", []), {"from": str(checkpoint.absolute()), **self._facts()}]
             self.manifest = {**self._facts(), **self.manifest, "resumed": resumed, "identity": self.identity}
         self.manifest["run_id"] = self.id
         header = f"# Every setting of this run; run it again with: hfkit {self.command} recipe.yaml --output-dir NEW\n"
@@ -192,11 +202,43 @@ class Run:
         self.set_status("running", step=self.saved or 0)
         return checkpoint
 
-    def _resumed_from(self, identity: Mapping[str, Any], allow_changed: bool) -> Path | None:
-        checkpoint = newest_whole(self.directory, self.id) if self.resume == "auto" else Path(str(self.resume))
+    def _resumed_from(
+        self, identity: Mapping[str, Any], allow_changed: bool, require_fit: Callable[[Path], None]
+    ) -> Path | None:
+        checkpoint = self._newest() if self.resume == "auto" else Path(str(self.resume))
         if checkpoint is not None:
-            require_same_run(checkpoint, identity, versions(), allow_changed=allow_changed, extend=self.extend)
+            known = self.manifest.get("identity") == identity  # allowed when the run was last started
+            allowed = allow_changed or known
+            require_same_run(checkpoint, identity, versions(), allow_changed=allowed, extend=self.extend)
+            require_fit(checkpoint)
+            self._rewind_to(checkpoint)
         return checkpoint
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint of the branch that the last command named; None if none is saved yet."""
+        if (rewind := self.manifest.get(REWIND)) is not None:  # it was interrupted
+            return checkpoints.named(Path(rewind))
+        checkpoint = newest_whole(self.directory, self.id)
+        begun = [entry["from"] for entry in self.manifest.get("resumed", [])[-1:]]
+        if checkpoint is None and begun and Path(begun[0]).is_dir():  # a checkpoint that lies elsewhere
+            return checkpoints.named(Path(begun[0]))
+        return checkpoint
+
+    def _rewind_to(self, checkpoint: Path) -> None:
+        """Sets the checkpoints aside that come after this one, so that none of them is resumed in its place.
+
+        What is about to be done is in the manifest first: a rewind that is interrupted is finished by the next start.
+        """
+        is_own = checkpoint.resolve().parent == self.directory.resolve()
+        step = checkpoints.step_of(checkpoint) if is_own else -1
+        whole = [path for path in checkpoints.all_checkpoints(self.directory) if checkpoints.step_of(path) > step]
+        if not any((path / checkpoints.MARKER).exists() for path in whole):
+            return
+        self.manifest[REWIND] = str(checkpoint.absolute())
+        self._write_manifest()
+        moved = checkpoints.set_aside(self.directory, step)
+        names = ", ".join(path.name for path in reversed(moved))
+        say(f"rewound to {checkpoint.name}: {names} set aside in {moved[0].parent}, and never removed by hfkit")
 
     def _remove_older(self) -> None:
         for old in checkpoints.all_checkpoints(self.directory):

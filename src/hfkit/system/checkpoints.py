@@ -15,6 +15,8 @@ from hfkit.system.files import file_hash, sync, temporary, write_atomically
 
 MARKER = "committed.json"
 
+ASIDE = "set-aside"  # the folder of a run for checkpoints that a rewind has passed over
+
 REMOVING = "removing.json"  # the marker's name once a removal has begun, so that a later one can finish it
 
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
@@ -43,7 +45,8 @@ def commit(checkpoint: Path, before: Found, **facts: Any) -> None:
             files[name] = {"bytes": path.stat().st_size, "xxh3_128": file_hash(path)}
             sync(path)
     sync(checkpoint)
-    write_atomically(checkpoint / MARKER, json.dumps({**facts, "files": files}, indent=1))
+    marker = {**facts, "files": files}
+    write_atomically(checkpoint / MARKER, json.dumps({**marker, "xxh3_128": _digest(marker)}, indent=1))
     sync(checkpoint.parent)
 
 
@@ -54,7 +57,7 @@ def defect(checkpoint: Path) -> str | None:
     except FileNotFoundError:
         return "incomplete: its save was interrupted"
     except (OSError, ValueError):
-        return "incomplete: its marker can't be read"
+        return f"damaged: {MARKER} can't be read"
     for name, facts in files.items():
         path = checkpoint / name
         try:
@@ -71,9 +74,17 @@ def read_marker(checkpoint: Path, name: str = MARKER) -> dict[str, Any]:
     """The facts and files of a commit; OSError or ValueError if there is none."""
     marker: dict[str, Any] = json.loads((checkpoint / name).read_text(encoding="utf-8"))
     files = marker.get("files") if isinstance(marker, dict) else None
+    if files and (digest := marker.pop("xxh3_128", None)) and digest != _digest(marker):
+        raise ValueError(f"{checkpoint / name} is not what was written")
     if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
         raise ValueError(f"{checkpoint / name} holds no list of files")
     return marker
+
+
+def _digest(marker: dict[str, Any]) -> str:
+    import xxhash
+
+    return xxhash.xxh3_128(json.dumps(marker).encode()).hexdigest()
 
 
 def size(checkpoint: Path) -> int:
@@ -109,6 +120,22 @@ def newest(run: Path, run_id: str | None = None) -> tuple[Path | None, list[tupl
             return checkpoint, skipped
         skipped.append((checkpoint, reason))
     return None, skipped
+
+
+def set_aside(run: Path, step: int) -> list[Path]:
+    """Moves the checkpoints after `step` into a folder of the run, newest first; returns where they are now."""
+    moved = []
+    for checkpoint in all_checkpoints(run):
+        if step_of(checkpoint) > step:
+            number = 1
+            while (place := run / ASIDE / str(number) / checkpoint.name).exists():
+                number += 1
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(checkpoint, place)
+            moved.append(place)
+    if moved:
+        sync(run)
+    return moved
 
 
 def named(checkpoint: Path) -> Path:

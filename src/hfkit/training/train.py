@@ -16,7 +16,7 @@ from hfkit.errors import DivergedError
 from hfkit.evaluation.inference import predict_rows
 from hfkit.evaluation.scoring import score_split
 from hfkit.models import sharded
-from hfkit.models.loading import with_weights_of
+from hfkit.models.loading import require_fit, with_weights_of
 from hfkit.runs.manifest import identity, versions
 from hfkit.runs.run import Run
 from hfkit.system.checkpoints import step_of
@@ -151,7 +151,8 @@ def start(
     }
     require_same({**identity(recipe, **facts), **versions()})
     num_trained = ready.model.num_parameters(only_trainable=recipe.lora.enabled)
-    checkpoint = on_main_process(lambda: run.start(identity(recipe, **facts), num_trained, allow_changed=allow_changed))
+    same, fits = identity(recipe, **facts), partial(require_fit, ready.model)
+    checkpoint = on_main_process(lambda: run.start(same, num_trained, allow_changed=allow_changed, require_fit=fits))
     say(summary(ready, schedule, run.directory))
     say(batch_line(batch_size(recipe, num_devices(recipe)), schedule.mean_tokens))
     if not sharded.is_asked(args):  # steps are timed with whole weights
