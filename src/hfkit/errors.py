@@ -9,7 +9,7 @@ HfkitError            1  never raised itself: a bug of ours shows its traceback 
 +-- OutOfMemoryError  7  no room for the batch or the model
 +-- LostProcessError  8  another process or machine of the run is gone or can't be reached
 +-- BusyError        75  another process works in the directory
-+-- StoppedError     130 (Ctrl-C) or 143 (SIGTERM), after saving
++-- StoppedError     128 + the signal: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP), after saving
 """
 
 from __future__ import annotations

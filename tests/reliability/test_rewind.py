@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 import signal
 from pathlib import Path
@@ -35,8 +34,8 @@ def broken(_broken: Path, tmp_path: Path) -> Path:
 
 
 def killed_at(step: int, begun: int) -> SignalAt:
-    """The end of a process that resumes from the step `begun`, when `step` is logged."""
-    return SignalAt(signal.SIGKILL, "metrics.jsonl", step + (step - 1) // EVERY - begun - begun // EVERY)
+    """The end of a process that resumes from the step `begun`, when `step` is logged: first the log is cut."""
+    return SignalAt(signal.SIGKILL, "metrics.jsonl", 1 + step + (step - 1) // EVERY - begun - begun // EVERY)
 
 
 def names(folder: Path) -> list[str]:
@@ -124,34 +123,38 @@ def test_what_a_run_cannot_change_is_refused(broken: Path, resumed: Resumed, cha
 
 def chain(material: Material, folder: Path, seed: int) -> None:
     """Kills, rewinds with a change, and resumes a run at random: each start goes on from the branch named last."""
-    draw, run, steps = random.Random(seed), folder / "run", 20
-    rate, here, sides = "0.001", {}, 0  # of the branch; its checkpoints with the rate they were trained at
+    draw, run, last = random.Random(seed), folder / "run", 20
+    rate = "0.001"  # of the branch
+    here: dict[int, str] = {}  # the checkpoints of the branch: the rates that they were trained at
     command: list[str] = []
-    begun = 0
+    begun, newer = 0, 0  # the step to start from, and the newest checkpoint after it
     for number in range(5):
-        stop = min(begun + draw.randint(1, 9), steps - 1)
-        line = material.command("clm", run, *KEEP, "--learning-rate", rate, *command)
-        ended = hfkit(line, folder / "said", faults=[killed_at(stop, begun)])
-        if command:
-            assert f"resuming from step {begun} " in ended.err or (begun == 0 and "resuming" not in ended.err), (
-                ended.err
-            )
-        here |= {step: rate for step in range(begun + 1, stop) if step % 5 == 0}
-        for step, used in here.items():
-            marker = json.loads((run / f"checkpoint-{step}" / "committed.json").read_text())
-            assert marker["identity"]["train.learning_rate"] == float(used)
-        assert names(run) == sorted(f"checkpoint-{step}" for step in here)
-        command, begun = ["--resume", "auto"], max(here, default=0)
+        stop = min(begun + draw.randint(1, 9), last - 1)
+        faults = [killed_at(stop, begun) if command else at_step(stop)]
+        if newer and draw.random() < 0.5:  # in the middle of the rewind, or at its end
+            moved = SignalAt(signal.SIGKILL, f"checkpoint-{newer}", event="os.rename")
+            faults, stop = [draw.choice([moved, SignalAt(signal.SIGKILL, "run.json", nth=2)])], begun
+        ended = hfkit(
+            material.command("clm", run, *KEEP, "--learning-rate", rate, *command), folder / "said", faults=faults
+        )
+        assert ended.code == -signal.SIGKILL, ended.err
+        if stop > begun:
+            assert (f"resuming from step {begun} " in ended.err) == (begun > 0), ended.err
+        here |= {step: rate for step in range(begun + 1, stop) if step % EVERY == 0}
+        command, begun, newer = ["--resume", "auto"], max(here, default=0), 0
         if here and draw.random() < 0.6:
-            begun = draw.choice(sorted(here))
+            begun, newer = draw.choice(sorted(here)), begun
+            newer = 0 if newer == begun else newer
             here = {step: used for step, used in here.items() if step <= begun}
             rate = f"0.{number + 2:03}"
             command = ["--resume", str(run / f"checkpoint-{begun}"), "--allow-changed"]
-            sides += 1
     ended = hfkit(material.command("clm", run, *KEEP, "--learning-rate", rate, *command), folder / "said")
     assert ended.code == 0, ended.err
-    rates = re.findall(r'"train.learning_rate": ([0-9.]+)', (run / "checkpoint-20" / "committed.json").read_text())
-    assert list(map(float, rates)) == [float(rate)]
+    here |= {step: rate for step in range(begun + 1, last + 1) if step % EVERY == 0}
+    assert names(run) == sorted(f"checkpoint-{step}" for step in here)
+    for step, used in here.items():
+        marker = json.loads((run / f"checkpoint-{step}" / "committed.json").read_text())
+        assert marker["identity"]["train.learning_rate"] == float(used)
 
 
 @pytest.mark.parametrize("seed", range(4))

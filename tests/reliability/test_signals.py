@@ -15,7 +15,7 @@ from hfkit.system.signals import stop_signals
 
 Resumed = Callable[..., Ended]
 Unbroken = Callable[..., str]
-CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 
 def assert_stopped(ended: Ended, run: Path, number: int = signal.SIGTERM) -> None:

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import io
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (SystemExit, KeyboardInterrupt):
             if not signals.caught:
                 raise
-            print(f"error: stopped by {'Ctrl-C' if signals.caught == signal.SIGINT else 'SIGTERM'}", file=sys.stderr)
+            print(f"error: stopped by {signals.name}", file=sys.stderr)
             return 128 + signals.caught
 
 

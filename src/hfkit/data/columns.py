@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfkit.data.labels import label_columns
@@ -352,7 +353,16 @@ def _unclear(
         and not {*TEXT_NAMES, *LABEL_NAMES} & {*map(str.lower, columns)}
     ):
         fix += ", or --no-header if these are values of a first row"
-    name = ", ".join(_sources_of(data, next(iter(splits))))
+    sources = _sources_of(data, next(iter(splits)))
+    name = ", ".join(sources)
+    if (
+        columns == ["text"]
+        and sources
+        and all("\t" in row for row in next(iter(splits.values()))["text"][:GUESSED_ROWS])
+    ):
+        table = f"{Path(sources[0]).stem}.tsv"
+        problem = f"{name}: its lines hold tabs, but the suffix is not that of a table"
+        return DataError(problem, f"mv {sources[0]} {table}, and --no-header if its first line is a row")
     return DataError(f"{name}: no column is clearly the {called or role}, found: {found}", fix)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hfkit.data.lines import format_of, read_lines
+from hfkit.data.lines import RepeatedKeyError, format_of, parse_json, read_lines
 from hfkit.errors import DataError
 from hfkit.system.console import say_once
 
@@ -124,7 +124,9 @@ def _question(article: dict[str, Any], paragraph: dict[str, Any], question: dict
 
 def _parse_json(path: Path, number: int, text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
+    except RepeatedKeyError as error:
+        raise DataError(f"{path}: line {number}: {error}", "delete or rename one") from None
     except json.JSONDecodeError as error:
         line = number + error.lineno - 1
         message = f"{path}: line {line}, column {error.colno}: not JSON: {error.msg}"

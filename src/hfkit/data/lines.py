@@ -116,9 +116,30 @@ def read_stdin(*, blank: bool = False) -> Iterator[tuple[int, str | dict[str, An
             yield number, _parse_line(number, line) if are_objects else line
 
 
+class RepeatedKeyError(ValueError):
+    """A JSON object in which a key stands twice; Python's reader would keep the last value and drop the others."""
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; ValueError if it is none, RepeatedKeyError if a key stands twice in an object."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepeatedKeyError(
+            f"the key '{next(key for key in keys if keys.count(key) > 1)}' stands twice in an object"
+        )
+    return found
+
+
 def _parse_line(number: int, line: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(line))
+        return dict(parse_json(line))
+    except RepeatedKeyError as error:
+        raise DataError(f"stdin: line {number}: {error}", "delete or rename one") from None
     except (ValueError, TypeError) as error:
         problem = f"stdin: line {number}: not a JSON object: {first_line(error)}"
         raise DataError(problem, "write one whole JSON object a line") from None

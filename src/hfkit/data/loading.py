@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -149,14 +149,19 @@ ROWS_AT_ONCE = 1000  # read from the data set: reading them one by one takes as 
 
 def text_batches(dataset: Dataset, most: int, column: str = "text") -> Iterator[list[str]]:
     """Texts in lists of about `most` characters, so that one tokenizer call stays small."""
-    texts: list[str] = []
+    rows = dataset.select_columns([column]).iter(ROWS_AT_ONCE)
+    return in_groups(itertools.chain.from_iterable(batch[column] for batch in rows), most)
+
+
+def in_groups(texts: Iterable[str], most: int) -> Iterator[list[str]]:
+    """The texts in lists, each ended by the text that brings it to `most` characters."""
+    group: list[str] = []
     characters = 0
-    for rows in dataset.select_columns([column]).iter(ROWS_AT_ONCE):
-        for text in rows[column]:
-            texts.append(text)
-            characters += len(text)
-            if characters >= most:
-                yield texts
-                texts, characters = [], 0
-    if texts:
-        yield texts
+    for text in texts:
+        group.append(text)
+        characters += len(text)
+        if characters >= most:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group

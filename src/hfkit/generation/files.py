@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -271,15 +270,14 @@ def _line_of(output: Path) -> Callable[[Row], str]:
 
 @contextmanager
 def _telling_of_a_stop(output: Path, num_rows: int) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM end in an error that says what is kept."""
+    """Inside, Ctrl-C, SIGHUP and SIGTERM end in an error that says what is kept."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         with stop_signals() as signals:
             if not signals.caught:
                 raise
-            name = "Ctrl-C" if signals.caught == signal.SIGINT else "SIGTERM"
-            message = f"stopped by {name}; {len(Partial(output).kept()):,} of {num_rows:,} rows are kept"
+            message = f"stopped by {signals.name}; {len(Partial(output).kept()):,} of {num_rows:,} rows are kept"
             raise StoppedError(signals.caught, message, "the same command goes on") from None
 
 

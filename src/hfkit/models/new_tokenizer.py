@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hfkit.data.sources import offline_if_local
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
+from hfkit.models.pieces import pieces, word_units
 from hfkit.models.tokenizer import open_tokenizer
 from hfkit.system.console import say, warn
 from hfkit.system.files import locked, new_directory
@@ -18,6 +19,8 @@ from hfkit.system.files import locked, new_directory
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+PIECE = 10_000  # characters of the pieces of a long text, of which a tokenizer learns
 
 # The tokenizer class that is trained for a new model: byte-level BPE but for BERT's WordPiece and T5's Unigram.
 NEW_TOKENIZERS = {
@@ -71,9 +74,9 @@ def train_tokenizer(
     if first is None:
         raise DataError("there is no text to train a tokenizer on", "give data with text")
     texts = itertools.chain([first], written)
-    pieces = [_characters(texts, vocab_size, num_special)] if algorithm == "char" else _chunks(texts)
+    parts = [_characters(texts, vocab_size, num_special)] if algorithm == "char" else _pieces(texts, blank)
     try:
-        tokenizer = blank.train_new_from_iterator(pieces, vocab_size=vocab_size, show_progress=False)
+        tokenizer = blank.train_new_from_iterator(parts, vocab_size=vocab_size, show_progress=False)
     except Exception as error:  # the trainer raises no narrower class
         if "not large enough" not in str(error):
             raise
@@ -174,10 +177,11 @@ def _characters(texts: Iterable[str], vocab_size: int, num_special: int) -> list
     return ranked[: vocab_size - num_special]
 
 
-def _chunks(corpus: Iterable[str], characters: int = 10_000) -> Iterable[list[str]]:
-    """Lists of short pieces: the trainer counts words, so one huge document only costs memory."""
+def _pieces(corpus: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[list[str]]:
+    """Lists of short pieces with the words of the whole: the trainer counts words, and one huge text costs memory."""
+    units = word_units(tokenizer.backend_tokenizer)
     for text in corpus:
-        yield [text[start : start + characters] for start in range(0, len(text), characters)]
+        yield list(pieces(text, units, PIECE))
 
 
 def _settle_unigram(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -217,7 +221,7 @@ def _settle_wordpiece(
 
     inner = sorted(entry for entry in tokenizer.get_vocab() if entry.startswith("##") and len(entry) == 3)
     settled = blank.train_new_from_iterator(
-        _chunks(corpus), vocab_size=vocab_size, new_special_tokens=inner, show_progress=False
+        _pieces(corpus, blank), vocab_size=vocab_size, new_special_tokens=inner, show_progress=False
     )
     tokenizer.backend_tokenizer.model = models.WordPiece(settled.get_vocab(), unk_token=str(tokenizer.unk_token))
 

@@ -23,6 +23,8 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     Raises UsageError, with the line, unless the file is a short YAML mapping in UTF-8.
     """
+    if path.is_fifo() and path.parent != Path("/dev/fd"):  # reading would wait for a writer
+        raise UsageError(f"{path}: a pipe, not a file", "hfkit recipes list")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_RECIPE_BYTES + 1)

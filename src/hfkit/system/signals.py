@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: they end the program at once, or after the step in progress is saved."""
+"""SIGTERM, SIGHUP and Ctrl-C: they end the program at once, or after the step in progress is saved."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from hfkit.system import processes
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignal:
-    """What the two signals do in this process; `caught` is the first one that came (0: none).
+    """What these signals do in this process; `caught` is the first one that came (0: none).
 
     While `immediate`, the first signal raises SystemExit or KeyboardInterrupt, which no library catches as an error of
     its own; one that comes during an import raises after it. Training sets `immediate` to False and looks at `caught`
-    after each step. A second Ctrl-C always raises at once; a second SIGTERM changes nothing.
+    after each step. A second Ctrl-C always raises at once; a second one of another kind changes nothing.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,11 @@ class StopSignal:
             self.postponed.daemon = True
             self.postponed.start()
 
+    @property
+    def name(self) -> str:
+        """The signal that came, as people call it."""
+        return "Ctrl-C" if self.caught == signal.SIGINT else signal.Signals(self.caught).name
+
     def on_any_rank(self, device: Any) -> bool:
         """Whether a signal has come to any process of the run; every process gets the same answer and `caught`.
 
@@ -64,14 +69,14 @@ class StopSignal:
         return StoppedError(self.caught, f"stopped by {name}; {what}", "go on with the same command and --resume auto")
 
     def heed(self) -> None:
-        """From here on both signals raise at once, also after `ignore`."""
+        """From here on the signals raise at once, also after `ignore`."""
         self.immediate = True
         if in_main_thread():
-            for number in NUMBERS:
+            for number in _heard():
                 signal.signal(number, self.handle)
 
     def ignore(self) -> None:
-        """From here on both signals do nothing: the results are written, and the process is about to end."""
+        """From here on the signals do nothing: the results are written, and the process is about to end."""
         if in_main_thread():
             for number in NUMBERS:
                 signal.signal(number, signal.SIG_IGN)
@@ -100,10 +105,16 @@ def stop_signals() -> Iterator[StopSignal]:
         yield signals
 
 
+def _heard() -> list[signal.Signals]:
+    """The signals, without a SIGHUP that nohup has turned off: the run is to outlive its terminal."""
+    is_off = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in NUMBERS if not (is_off and number == signal.SIGHUP)]
+
+
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Inside, `handler` handles both signals; does nothing outside the main thread, where Python allows none."""
-    previous = {number: signal.signal(number, handler) for number in NUMBERS} if in_main_thread() else {}
+    """Inside, `handler` handles the signals; does nothing outside the main thread, where Python allows none."""
+    previous = {number: signal.signal(number, handler) for number in _heard()} if in_main_thread() else {}
     try:
         yield
     finally:
@@ -131,7 +142,8 @@ def leave_to_parent() -> None:
     A scheduler sends SIGTERM to all processes, but the step in progress still needs its examples. Workers of a killed
     rank would keep its connections open, and the other ranks would wait for it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -10,7 +11,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfkit.data.loading import ROWS_AT_ONCE, text_batches
+from hfkit.data.loading import ROWS_AT_ONCE, in_groups, text_batches
+from hfkit.models.pieces import pieces, token_units
 from hfkit.system.console import detail, say_once, warn
 from hfkit.system.files import file_hash, locked, write_atomically
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 DEFAULT_BLOCK = 256  # tokens, the default, if the model has as many positions
 
-BATCH_CHARACTERS = 1_000_000
+BATCH_CHARACTERS = 1_000_000  # of texts that are tokenized together; their tokens take some 100 times as many bytes
+
+PIECE = 20_000  # characters of the pieces of a long text, which are tokenized side by side
 
 STORE_VERSION = 1  # of the files of a token store
 
@@ -194,13 +198,24 @@ def _encode(
     first_of_word: list[np.ndarray] = [np.zeros(0, dtype=bool)]
     lengths: list[int] = []
     num_bytes = 0
+    units = token_units(backend)
     for texts in text_batches(dataset, BATCH_CHARACTERS, column):
-        for text, encoding in zip(texts, encode(texts, add_special_tokens=False), strict=True):
-            ids = np.asarray(encoding.ids, dtype=dtype)
-            tokens += [ids, closing]
-            if words:
-                first_of_word += [begins_word(encoding.word_ids), np.ones(len(closing), dtype=bool)]
-            lengths.append(len(ids) + len(closing))
+        parts = [list(pieces(text, units, PIECE)) for text in texts]
+        encodings = (
+            encoding
+            for group in in_groups(itertools.chain.from_iterable(parts), BATCH_CHARACTERS)
+            for encoding in encode(group, add_special_tokens=False)
+        )
+        for text, own in zip(texts, parts, strict=True):
+            count = len(closing)
+            for encoding in itertools.islice(encodings, len(own)):
+                tokens.append(np.asarray(encoding.ids, dtype=dtype))
+                count += len(encoding)
+                if words:
+                    first_of_word.append(begins_word(encoding.word_ids))
+            tokens.append(closing)
+            first_of_word.append(np.ones(len(closing), dtype=bool))
+            lengths.append(count)
             num_bytes += len(text.encode())
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(lengths)]
     return TokenStore(np.concatenate(tokens), starts, np.concatenate(first_of_word) if words else None, num_bytes)
