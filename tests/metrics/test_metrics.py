@@ -155,6 +155,18 @@ def test_rouge_scores_other_scripts(prediction: str, reference: str, expected: f
     assert compute(["rouge"], [prediction], [reference])["rouge1"].value == pytest.approx(expected)
 
 
+def test_one_row_in_another_script_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    predictions, references = ["café au lait", "собака бежит"], ["cafe au lait", "собака бежит"]
+    scores = compute(["rouge", "rouge_en", "rouge_stem"], predictions, references, interval=False)
+    own = RougeScorer(["rouge1"]).score(references[0], predictions[0])["rouge1"].fmeasure
+    assert scores["rouge1"].value == pytest.approx(100 * (2 / 3 + 1) / 2)
+    assert scores["rouge1_en"].value == pytest.approx(100 * own / 2)
+    assert "tok:a-z0-9" in scores["rouge1_en"].definition
+    err = capsys.readouterr().err
+    assert "1 reference of 2 (first row 2) in other letters than a-z: ROUGE counts the words of all scripts" in err
+    assert "ROUGE is about 0 there" in err
+
+
 def test_one_foreign_letter_leaves_rouge_as_it_is() -> None:
     scores = compute(["rouge"], ["the α cat", "a b"], ["the α-rays 中 cat", "a b"], interval=False)
     assert "tok:a-z0-9" in scores["rouge1"].definition
@@ -493,7 +505,8 @@ def test_intervals_of_means_and_ratios_cover_the_truth() -> None:
         ("entity_f1", ["O O", "O"], ["O O", "O O"], "predictions, row 2: 1 tags for 2 words"),
         ("entity_f1", ["O", "X"], ["O", "O"], "predictions, row 2: 'X' are no tags"),
         ("entity_f1", [["O"], ["O"]], [["O"], None], "references, row 2: None are no tags"),
-        ("rouge_stem", ["a", "b"], ["a", "你好"], "rouge_stem is for English"),
+        ("rouge_stem", ["a", "b"], ["好", "你好"], "rouge_stem is for English"),
+        ("rouge_en", ["a", "b"], ["好", "你好"], "rouge_en is for English"),
         ("log_loss", [[0.5, 0.5], [float("nan"), 1]], [0, 1], "predictions, row 2: .*softmax"),
         ("log_loss", [[0.5, 0.5], [-1.0, 2.0]], [0, 1], "predictions, row 2: .*softmax"),
         ("log_loss", [[0.5, 0.5], [1.0]], [0, 1], "predictions, row 2: 1 probabilities for 2 labels"),
@@ -628,3 +641,16 @@ def test_calibration_error_has_no_interval() -> None:
     score = compute(["ece"], *random_probabilities(50, 3))["ece"]
     assert score.low is None
     assert "no interval" in score.definition
+
+
+@pytest.mark.parametrize("n", [30, 300])
+def test_intervals_are_those_of_scipys_bca(n: int) -> None:
+    values = np.random.default_rng(n).exponential(size=n)
+    found = compute(["mae"], values, np.zeros(n), resamples=20_000)["mae"]
+    options: dict[str, Any] = {"n_resamples": 20_000, "method": "BCa", "rng": 1}
+    low, high = scipy.stats.bootstrap((values,), np.mean, **options).confidence_interval
+    percentiles = scipy.stats.bootstrap((values,), np.mean, **options | {"method": "percentile"}).confidence_interval
+    width = high - low
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03 * width)
+    if n < 300:
+        assert percentiles.high < high - 0.03 * width  # the simple way is too low where a few values are large

@@ -59,7 +59,8 @@ def compare(
         return
     console.result(_table(systems[0], found.differences))
     if found.rows:
-        console.result(f"rows where {systems[1]} differs most from {systems[0]} (gain: how much better it does)")
+        measure = found.rows[0]["measure"]
+        console.result(f"rows where {systems[1]} differs most from {systems[0]} (gain: how much better, in {measure})")
     for row in found.rows:
         _print_row(row)
 

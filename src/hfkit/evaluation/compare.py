@@ -106,17 +106,19 @@ def mcnemar(first: Any, second: Any) -> float:
 def most_different(systems: Mapping[str, Sequence[Row]], most: int = MOST) -> list[dict[str, Any]]:
     """At most `most` rows where the second system differs most from the first.
 
-    `gain`: how much better it does, as a probability of the label, nats per byte, token F1 or error.
+    `gain`: how much better it does in `measure`: positive for less loss or error, too.
     """
     first, second = list(systems)[:2]
-    gains = np.array([_goodness(row) for row in systems[second]]) - [_goodness(row) for row in systems[first]]
+    measure = _goodness(systems[first][0])[0]
+    good = {name: np.array([_goodness(row)[1] for row in systems[name]]) for name in (first, second)}
+    gains = good[second] - good[first]
     chosen = [int(row) for row in np.argsort(-np.abs(gains), kind="stable")[:most] if gains[row] != 0]
     shown = []
     for place in chosen:
         row, other = systems[first][place], systems[second][place]
         same = asked(row) | {name: row[name] for name in ("reference", "references") if name in row}
         answers = {first: _answer(row), second: _answer(other)}
-        shown.append({"row": place + 1, **same, "answers": answers, "gain": float(gains[place])})
+        shown.append({"row": place + 1, **same, "answers": answers, "gain": float(gains[place]), "measure": measure})
     return shown
 
 
@@ -124,28 +126,43 @@ def _answer(row: Row) -> Any:
     return row["prediction"] if "prediction" in row else row["nll"]
 
 
-def _goodness(row: Row) -> float:
-    """How good the answer of a row is: larger is better."""
+def _goodness(row: Row) -> tuple[str, float]:
+    """How good the answer of a row is, and in what: larger is better."""
     if "loss" in row:
-        return -float(row["loss"])
+        return "loss", -float(row["loss"])
     if "f1" in row:
-        return float(row["f1"])
+        return "token F1", float(row["f1"])
     if "nll" in row:
-        return -float(row["nll"]) / max(int(row["bytes"]), 1)
+        return "nats per byte", -float(row["nll"]) / max(int(row["bytes"]), 1)
     if "probabilities" in row:
         shares: dict[str, float] = row["probabilities"]
         actual: str | list[str] = row["reference"]
         if isinstance(actual, list):
-            return float(np.mean([share if name in actual else 1 - share for name, share in shares.items()]))
-        return shares[str(actual)]
-    if isinstance(made := row["prediction"], list):  # probabilities of the classes, or an answer for each label or word
-        if "reference" in row:
-            return float(made[row["reference"]])
-        pairs = zip(made, row["references"], strict=True)
-        return float(np.mean([x == y if isinstance(x, str) else 1 - abs(x - y) for x, y in pairs]))
+            right = [share if name in actual else 1 - share for name, share in shares.items()]
+            return "mean probability of the right answer for each label", float(np.mean(right))
+        return RIGHT, shares[str(actual)]
+    if isinstance(made := row["prediction"], list):  # probabilities, or an answer for each label or word
+        if isinstance(row.get("reference"), int):
+            return RIGHT, float(made[row["reference"]])
+        if "reference" in row:  # labels of one text
+            return "F1 of the labels", _set_f1(made, row["reference"])
+        pairs = list(zip(made, row["references"], strict=True))
+        if pairs and isinstance(pairs[0][0], str):
+            return "share of right words", float(np.mean([one == other for one, other in pairs]))
+        return "mean probability of the right answer for each label", float(np.mean([1 - abs(x - y) for x, y in pairs]))
     if isinstance(row.get("reference"), float | int):
-        return -abs(float(row["prediction"]) - float(row["reference"]))
-    return max(squad_f1(str(row["prediction"]), str(one)) for one in row.get("references", [row.get("reference")]))
+        return "absolute error", -abs(float(row["prediction"]) - float(row["reference"]))
+    return "token F1", max(
+        squad_f1(str(row["prediction"]), str(one)) for one in row.get("references", [row.get("reference")])
+    )
+
+
+RIGHT = "probability of the right label"
+
+
+def _set_f1(made: Sequence[Any], actual: Sequence[Any]) -> float:
+    shared = len(set(made) & set(actual))
+    return 2 * shared / (len(set(made)) + len(set(actual))) if made or actual else 1.0
 
 
 def require_same(systems: Mapping[str, Sequence[Row]]) -> None:

@@ -96,6 +96,8 @@ def rows_of_files(
     else:  # in a file of answers a label is the answer, and in none a column is the reference of itself
         taken = ("text", *ANSWER_NAMES) if answer else ("text", found)
         name = reference_column or table.usual("reference", of, taken, alone=False)
+        if reference_column is None and {_kind_of_name(found), _kind_of_name(name)} == {"text", "label"} and not answer:
+            name = None  # a text and its label, not two answers
         others, usual = ([table], [name]) if name is not None else ([], [])
     made = table.column(found, "prediction", is_guess=not prediction_column)
     given = [

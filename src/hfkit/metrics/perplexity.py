@@ -32,6 +32,9 @@ MAX_NATS = 700  # exp of more overflows a float
 MAX_WORD_NATS = 100  # an untrained model needs about 40 for an English word
 
 
+FEW = 100  # documents, whose lengths can be so unequal that an interval of fewer is too narrow
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """The nats of documents under a model, by window: `owners` says which document each window belongs to.
@@ -63,6 +66,8 @@ class Likelihood:
         units = self.owners if by_document else np.arange(len(self.nats))
         nats, tokens = (np.bincount(units, of, minlength=len(self.documents)) for of in (self.nats, self.scored))
         how = f"{self.how}, resampled by {'document' if by_document else 'window'}"
+        if interval and by_document and 1 < len(nats) < FEW:
+            how += f"; of {len(nats)} documents, so the interval is rather too narrow"
 
         def score(per: np.ndarray, change: Any, what: str) -> Score:
             ends = ratio_interval(nats, per, seed=seed) if interval else None

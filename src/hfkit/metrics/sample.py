@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,6 +22,10 @@ Label: TypeAlias = str | int
 Key = TypeVar("Key", bound=Hashable)
 
 WEIGHTS_AT_ONCE = 4_000_000  # floats: a bootstrap takes some 32 MB, whatever the number of rows
+
+BCA_LINES = 1_000  # lines of a sample that are left out one by one; with more, percentiles are as good
+
+NORMAL = NormalDist()
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5th percentile
 
@@ -64,7 +69,7 @@ def scored(samples: Mapping[str, Sample], n: int, *, seed: int = 0, resamples: i
         ends: Sequence[tuple[float | None, float | None]] = [(None, None)] * len(values[name])
         how = ""
         if name in drawn:
-            ends = percentiles(drawn[name])
+            ends = intervals(sample, drawn[name])
             how = f"; {resamples} resamples of rows, seed {seed}"
         elif name in uncertain:
             ends = [wilson(value / sample.scale, n, sample.scale) for value in values[name]]
@@ -101,9 +106,8 @@ def ratio_interval(
     rows = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)], axis=1)
     if len(rows) < 2:
         return None
-    return percentiles(
-        bootstrap({"ratio": ratio_sample(np.ones(len(rows)), rows, "ratio of sums")}, seed, resamples)["ratio"]
-    )[0]
+    sample = ratio_sample(np.ones(len(rows)), rows, "ratio of sums")
+    return intervals(sample, bootstrap({"ratio": sample}, seed, resamples)["ratio"])[0]
 
 
 def defined(name: str, sample: Sample, n: int) -> list[float]:
@@ -125,6 +129,37 @@ def bootstrap(samples: Mapping[Key, Sample], seed: int, resamples: int) -> dict[
                 for name in group:
                     values[name].append(samples[name].values(weights))
     return {name: np.concatenate(chunks) for name, chunks in values.items()}
+
+
+def intervals(sample: Sample, drawn: Array) -> list[tuple[float, float]]:
+    """The 95% interval of each key, from the values (resamples, keys) of a bootstrap.
+
+    Bias-corrected and accelerated (BCa: Efron 1987, doi 10.1080/01621459.1987.10478410): the percentiles are moved by
+    how far the middle of the resamples is from the value (a macro F1 of few rows is lower in most of them), and by the
+    skewness of what each row does to the value, from the rows left out one by one. Where that is undefined, and for
+    samples of more than `BCA_LINES` lines, they are the plain percentiles.
+    """
+    if len(sample.counts) > BCA_LINES:
+        return percentiles(drawn)
+    present = np.flatnonzero(sample.counts)
+    times, without = sample.counts[present, np.newaxis], np.repeat(sample.counts[np.newaxis], len(present), axis=0)
+    without[np.arange(len(present)), present] -= 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, left = sample.values(sample.counts[np.newaxis])[0], sample.values(without)
+        influence = (times * left).sum(axis=0) / times.sum() - left
+        skewness = (times * influence**3).sum(axis=0) / (times * influence**2).sum(axis=0) ** 1.5
+    found = []
+    for column, plain in enumerate(percentiles(drawn)):
+        values = drawn[~np.isnan(drawn[:, column]), column]
+        below = (np.sum(values < value[column]) + np.sum(values == value[column]) / 2) / max(len(values), 1)
+        if not 0 < below < 1 or not np.isfinite(skewness[column]):
+            found.append(plain)
+            continue
+        bias, acceleration = NORMAL.inv_cdf(below), skewness[column] / 6
+        moved = (bias + (bias + z) / (1 - acceleration * (bias + z)) for z in (-Z95, Z95))
+        low, high = np.quantile(values, [NORMAL.cdf(one) for one in moved]).tolist()
+        found.append((low, high))
+    return found
 
 
 def percentiles(values: Array) -> list[tuple[float, float]]:

@@ -47,6 +47,7 @@ from hfkit.metrics.probabilities import (
 )
 from hfkit.metrics.sample import scored
 from hfkit.metrics.text import (
+    ROUGE_EN_KEYS,
     ROUGE_KEYS,
     ROUGE_STEM_KEYS,
     distinct,
@@ -88,6 +89,7 @@ OF_TEXTS: dict[str, Metric] = {
     "chrf++": Metric(lambda d: sacrebleu_sample(d, "CHRF", word_order=2)),
     "ter": Metric(lambda d: sacrebleu_sample(d, "TER"), lower_is_better=True),
     "rouge": Metric(rouge_sample),
+    "rouge_en": Metric(lambda d: rouge_sample(d, english=True)),
     "rouge_stem": Metric(lambda d: rouge_sample(d, stem=True)),
     "exact_match": Metric(
         lambda d: share_sample(
@@ -187,7 +189,11 @@ OF_NUMBERS: dict[str, Metric] = {
 
 METRICS: dict[str, Metric] = {**OF_TEXTS, **OF_LABELS, **OF_TAGS, **OF_NUMBERS}
 
-KEYS = {"rouge": ROUGE_KEYS, "rouge_stem": ROUGE_STEM_KEYS}  # of the metrics that are several numbers
+KEYS = {
+    "rouge": ROUGE_KEYS,
+    "rouge_en": ROUGE_EN_KEYS,
+    "rouge_stem": ROUGE_STEM_KEYS,
+}  # of the metrics that are several numbers
 
 
 def metric_of(key: str) -> str:
@@ -238,8 +244,8 @@ def compute(
 
     Texts have one reference per row or a list of them; labels are str or int; probabilities have the shape (rows,
     classes), in the order of `labels`; without `labels` references are column numbers. The interval of a share of the
-    rows, such as accuracy, is Wilson's (1927), which also holds near 0% and 100%; that of other metrics is the
-    percentile bootstrap over rows (Efron 1979), which is too narrow if nearly all rows are alike. Resamples in which a
+    rows, such as accuracy, is Wilson's (1927), which also holds near 0% and 100%; that of other metrics is the BCa
+    bootstrap over rows (see `sample.intervals`), which is too narrow if nearly all rows are alike. Resamples in which a
     metric is undefined (ROC-AUC without positives) are left out. One row has no interval. Draws depend on the seed and
     the rows only, not on the other metrics.
 

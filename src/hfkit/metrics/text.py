@@ -40,6 +40,8 @@ ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 ROUGE_STEM_KEYS = tuple(f"{key}_stem" for key in ROUGE_KEYS)
 
+ROUGE_EN_KEYS = tuple(f"{key}_en" for key in ROUGE_KEYS)
+
 
 def bleu_for(references: Sequence[str]) -> str:
     """The BLEU that counts what the script of most references divides: words, Chinese signs, or characters."""
@@ -79,17 +81,27 @@ def warn_about_text(predictions: Sequence[str], references: Sequence[Sequence[st
         console.warn("predictions look tokenized (' .'), BLEU is for plain text", "detokenize both sides, or bleu_none")
 
 
-def rouge_sample(data: Inputs, *, stem: bool = False) -> Sample:
-    """ROUGE of each row by rouge_score, whose own tokenizer keeps a-z and 0-9 only: other scripts get `WORD`.
+def rouge_sample(data: Inputs, *, english: bool = False, stem: bool = False) -> Sample:
+    """ROUGE of each row by rouge_score, whose own tokenizer keeps a-z and 0-9 only.
 
-    `stem`: words of more than three letters without their English endings (Porter), under keys of their own.
+    If a reference is in another script, the words of all rows are those of `WORD`, which is printed; in `english` they
+    stay rouge_score's, and such a row is 0. `stem`: words of more than three letters without their English endings
+    (Porter). Both have keys of their own.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    other_script = any(written_in(NON_ASCII_LETTER, text) for _, given in data.texts for text in given)
-    tokenizer = WordTokenizer() if other_script else None
-    if stem and other_script:
-        raise DataError("rouge_stem is for English, and most letters of a reference are others", "rouge")
+    others = [row for row, (_, given) in enumerate(data.texts, 1) if any(map(_is_other_script, given))]
+    tokenizer = WordTokenizer() if others and not (english or stem) else None
+    if (english or stem) and len(others) > data.n / 2:
+        name = "rouge_stem" if stem else "rouge_en"
+        raise DataError(f"{name} is for English, and most references are in other scripts", "rouge")
+    if 0 < len(others) < data.n:
+        found = f"{console.counted(len(others), 'reference')} of {data.n:,} (first row {others[0]})"
+        if tokenizer is None:
+            console.warn(f"{found} in other letters than a-z: ROUGE is about 0 there", "rouge counts their words")
+        else:
+            fix = "rouge_en counts a-z and 0-9 alone, as rouge_score does"
+            console.warn(f"{found} in other letters than a-z: ROUGE counts the words of all scripts in all rows", fix)
     scorer = RougeScorer(ROUGE_KEYS, use_stemmer=stem, tokenizer=tokenizer)
     # of a single line, rougeLsum is rougeL
     line_scorer = RougeScorer(ROUGE_KEYS[:3], use_stemmer=stem, tokenizer=tokenizer)
@@ -98,12 +110,17 @@ def rouge_sample(data: Inputs, *, stem: bool = False) -> Sample:
         several_lines = "\n" in prediction or any("\n" in text for text in given)
         scores = (scorer if several_lines else line_scorer).score_multi(given, prediction)
         rows[row] = [100 * scores[key if key in scores else "rougeL"].fmeasure for key in ROUGE_KEYS]
-    tokens = "words, and characters of scripts without spaces" if other_script else "a-z0-9"
+    tokens = "a-z0-9" if tokenizer is None else "words, and characters of scripts without spaces"
     definition = (
         f"rouge_score F1 0-100, mean over rows|best reference|tok:{tokens}|stem:{'yes' if stem else 'no'}|"
         f"version:{version('rouge_score')}"
     )
-    return additive(data.rows, rows, lambda sums: sums / data.n, definition, ROUGE_STEM_KEYS if stem else ROUGE_KEYS)
+    keys = ROUGE_STEM_KEYS if stem else ROUGE_EN_KEYS if english else ROUGE_KEYS
+    return additive(data.rows, rows, lambda sums: sums / data.n, definition, keys)
+
+
+def _is_other_script(text: str) -> bool:
+    return written_in(NON_ASCII_LETTER, text)
 
 
 class WordTokenizer:

@@ -211,7 +211,7 @@ class Run:
             allowed = allow_changed or known
             require_same_run(checkpoint, identity, versions(), allow_changed=allowed, extend=self.extend)
             require_fit(checkpoint)
-            self._rewind_to(checkpoint)
+            self._rewind_to(checkpoint, identity)
         return checkpoint
 
     def _newest(self) -> Path | None:
@@ -224,7 +224,7 @@ class Run:
             return checkpoints.named(Path(begun[0]))
         return checkpoint
 
-    def _rewind_to(self, checkpoint: Path) -> None:
+    def _rewind_to(self, checkpoint: Path, identity: Mapping[str, Any]) -> None:
         """Sets the checkpoints aside that come after this one, so that none of them is resumed in its place.
 
         What is about to be done is in the manifest first: a rewind that is interrupted is finished by the next start.
@@ -234,7 +234,7 @@ class Run:
         whole = [path for path in checkpoints.all_checkpoints(self.directory) if checkpoints.step_of(path) > step]
         if not any((path / checkpoints.MARKER).exists() for path in whole):
             return
-        self.manifest[REWIND] = str(checkpoint.absolute())
+        self.manifest |= {REWIND: str(checkpoint.absolute()), "identity": dict(identity)}
         self._write_manifest()
         moved = checkpoints.set_aside(self.directory, step)
         names = ", ".join(path.name for path in reversed(moved))

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from hfkit.settings import Evaluation, Recipe
 
 OF_TEXTS = (
-    "bleu", "bleu_zh", "bleu_char", "bleu_intl", "bleu_none", "bleu_lc", "chrf", "chrf++", "ter", "rouge", "rouge_stem",
-    "exact_match", "token_f1", "length_ratio",
+    "bleu", "bleu_zh", "bleu_char", "bleu_intl", "bleu_none", "bleu_lc", "chrf", "chrf++", "ter", "rouge", "rouge_en",
+    "rouge_stem", "exact_match", "token_f1", "length_ratio",
 )  # fmt: skip
 
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
