@@ -80,7 +80,7 @@ TUNE = "finetune --model ./bert --data"
 CASES = {
     "unknown key": (f"{TUNE} good.csv --set train.learning_rat=1", 2,
         "--set train.learning_rat: unknown setting (fix: did you mean 'train.learning_rate'?)"),
-    "wrong type": (f"{TUNE} good.csv --lr abc", 2, "--learning-rate: must be a number, not 'abc' (fix: e.g. 0.1)"),
+    "wrong type": (f"{TUNE} good.csv --lr abc", 2, "--learning-rate: must be a number, not 'abc' (fix: e.g. 5e-5)"),
     "recipe": ("finetune bad.yaml --model ./bert --data good.csv", 2,
         "bad.yaml: line 2: train.learning_rat: unknown setting (fix: did you mean 'train.learning_rate'?)",
         "bad.yaml: line 3: train.max_steps: must be a whole number, not 'many' (fix: e.g. 8)"),

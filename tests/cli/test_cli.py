@@ -519,6 +519,35 @@ def test_a_closed_pipe_ends_it_in_silence() -> None:
     assert (done.stdout, done.stderr) == ("{\n0\n", "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_behind_stdout_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "hfkit", "recipes", "list"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 6
+    assert done.stderr == (
+        "error: stdout can't be written: No space left on device (fix: free some space, or write elsewhere)\n"
+    )
+
+
+def test_nothing_is_lost_where_the_interpreter_is_not_taken_apart(run: Path, tmp_path: Path) -> None:
+    """Threads, what was registered for the end, and a buffer that nobody has flushed, in a process with torch."""
+    script = (
+        "import atexit, sys, threading, time, torch\n"
+        "from hfkit.cli.main import run\n"
+        f"note = lambda word: open({str(tmp_path / 'notes')!r}, 'a').write(word)\n"
+        "atexit.register(note, 'end ')\n"
+        "threading.Thread(target=lambda: (time.sleep(1), note('thread '))).start()\n"
+        "sys.stdout.write('before ')\n"
+        f"sys.argv[1:] = ['predict', {str(run)!r}, '--text', 'hello']\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("before ")
+    assert (tmp_path / "notes").read_text() == "thread end "
+
+
 def test_without_arguments_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     bare, asked = Said("", capsys), Said("--help", capsys)
     assert (bare.code, bare.out.rstrip(), bare.err) == (2, asked.out.rstrip(), "")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import io
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 import typer
 
@@ -90,20 +89,24 @@ def run() -> None:
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # an error for what is not UTF-8, in every locale
     with stop_signals() as signals:
         code = main()
-    signals.ignore()  # the result is printed; ending the interpreter takes a moment
-    if code == 0 and num_processes() > 1:
-        _leave()
+    signals.ignore()  # the result is printed, and nothing is left to stop
+    if "torch" in sys.modules:
+        _leave(code)
     sys.exit(code)
 
 
-def _leave() -> NoReturn:
-    """Ends this rank, whose work is done, after what Python and its libraries have to do at the end.
+def _leave(code: int) -> None:
+    """Ends this process after what Python and its libraries have to do at the end; returns if output can't be written.
 
-    Ending the interpreter would take the group of processes apart, whose threads now and then abort a rank then, or
-    leave it waiting for one that is gone.
+    Ending the interpreter as well takes torch one to two seconds for nothing. In a rank it would take the group of
+    processes apart, whose threads now and then abort a rank then, or leave it waiting for one that is gone.
     """
-    atexit._run_exitfuncs()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
-    os._exit(0)
+    if code == 0 or num_processes() == 1:
+        threading._shutdown()  # type: ignore[attr-defined]  # joins threads that still work, such as a tracker's
+        atexit._run_exitfuncs()
+        try:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+        except (OSError, ValueError):
+            return  # Python says so, and has an exit code for it
+        os._exit(code)

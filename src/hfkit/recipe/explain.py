@@ -13,6 +13,8 @@ from hfkit.recipe.upstream import DECIDED, FORMER, training_argument_types
 from hfkit.settings import SECTIONS, SETTINGS, acts, setting_of
 from hfkit.system import permissions
 
+OWN_EXAMPLES = {"learning_rate": "5e-5", "num_train_epochs": "3", "max_time": "30m"}
+
 EXAMPLES = {"float": "0.1", "int": "8", "list": "[a, b]", "dict": "{key: value}"}
 
 # pydantic's types of error in plain words; braces are filled with the limit.
@@ -115,4 +117,5 @@ def _example(setting: dataclasses.Field[Any]) -> str:
     if setting.default not in (dataclasses.MISSING, None):
         return str(setting.default).lower()
     kind = str(setting.type)
-    return next((example for word, example in EXAMPLES.items() if word in kind), "a name")
+    usual = next((example for word, example in EXAMPLES.items() if word in kind), "a name")
+    return OWN_EXAMPLES.get(setting.name, usual)

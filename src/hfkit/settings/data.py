@@ -69,7 +69,7 @@ class Data(Section):
         help="Whether the first line of .csv and .tsv files names the columns; otherwise they are named 0, 1, ... "
              "(default: a guess).")
     csv: Csv = field(default_factory=Csv)
-    encoding: str = setting("--encoding", "utf-8", rare=True,
+    encoding: str = setting("--encoding", "utf-8",
         help="Encoding of text files: utf-8, latin-1, ...; if several are separated by commas, each line is decoded "
              "with the first that fits.")
     clean: Clean = field(default_factory=Clean)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
+from hfkit.errors import StorageError
+
 _verbose = False
 
 _silent = False
@@ -36,6 +38,10 @@ def result(text: str, end: str = "\n") -> None:
         except BrokenPipeError:  # the reader has closed the pipe, e.g. `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None
+        except OSError as error:
+            problem = f"stdout can't be written: {error.strerror}"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer is lost, too
+            raise StorageError(problem, "free some space, or write elsewhere") from None
 
 
 def result_json(value: Any) -> None:
