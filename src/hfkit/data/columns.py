@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfkit.data.labels import label_columns
-from hfkit.data.readers import ID_NAMES, LABEL_NAMES, TEXT_NAMES, has_effect, layout_of, read_rows
+from hfkit.data.readers import ID_NAMES, LABEL_NAMES, TEXT_NAMES, has_effect, is_inherited, layout_of, read_rows
 from hfkit.data.sources import are_files, listed, local_files, only, type_name
 from hfkit.errors import DataError
 from hfkit.system.console import say, short, warn
@@ -308,6 +308,9 @@ def _sources_of(data: Data, split: str) -> list[str]:
 def _named(splits: dict[str, Dataset], data: Data, role: str) -> str | None:
     """The column that the settings name for `role`; DataError if a split does not have it."""
     column: str | None = getattr(data.columns, role)
+    is_number = column is not None and column.replace(",", "").isdecimal()
+    if is_number and is_inherited(data.header) and not any(map(str.isdecimal, shared_columns(splits))):
+        return None  # of a column without a name, and here columns have names
     for split, dataset in splits.items():
         if column is not None and role == "label" and set(label_columns(dataset, column)) <= set(dataset.column_names):
             continue

@@ -47,6 +47,10 @@ LABEL_NAMES = (
 
 ID_NAMES = ("id", "idx", "index", "guid", "uid", "unnamed: 0")
 
+KNOWN_NAMES = {*TEXT_NAMES, *LABEL_NAMES, *ID_NAMES}
+
+UNLESS_NAMED = "unless named"  # no header as in other files, but for a first line with one of KNOWN_NAMES
+
 TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
 
 CSV_ERRORS = {
@@ -66,7 +70,7 @@ class Layout:
     """What a file does not say about itself. None: as usual for its kind, and for `header` a guess."""
 
     documents: str = "row"  # of .txt: what one row is ("file", "blank-line", "row", or "line": a row, though blank)
-    header: bool | None = None  # of .csv and .tsv: whether the first line holds the names
+    header: bool | str | None = None  # of .csv and .tsv: whether the first line holds the names; or UNLESS_NAMED
     separator: str | None = None
     quoting: bool | None = None
     encoding: str = "utf-8"  # of text; several separated by commas: each line in the first one that fits
@@ -128,16 +132,27 @@ def has_effect(setting: str, source: str | Path) -> bool:
     return file_format is not None and setting in file_format.settings
 
 
+def is_inherited(header: object) -> bool:
+    """Whether that there is no header is only known of other files."""
+    return header == UNLESS_NAMED
+
+
 def settled(path: Path, layout: Layout) -> Layout:
     """The layout with `header` decided; a guess that there is none is printed.
 
     If a field of the first row comes again below it, in the same column, the first row holds no names.
     """
+    if is_inherited(layout.header) and has_effect("header", path):
+        _, first = next(_split_fields(path, layout), ("", []))
+        holds_names = any(field.strip().lower() in KNOWN_NAMES for field in first)
+        if holds_names:
+            say_once(f"{path}: the first line names the columns, unlike in the training data (change with --no-header)")
+        return replace(layout, header=holds_names)
     if layout.header is not None or not has_effect("header", path):
         return layout
     rows = [fields for _, fields in itertools.islice(_split_fields(path, layout), ROWS_PER_BATCH)]
     first, others = (rows[0], rows[1:]) if rows else ([], [])
-    usual = {*TEXT_NAMES, *LABEL_NAMES, *ID_NAMES} & {name.strip().lower() for name in first}
+    usual = KNOWN_NAMES & {name.strip().lower() for name in first}
     again = [] if usual or first in others else [
         name for place, name in enumerate(first) if name and any(row[place : place + 1] == [name] for row in others)
     ]  # fmt: skip
@@ -394,10 +409,15 @@ def is_table(source: str) -> bool:
     return format_name(Path(source)) in FORMATS and not has_effect("documents", source)
 
 
+def are_alike(files: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether all these files are of one kind, so that what is known of some may hold for the others."""
+    return len({format_of(Path(file))[0] for file in (*files, *others)}) == 1
+
+
 def layout_of(data: Data) -> Layout:
     """How the files that `data` names are read; UsageError for a setting that is wrong or has no effect."""
     given = {"header": data.header, "csv.separator": data.csv.separator, "csv.quoting": data.csv.quoting}
-    typed = [name for name, value in given.items() if value is not None]
+    typed = [name for name, value in given.items() if value not in (None, UNLESS_NAMED)]
     sources = [*data.train, *data.validation, *data.test]
     known = all(format_name(Path(source)) in FORMATS for source in sources)
     if typed and sources and known and not any(has_effect("header", source) for source in sources):

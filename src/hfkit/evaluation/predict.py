@@ -18,7 +18,7 @@ from datasets import Dataset
 from hfkit.data.columns import are_words, input_column, text_column, words_column
 from hfkit.data.lines import read_stdin
 from hfkit.data.loading import read_input
-from hfkit.data.readers import has_effect
+from hfkit.data.readers import are_alike, has_effect, is_inherited
 from hfkit.data.sources import offline_if_local
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.evaluation.inference import predict_rows
@@ -167,7 +167,9 @@ def read_questions(recipe: Recipe, file: str, asked_for: Sequence[str]) -> Itera
         return
     data, columns = dataclasses.replace(recipe.data, train=[file]), recipe.data.columns
     if not has_effect("header", file):  # the settings of the run are those of another kind of file
-        data = dataclasses.replace(data, header=None, csv=Csv())
+        data = dataclasses.replace(data, header=data.header if is_inherited(data.header) else None, csv=Csv())
+    elif recipe.data.train and not are_alike([file], recipe.data.train):
+        data = dataclasses.replace(data, csv=Csv())
     dataset, place = read_input(file, data)
     if "tokens" in asked_for and (words := words_column(dataset, data)):
         for number, tokens in enumerate(dataset[words]):

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hfkit.data.readers import is_table
+from hfkit.data.readers import UNLESS_NAMED, are_alike, is_table
 from hfkit.errors import Problem, UsageError, did_you_mean
 from hfkit.recipe.checks import wrong_values
 from hfkit.recipe.effect import acts_for, description, idle_because
@@ -61,7 +61,10 @@ def resolve(
     for key, problem in wrong_values(given.values, known):
         given.report(key, problem)
     try:
-        resolved: Recipe = _RECIPE.validate_python(nest(values))
+        inherited = values.get("data.header") == UNLESS_NAMED and "data.header" not in given.values
+        resolved: Recipe = _RECIPE.validate_python(nest(values | ({"data.header": None} if inherited else {})))
+        if inherited:
+            resolved = _replaced(resolved, {"data": {"header": UNLESS_NAMED}})
     except ValidationError as error:
         auto = "literal['auto']"  # the other half of `int | "auto"`: one error is enough
         given.problems += [invalid(detail, given.where) for detail in error.errors() if detail["loc"][-1] != auto]
@@ -212,10 +215,29 @@ def _with_settings_of_run(command: str, run: str | None, given: _Given) -> dict[
         if command in ("generate", "chat"):  # a prompt is not training data, and any text can be scored
             foreign = ("data.", "evaluation.", "task")
             values = {key: value for key, value in values.items() if not key.startswith(foreign)}
+        if command == "predict" or "data.test" in given.values:
+            values |= _of_new_files(values, given.values.get("data.test") or [])
         if "data.test" in given.values:  # other data than the run's own
             values |= {"data.train": [], "data.validation": []}
         values["model.name"] = model
     return values | {key: value for key, value in given.values.items() if setting_of(key)}
+
+
+def _of_new_files(values: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
+    """How the files of a run are written, as far as it may hold for others, too: how one is written is its own fact.
+
+    A first line that names columns is a header also where the training data had none, and text is UTF-8 where it can
+    be.
+    """
+    found: dict[str, Any] = {}
+    if files and not are_alike(files, values.get("data.train") or []):
+        found |= {"data.csv.quoting": None, "data.csv.separator": None}
+    if values.get("data.header") is False:
+        found["data.header"] = UNLESS_NAMED
+    encoding = values.get("data.encoding")
+    if isinstance(encoding, str) and "utf-8" not in encoding.split(","):
+        found["data.encoding"] = f"utf-8,{encoding}"
+    return found
 
 
 def _from_where_typed(values: Mapping[str, Any], directory: Any) -> dict[str, Any]:
