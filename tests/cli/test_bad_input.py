@@ -174,7 +174,7 @@ CASES = {
     "type without a classifier": ("finetune --model ./codegen --data good.csv", 2,
         "codegen models have no SequenceClassification head (fix: choose another --model or --task)"),
     "mlm with a decoder": ("pretrain --objective mlm --model ./gpt2 --data book.txt", 2,
-        "gpt2 models have no MaskedLM head (fix: choose another --model or --task)"),
+        "gpt2 models have no MaskedLM head (fix: --task clm)"),
     "clm with an encoder": ("pretrain --model ./bert --data book.txt", 2,
         "bert reads in both directions, it can't learn clm (fix: --objective mlm)"),
     "block beyond positions": ("pretrain --model ./gpt2 --data book.txt --block-size 65", 2,

@@ -338,9 +338,12 @@ def test_unknown_metric_is_refused_before_the_data_is_read(run: Path, capsys: py
     said = Said(f"evaluate {run} --data missing.csv --metrics acuracy", capsys)
     assert said.code == 2
     assert said.err.startswith("error: --metrics: unknown metric 'acuracy', this task has: accuracy, ")
-    said = Said("evaluate ./gpt2 --data book.txt --metrics bleu", capsys)
+    said = Said("evaluate ./gpt2 --data book.txt --metrics accuracy", capsys)
     assert said.code == 2
-    assert said.err.startswith("error: unknown metric 'bleu', this task has: perplexity, ")
+    assert said.err.startswith("error: unknown metric 'accuracy', this task has: perplexity, ")
+    said = Said("evaluate ./gpt2 --data book.txt --metrics bleu", capsys)  # of a decoder that completes prompts
+    assert said.code == 3
+    assert "book.txt: line 1: one text file, and no tab between a source and its target" in said.err
 
 
 # Recipes, doctor, help.

@@ -173,7 +173,7 @@ def test_two_names_of_a_model_are_refused() -> None:
 # What is wrong, all of it at once.
 
 MASKED = "mlm, mlm-nsp, denoising"  # the tasks that hide tokens
-TUNED = "text-classification, token-classification, question-answering, seq2seq"
+TUNED = "text-classification, token-classification, question-answering, seq2seq, completion"
 
 BAD = """\
 task: clm
@@ -232,7 +232,7 @@ def test_every_mistake_is_reported_with_its_line_and_its_fix(tmp_path: Path) -> 
         "line 24: tokenizer.vocab_size: must be at least 300, not 1 (fix: e.g. 8192)",
         "line 7: train.seed: must be a whole number, not 'true' (fix: e.g. 42)",
         "line 8: train.max_steps: must be at least 1, not -3 (fix: e.g. 8)",
-        "line 6: train.learning_rate: must be a number, not 'abc' (fix: e.g. 0.1)",
+        "line 6: train.learning_rate: must be a number, not 'abc' (fix: e.g. 5e-5)",
         f"line 9: train.lr_scheduler_type: must be one of {schedules}, not 'cosin' (fix: did you mean 'cosine'?)",
         "--warmup-steps: must be a number, not 'x' (fix: e.g. 0.1)",
     ]
@@ -246,10 +246,10 @@ def test_every_mistake_is_reported_with_its_line_and_its_fix(tmp_path: Path) -> 
         ("train.seed", 2**32, "must be at most 4294967295, not 4294967296 (fix: e.g. 42)"),
         ("train.max_steps", 0, "must be at least 1, not 0 (fix: e.g. 8)"),
         ("train.max_steps", 1.5, "must be a whole number, not 1.5 (fix: e.g. 8)"),
-        ("train.num_train_epochs", -3, "must be above 0, not -3 (fix: e.g. 0.1)"),
-        ("train.num_train_epochs", "inf", "must be a finite number, not 'inf' (fix: e.g. 0.1)"),
-        ("train.learning_rate", False, "must be a number, not 'false' (fix: e.g. 0.1)"),
-        ("train.learning_rate", [1e-4], "must be a number, not [0.0001] (fix: e.g. 0.1)"),
+        ("train.num_train_epochs", -3, "must be above 0, not -3 (fix: e.g. 3)"),
+        ("train.num_train_epochs", "inf", "must be a finite number, not 'inf' (fix: e.g. 3)"),
+        ("train.learning_rate", False, "must be a number, not 'false' (fix: e.g. 5e-5)"),
+        ("train.learning_rate", [1e-4], "must be a number, not [0.0001] (fix: e.g. 5e-5)"),
         ("train.extra", 5, "must be `key: value` pairs, not 5 (fix: e.g. {key: value})"),
         ("model.from_scratch", "maybe", "must be true or false, not 'maybe' (fix: e.g. false)"),
         ("model.name", 7, 'must be text, not 7 (fix: put it in quotes: "7")'),

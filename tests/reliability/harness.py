@@ -77,6 +77,11 @@ class Material:
                 *("finetune", "--task", "question-answering", "--model", str(self.bert)),
                 *("--data", str(self.questions)),
             ],
+            "completion": [
+                *("finetune", "--task", "completion", "--model", str(self.gpt2), "--data", str(self.questions)),
+                *("--text-column", "context", "--target-column", "question", "--max-length", "50"),
+                *("--max-target-length", "14", "--allow-truncation", "--metrics", "chrf"),
+            ],
         }[task]
         settings = {
             "--max-steps": STEPS,

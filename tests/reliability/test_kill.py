@@ -18,6 +18,7 @@ WAYS = [
     pytest.param("classification", [], 1, id="classification"),
     pytest.param("tags", [], 1, id="tags"),
     pytest.param("questions", [], 1, id="questions"),
+    pytest.param("completion", [], 1, id="completion"),
     pytest.param("mlm", ["--dataloader-num-workers", "2"], 1, id="mlm-2-workers"),
     pytest.param("clm", ["--gradient-accumulation-steps", "3"], 1, id="clm-accumulated"),
     pytest.param("classification", ["--gradient-accumulation-steps", "2"], 2, id="classification-2-ranks-accumulated"),

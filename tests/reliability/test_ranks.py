@@ -26,6 +26,7 @@ Unbroken = Callable[..., str]
         pytest.param("classification", (), id="classification"),
         pytest.param("tags", (), id="tags"),
         pytest.param("questions", (), id="questions"),
+        pytest.param("completion", (), id="completion"),
         pytest.param("clm", STREAMING, id="clm-streaming"),
         pytest.param("mlm", STREAMING, id="mlm-streaming"),
     ],

@@ -533,7 +533,7 @@ def test_bleu_counts_what_the_script_divides(targets, first):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--label-column", "x"], "--label-column has no effect for seq2seq"),
+        (["--label-column", "x"], "--label-column has no effect for sources and targets"),
         (["--text-column", "x"], "--text-column has no effect: the data is in text files"),
         (["--target-column", "x"], "--target-column has no effect: the data is in text files"),
         (["--best", "length_ratio"], "no evaluation during training has 'length_ratio'"),

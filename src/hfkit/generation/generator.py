@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,8 @@ def _load(recipe: Recipe, conversation: bool) -> Generator:
     generator = Generator(model, tokenizer, settings, generation, is_chat, assistant)
     if generator.prefix:
         say(f"before each prompt stands '{generator.prefix}', as in training (--raw leaves it out)")
+    if generator.suffix:
+        say(f"behind each prompt stands {json.dumps(generator.suffix)}, as in training (--raw leaves it out)")
     return generator
 
 
@@ -171,6 +174,13 @@ class Generator:
         return "" if self.given.raw else trained_prefix(self.model.config)
 
     @property
+    def suffix(self) -> str:
+        """What stands behind every prompt, as it did in training."""
+        from hfkit.models.config import trained_suffix
+
+        return "" if self.given.raw else trained_suffix(self.model.config) or ""
+
+    @property
     def one_by_one(self) -> bool:
         """Whether the library can't take prompts together: speculative decoding can't."""
         return self.assistant is not None or self.settings.prompt_lookup_num_tokens is not None
@@ -178,7 +188,9 @@ class Generator:
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt as the model will see it; UsageError for an empty one that it can't begin with."""
         if isinstance(prompt, str) and not self.is_chat:
-            return self._truncated(prompt_ids(self.prefix + prompt, self.tokenizer, decoder=self.is_decoder))
+            return self._truncated(
+                prompt_ids(f"{self.prefix}{prompt}{self.suffix}", self.tokenizer, decoder=self.is_decoder)
+            )
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if self.tokenizer.chat_template is None:
             raise ModelError("the model has no chat template to put messages into", "--chat-template FILE.jinja")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 TAGGING = next(name for name, task in TASKS.items() if "tokens" in task.questions)  # the task of tagged words
 
-PAIRING = next(name for name, task in TASKS.items() if "target" in task.roles)  # that of sources and targets
+PAIRING = [name for name, task in TASKS.items() if "target" in task.roles]  # those of sources and targets
 
 ASKING = next(name for name, task in TASKS.items() if "context" in task.questions)  # that of questions about texts
 
@@ -76,7 +76,7 @@ def inspect(data: Data, *, task: str | None = None, model: str | None = None, to
 def _facts(recipe: Recipe, task: str | None) -> Facts:
     data = recipe.data
     findings: Findings = []
-    if task == PAIRING or (task is None and look_parallel(data.train)):
+    if task in PAIRING or (task is None and look_parallel(data.train)):
         return _facts_of_pairs(recipe)
     splits = as_splits(load_data(data))
     if task is None and all(map(is_translating, splits.values())):
@@ -127,7 +127,7 @@ def _facts_of_pairs(recipe: Recipe) -> Facts:
     limit = _max_length(data, longest)
     splits = opened.pairs()
     facts: Facts = {
-        "task": PAIRING,
+        "task": recipe.task or PAIRING[0],
         "documents": None,
         "columns": _columns(opened.splits, dict(zip(("text", "target"), opened.names, strict=True))),
         "splits": {split: {"rows": len(dataset)} for split, dataset in splits.items()},

@@ -165,8 +165,13 @@ def max_tokens(model: PreTrainedModel) -> int | None:
 
 
 def trained_prefix(config: PreTrainedConfig) -> str:
-    """What stood before every source in the training of an encoder-decoder, as its config keeps it."""
+    """What stood before every source in training, as the config keeps it."""
     return getattr(config, "source_prefix", None) or ""
+
+
+def trained_suffix(config: PreTrainedConfig) -> str | None:
+    """What stood between every source and its target in the training of a decoder; None if its config keeps nothing."""
+    return getattr(config, "source_suffix", None)
 
 
 def own_new_tokens(model: PreTrainedModel) -> int | None:

@@ -106,6 +106,8 @@ class Data(Section):
         help="Which tokens of a word are trained to show its tag: the first one, or all (the later ones as I-).")
     source_prefix: str | None = setting("--source-prefix", only="finetune evaluate",
         help="Text before every source, e.g. 'translate English to German: ' for T5; saved in the model.")
+    source_suffix: str | None = setting("--source-suffix",
+        help="Text between every source and its target, for a decoder (default: a line feed); saved in the model.")
     source_lang: str | None = setting("--source-lang", only="finetune evaluate",
         help="Language of the sources: a key of the column `translation`, or what the tokenizer calls it: de_DE, "
              "deu_Latn.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hfkit.tasks.base import Task
 from hfkit.tasks.clm import CausalLM
+from hfkit.tasks.completion import Completion
 from hfkit.tasks.denoising import Denoising
 from hfkit.tasks.mlm import MaskedLM
 from hfkit.tasks.mlm_nsp import MaskedLMWithPairs
@@ -21,6 +22,7 @@ TASKS: dict[str, Task] = {
     "token-classification": TokenClassification(),
     "question-answering": QuestionAnswering(),
     "seq2seq": Seq2Seq(),
+    "completion": Completion(),
 }
 
 # What a command does by default.

@@ -109,14 +109,14 @@ def prefix_of(model: PreTrainedModel, data: Data) -> str:
     return data.source_prefix if data.source_prefix is not None else trained_prefix(model.config)
 
 
-def with_prefix(dataset: Dataset, prefix: str) -> Dataset:
-    """The sources alone, each after `prefix`."""
-    sources = dataset.select_columns(["text"])
-    return sources.map(_put_before, batched=True, fn_kwargs={"prefix": prefix}) if prefix else sources
+def with_prefix(dataset: Dataset, prefix: str, suffix: str = "") -> Dataset:
+    """The sources alone, each between `prefix` and `suffix`."""
+    sources, around = dataset.select_columns(["text"]), {"prefix": prefix, "suffix": suffix}
+    return sources.map(_put_around, batched=True, fn_kwargs=around) if prefix or suffix else sources
 
 
-def _put_before(batch: dict[str, list[str]], prefix: str) -> dict[str, list[str]]:
-    return {"text": [prefix + text for text in batch["text"]]}
+def _put_around(batch: dict[str, list[str]], prefix: str, suffix: str) -> dict[str, list[str]]:
+    return {"text": [f"{prefix}{text}{suffix}" for text in batch["text"]]}
 
 
 def target_tokens(data: Data, most: int) -> int:

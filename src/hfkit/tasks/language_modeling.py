@@ -189,8 +189,13 @@ def nll_scores(reduced: np.ndarray, evaluation: Evaluation, how: str) -> dict[st
     }
 
 
-def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """Arrays per token, each (length,), as int64 tensors (rows, longest) with an attention mask."""
+def pad_blocks(
+    examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, left: bool = False
+) -> dict[str, torch.Tensor]:
+    """Arrays per token, each (length,), as int64 tensors (rows, longest) with an attention mask.
+
+    Padding follows them, or stands `left` of them.
+    """
     import numpy as np
     import torch
 
@@ -202,9 +207,11 @@ def pad_blocks(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenize
     }
     mask = np.zeros((len(examples), longest), dtype=np.int64)
     for row, example in enumerate(examples):
-        mask[row, : len(example["input_ids"])] = 1
+        length = len(example["input_ids"])
+        places = slice(longest - length, longest) if left else slice(length)
+        mask[row, places] = 1
         for name, padded in batch.items():
-            padded[row, : len(example[name])] = example[name]
+            padded[row, places] = example[name]
     return {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.scripts import sentences
@@ -59,6 +60,8 @@ class Seq2Seq(Task):
     command = "finetune"
     auto_model = "AutoModelForSeq2SeqLM"
     roles = ("text", "target")
+    pairs: type[EncodedPairs] = EncodedPairs  # how a source and its target become token ids
+    new_model: Mapping[str, str] = MappingProxyType({"model.type": "bart", "model.size": "mini"})  # if none is named
     watched = ("nll", "perplexity", *WATCHED)
     metrics = (*OF_TEXTS, *OF_LIKELIHOODS)
     settings = OF_LANGUAGE_MODELS | {
@@ -80,7 +83,7 @@ class Seq2Seq(Task):
         usual = finetuning_defaults(given) | {"evaluation.batch_size": 64}
         if not new:
             return usual | {"train.learning_rate": 5e-4 if given.get("lora.enabled") else 1e-4}
-        named = {} if given.get("model.name") else {"model.type": "bart", "model.size": "mini"}
+        named = {} if given.get("model.name") else dict(self.new_model)
         return (
             usual
             | batch_defaults(given, 64)
@@ -104,7 +107,9 @@ class Seq2Seq(Task):
 
         for role in ("text_pair", "label"):
             if getattr(recipe.data.columns, role) is not None:
-                raise UsageError(f"{FLAGS[role]} has no effect for seq2seq", f"leave it out, or {FLAGS['target']}")
+                raise UsageError(
+                    f"{FLAGS[role]} has no effect for sources and targets", f"leave it out, or {FLAGS['target']}"
+                )
         splits = load_pairs(recipe.data)
         if "train" in splits and "validation" not in splits and recipe.data.validation_split > 0:
             splits |= hold_out_groups(splits["train"], "text", recipe.data.validation_split, recipe.train.seed)
@@ -115,7 +120,7 @@ class Seq2Seq(Task):
     def encode(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe
     ) -> Examples:
-        rows = EncodedPairs(dataset, tokenizer, model, recipe)
+        rows = self.pairs(dataset, tokenizer, model, recipe)
         _say_long("sources", rows.sources, "max-length", rows.most, recipe)
         _say_long("targets", rows.targets, "max-target-length", rows.most, recipe)
         return rows
@@ -189,7 +194,7 @@ class Seq2Seq(Task):
         if of_texts := [name for name in names if name in OF_TEXTS]:
             scores, rows = self._measure_texts(of_texts, model, tokenizer, dataset, recipe)
         if of_likelihoods := [name for name in names if name in OF_LIKELIHOODS]:
-            found, nats = _measure_likelihoods(model, tokenizer, dataset, recipe)
+            found, nats = self.measure_likelihoods(model, tokenizer, dataset, recipe)
             scores |= found if of_likelihoods == names else {name: found[name] for name in of_likelihoods}
             rows = rows or nats
         return Measured(scores, rows)
@@ -206,9 +211,10 @@ class Seq2Seq(Task):
         from hfkit.metrics.text import best_squad_f1
 
         wanted = recipe.evaluation
-        pairs = EncodedPairs(dataset, tokenizer, model, recipe)  # whose targets are references here, in full
+        pairs = self.pairs(dataset, tokenizer, model, recipe)  # whose targets are references here, in full
         _say_long("sources", pairs.sources, "max-length", pairs.most, recipe)
         settings = _settings(model, wanted.num_beams, recipe.data.max_target_length)
+        settings.max_new_tokens = min(settings.max_new_tokens, pairs.most)
         if model.generation_config.do_sample:
             fix = "hfkit generate --greedy makes the texts that are scored"
             warn("texts are generated without sampling, which the model's own settings ask for", fix, once=True)
@@ -233,25 +239,24 @@ class Seq2Seq(Task):
         ]
         return scores, rows
 
+    def measure_likelihoods(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
+    ) -> tuple[dict[str, Score], list[Row]]:
+        """Perplexity of the targets given their sources in all its units, and the nats of each."""
+        from hfkit.metrics.perplexity import measure_targets
+
+        set_languages(tokenizer, model, recipe.data)
+        sources = with_prefix(dataset, prefix_of(model, recipe.data))["text"][:]
+        length, size = recipe.data.max_length, recipe.evaluation.batch_size
+        found = measure_targets(model, tokenizer, sources, dataset["target"][:], max_length=length, batch_size=size)
+        return found.scores(interval=recipe.evaluation.interval, seed=recipe.evaluation.seed), list(found.rows())
+
 
 def usual_metrics_of(targets: Sequence[str]) -> list[str]:
     """The metrics of texts like these: BLEU by characters where words have no blanks between them."""
     from hfkit.metrics.text import bleu_for
 
     return [bleu_for(targets), *USUAL[1:]]
-
-
-def _measure_likelihoods(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe
-) -> tuple[dict[str, Score], list[Row]]:
-    """Perplexity of the targets given their sources in all its units, and the nats of each."""
-    from hfkit.metrics.perplexity import measure_targets
-
-    set_languages(tokenizer, model, recipe.data)
-    sources = with_prefix(dataset, prefix_of(model, recipe.data))["text"][:]
-    length, size = recipe.data.max_length, recipe.evaluation.batch_size
-    found = measure_targets(model, tokenizer, sources, dataset["target"][:], max_length=length, batch_size=size)
-    return found.scores(interval=recipe.evaluation.interval, seed=recipe.evaluation.seed), list(found.rows())
 
 
 def baselines(sources: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, tuple[str, list[str]]]:
@@ -293,13 +298,16 @@ def generate_texts(
 ) -> list[str]:
     """The text that the model makes of each source (token ids), in order.
 
-    Batches hold sources of like length. Several processes share them, unless each works `alone`.
+    Batches hold sources of like length, padded before their beginning for a decoder, which goes on at their end.
+    Several processes share them, unless each works `alone`.
     """
     import numpy as np
     import torch
 
     from hfkit.system.processes import all_gather, shard
 
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     order = np.argsort([-len(ids) for ids in sources], kind="stable").tolist()
     starts = range(0, len(order), batch_size)
     made: list[tuple[int, str, bool]] = []  # place, text, and whether it was cut
@@ -308,10 +316,12 @@ def generate_texts(
     with torch.inference_mode():
         for start in starts if alone else shard(starts):
             places = order[start : start + batch_size]
-            batch = pad_blocks([{"input_ids": sources[place]} for place in places], tokenizer)
+            rows = [{"input_ids": sources[place]} for place in places]
+            batch = pad_blocks(rows, tokenizer, left=not model.config.is_encoder_decoder)
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             ids = model.generate(**inputs, generation_config=settings, use_cache=True)
-            are_cut = (ids != tokenizer.eos_token_id)[:, 1:].all(dim=1).tolist()
+            ids = ids[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
+            are_cut = (ids != tokenizer.eos_token_id).all(dim=1).tolist()
             made += zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), are_cut, strict=True)
     model.train(was_training)
     if not alone:

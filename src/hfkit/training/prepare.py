@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from hfkit.runs.run import Run
 from hfkit.settings import Data, Recipe
 from hfkit.system.console import say, silence, warn
 from hfkit.system.processes import all_reduce_max, has_parent, num_processes
+from hfkit.tasks import TASKS
 from hfkit.tasks.base import Task
 from hfkit.training.arguments import training_arguments
 from hfkit.training.batch import batch_size, examples_that_fit, num_devices
@@ -43,7 +44,7 @@ def prepare(task: Task, recipe: Recipe, run: Run, *, shared: bool | None = None)
     with silence() if has_parent() else nullcontext():  # the parent has printed all this
         size, dropout = recipe.data.block_size, recipe.train.dropout
         config = load_config(recipe.model, auto_model=task.auto_model, block_size=size, dropout=dropout)
-        require_head(config, task.auto_model)  # before the data is read, which can take long
+        _require_model_for(task, config)  # before the data is read, which can take long
         adapters.check(recipe, config)
         splits = load_splits(task, recipe)
         if "validation" not in splits and (recipe.train.best or recipe.train.early_stopping):
@@ -60,6 +61,25 @@ def prepare(task: Task, recipe: Recipe, run: Run, *, shared: bool | None = None)
         rows = None if recipe.data.streaming else ready.encode(splits["train"])
         held_out = ready.encode(splits["validation"]) if "validation" in splits else None
         return ready._replace(rows=rows, held_out=held_out)
+
+
+def _require_model_for(task: Task, config: PreTrainedConfig) -> None:
+    """UsageError if the model can't have the head of the task; it names the task on the same data that it can learn."""
+    try:
+        require_head(config, task.auto_model)
+    except UsageError as error:
+        alike = [name for name, one in TASKS.items() if (one.roles, one.command) == (task.roles, task.command)]
+        is_open = error.problems[0][1].startswith("choose another")
+        if fitting := is_open and [name for name in alike if _can_learn(TASKS[name], config)]:
+            raise UsageError(error.problems[0][0], f"--task {fitting[0]}") from None
+        raise
+
+
+def _can_learn(task: Task, config: PreTrainedConfig) -> bool:
+    with suppress(UsageError):
+        require_head(config, task.auto_model)
+        return True
+    return False
 
 
 def tokenizer_of(
