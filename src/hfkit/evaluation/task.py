@@ -25,6 +25,8 @@ def task_of(config: PreTrainedConfig, recipe: Recipe) -> str:
             for task in fitting
             if not without_effect(recipe, task) and not (wanted and TASKS[task].unknown_metrics(wanted))
         ]
+        if recipe.data.columns.target is None and not wanted:
+            acting = [task for task in acting if TASKS[task].guessed]
         usual = [task for task in acting or fitting if TASKS[task].guessed]
         fitting = acting if len(acting) == 1 else usual if len(usual) == 1 else fitting
     if len(fitting) != 1:

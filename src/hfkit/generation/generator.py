@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,14 +222,18 @@ class Generator:
             warn(f"{what} truncated to {limit} tokens, as in training", "--raw reads all of it, without a prefix")
             self.truncated.clear()
 
-    def room(self, prompt: Sequence[int]) -> int:
-        """How many tokens may follow the prompt; UsageError if they would not fit the model's positions."""
+    @cached_property
+    def positions(self) -> int | None:
+        """Tokens that the model and its assistant can read, None: without a limit; found once, in all their modules."""
         from hfkit.models.config import max_tokens
 
         limits = [max_tokens(model) for model in (self.model, self.assistant) if model is not None]
-        positions = min((limit for limit in limits if limit is not None), default=None)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """How many tokens may follow the prompt; UsageError if they would not fit the model's positions."""
         usual = self.settings.max_new_tokens or DEFAULT_NEW_TOKENS
-        return new_tokens(len(prompt), self.given.max_new_tokens, positions, usual, apart=not self.is_decoder)
+        return new_tokens(len(prompt), self.given.max_new_tokens, self.positions, usual, apart=not self.is_decoder)
 
     def batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The places of the prompts, divided into batches of like length of at most `batch_tokens` tokens, padding and
