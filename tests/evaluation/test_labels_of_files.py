@@ -159,6 +159,13 @@ def test_labels_with_nothing_in_common_are_refused(tmp_path, capsys, made, given
     assert shown in capsys.readouterr().err
 
 
+def test_a_label_has_one_reference(tmp_path, capsys):
+    files = [jsonl(tmp_path / f"{name}.jsonl", [{"label": name}]) for name in "abc"]
+    command = ["evaluate", "--predictions", files[0], "--references", files[1], "--references", files[2]]
+    assert main([*command, "--metrics", "accuracy"]) == 3
+    assert f"2 files of references, and a label has one (fix: --references {files[1]} alone)" in capsys.readouterr().err
+
+
 def test_ids_are_the_names_that_a_file_gives_them(tmp_path, capsys):
     file = table(tmp_path / "r.parquet", [int(flag) for flag in FLAGS], ClassLabel(names=NAMES))
     made = jsonl(tmp_path / "p.jsonl", [{"prediction": 1}] * len(FLAGS))

@@ -202,7 +202,12 @@ def test_python_api_takes_other_architectures(folder):
     ("model", "arguments", "code", "message"),
     [
         ("t5", ["--target-column", "sumary"], 3, "has no column 'sumary', found: document, summary, part (fix: --targ"),
-        ("gpt2", ["--target-column", "sumary"], 3, "has no column 'sumary', found: document, summary, part (fix: --targ"),
+        (
+            "gpt2",
+            ["--target-column", "sumary"],
+            3,
+            "has no column 'sumary', found: document, summary, part (fix: --targ",
+        ),
         ("gpt2", ["--max-length", "8"], 2, "--max-length has no effect for clm, it is for text-classification and"),
         ("t5", ["--target-column", "summary", "--mask-probability", "0.2"], 2, "can't tell its task from T5ForCondi"),
         ("t5", ["--task", "seq2seq", "--metrics", "token_accuracy"], 2, "unknown metric 'token_accuracy'"),

@@ -113,7 +113,9 @@ def rows_of_files(
     shares = table.probabilities() if not prediction_column and others else None
     if of is None and given and (shares or any(map(_holds_labels, others, usual))):
         of = "label"
-    if of == "label" and len(given) == 1:
+    if of == "label" and len(given) > 1:
+        raise DataError(f"{len(given)} files of references, and a label has one", f"--references {references[0]} alone")
+    if of == "label" and given:
         names = [*shares[0]] if shares else others[0].classes(usual[0]) or table.classes(found)
         rows = label_rows(made, given[0], names or (), several=any(name in SETS for name in metrics))
         rows = with_probabilities(rows, shares) if shares else rows
