@@ -79,7 +79,7 @@ def test_a_rewind_that_was_interrupted_is_finished(broken: Path, resumed: Resume
     assert "rewinding to" not in json.loads((broken / "run.json").read_text())
 
 
-@pytest.mark.parametrize("garbage", ["", "{", '{"run_id": 3}', None])
+@pytest.mark.parametrize("garbage", ["", "{", "[3]", '{"run_id": 3}', None])
 def test_a_manifest_that_cannot_be_read_loses_no_checkpoint(
     broken: Path, resumed: Resumed, garbage: str | None
 ) -> None:

@@ -114,14 +114,16 @@ class Run:
             if (directory / LOCK).exists():
                 lock_directory(directory, announce=False).release()
             raise UsageError(f"{directory}: not empty", "--resume auto, --overwrite, or --output-dir NEW")
-        whole, _ = checkpoints.newest(directory) if resume else (None, None)
+        manifest = read_json(directory / MANIFEST) if resume else {}
+        is_damaged = bool(resume) and not isinstance(manifest.get("run_id"), str)
+        whole = checkpoints.newest(directory)[0] if is_damaged else None
         if not (directory / MANIFEST).exists() and whole is None:
             raise UsageError(f"{directory}: not empty and not made by hfkit", "--output-dir NEW")
         if resume:
-            run.manifest = read_json(directory / MANIFEST)
-            if not isinstance(run.manifest.get("run_id"), str) and whole is not None:
+            run.manifest = manifest
+            if whole is not None:
                 marker = checkpoints.read_marker(whole)
-                run.manifest = {name: marker[name] for name in ("run_id", "identity", "versions")}
+                run.manifest = {name: marker[name] for name in ("run_id", "identity", "versions") if name in marker}
                 warn(f"{directory / MANIFEST} can't be read: its facts are taken from {whole.name}")
             run.id = run.manifest.get("run_id", run.id)
             found = run.manifest.get("identity", {}).get("train.per_device_train_batch_size")
@@ -220,7 +222,7 @@ class Run:
             return checkpoints.named(Path(rewind))
         checkpoint = newest_whole(self.directory, self.id)
         begun = [entry["from"] for entry in self.manifest.get("resumed", [])[-1:]]
-        if checkpoint is None and begun and Path(begun[0]).is_dir():  # a checkpoint that lies elsewhere
+        if checkpoint is None and begun and Path(begun[0]).is_absolute() and Path(begun[0]).is_dir():  # elsewhere
             return checkpoints.named(Path(begun[0]))
         return checkpoint
 

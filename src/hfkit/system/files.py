@@ -167,10 +167,10 @@ def lock_directory(directory: Path, announce: bool = True) -> BaseFileLock:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of hfkit; empty if there is none or it can't be read."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return value
+    return value if isinstance(value, dict) else {}
 
 
 def is_disk_full(error: BaseException | None) -> bool:
