@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from sklearn import metrics as reference
 
 from hfkit.cli.main import main
+from hfkit.data.labels import names_of_ids
 from tiny_models import make_bert
 
 TEXTS = [f"{word} {number}" for number in range(6) for word in ("hello world", "a tiny model", "the quick brown fox")]
@@ -277,3 +278,59 @@ def test_groups_have_the_names_of_their_classes(tmp_path, capsys):
     assert main([*command, "--by", "kind"]) == 0
     groups = json.loads(capsys.readouterr().out)["by"]["groups"]
     assert {name: one["accuracy"]["value"] for name, one in groups.items()} == {"new": 1, "old": 0.5}
+
+
+def test_what_a_column_of_labels_holds_is_looked_at(tmp_path, capsys):
+    tags = [["O", "B-PER", "I-PER"], ["B-LOC", "O"]]
+    assert scored(tmp_path, {"prediction": tags}, {"labels": [tags[0], ["B-LOC", "B-PER"]]}) == 0
+    assert scores(capsys)["entity_f1"][0] == pytest.approx(0.8)
+    assert scored(tmp_path, {"prediction": [3.2, 2.5, 2]}, {"label": [3.1, 4, 1.5]}) == 0
+    assert list(scores(capsys)) == ["pearson", "spearman", "rmse", "mae"]
+    assert scored(tmp_path, {"prediction": ["3.2", "2.5", "2"]}, {"label": ["3.1", "4", "1.5"]}) == 0
+    assert list(scores(capsys)) == ["pearson", "spearman", "rmse", "mae"]
+
+
+def test_probabilities_are_in_the_order_of_the_classes(tmp_path, capsys):
+    shares = [[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]]
+    for given in ([1, 0, 0], ["1", "0", "0"]):
+        assert scored(tmp_path, {"prediction": shares}, {"label": given}) == 0
+        found = scores(capsys)
+        assert list(found) == ["accuracy", "f1_macro", "log_loss"]
+        assert found["log_loss"][0] == pytest.approx(-np.log(0.8 * 0.6 * 0.5) / 3)
+    features = Features({"label": ClassLabel(names=NAMES)})
+    Dataset.from_dict({"label": [1, 0, 0]}, features=features).to_parquet(tmp_path / "r.parquet")
+    command = ["evaluate", "--predictions", str(tmp_path / "p.jsonl"), "--references", str(tmp_path / "r.parquet")]
+    assert main([*command, "--metrics", "accuracy", "--json"]) == 0
+    assert scores(capsys)["accuracy"][0] == 1
+
+
+def test_several_labels_have_no_accuracy(tmp_path, capsys):
+    assert scored(tmp_path, {"prediction": [["a", "b"], []]}, {"labels": [["a"], ["b"]]}, "--metrics", "accuracy") == 3
+    assert "references have several labels a row (fix: f1_macro, f1_micro" in capsys.readouterr().err
+
+
+def test_numbers_in_names_are_no_ids(capsys):
+    stars = [f"{number} star" for number in range(1, 6)]
+    assert names_of_ids([1, 2, 4], stars) == {}
+    assert names_of_ids([1, 0], ["LABEL_0", "LABEL_1"]) == {"0": "LABEL_0", "1": "LABEL_1"}
+    assert names_of_ids(["LABEL_1", "LABEL_0"], NAMES) == {"LABEL_0": "neg", "LABEL_1": "pos"}
+
+
+def test_systems_with_and_without_probabilities_differ_in_right_answers(tmp_path, capsys):
+    plain = jsonl(tmp_path / "a.jsonl", [{"prediction": name} for name in ("x", "y", "x")])
+    shares = [{"x": 0.9, "y": 0.1}, {"x": 0.8, "y": 0.2}, {"x": 0.7, "y": 0.3}]
+    rows = [{"text": "t", "label": "x", "probabilities": one} for one in shares]
+    gold = jsonl(tmp_path / "g.jsonl", [{"label": name} for name in ("x", "y", "y")])
+    command = [
+        "compare",
+        plain,
+        jsonl(tmp_path / "b.jsonl", rows),
+        "--references",
+        gold,
+        "--metrics",
+        "accuracy",
+        "--json",
+    ]
+    assert main(command) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["row"], row["gain"], row["measure"]) == (2, -1, "right answers")

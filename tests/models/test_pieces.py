@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from hfkit.data.sources import load_builtin
 from hfkit.models.new_tokenizer import train_tokenizer
@@ -109,6 +109,17 @@ def test_a_pair_is_learned_wherever_it_stands():
     text = block[:-1].ljust(9_999) + "x"
     tokenizer = train_tokenizer([text * 40], "gpt2", 262)
     assert "Ġxq" in tokenizer.get_vocab()
+
+
+def test_a_number_is_never_cut():
+    """Some tokenizers count the digits of a number by threes from its beginning."""
+    backend = Tokenizer(models.BPE())
+    threes = pre_tokenizers.Split(Regex(r"\p{N}{1,3}|[^\p{N}]+"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([threes, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    for text in ("1234567" * 500, "pi 3." + "14159265" * 90 + " and more words here " * 9 + "27182818" * 90):
+        parts = list(pieces(text, word_units(backend), 100))
+        found = [word for part in parts for word, _ in backend.pre_tokenizer.pre_tokenize_str(part)]
+        assert found == [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def test_untrained_tokenizers_are_cut_between_their_words():

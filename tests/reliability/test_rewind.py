@@ -12,6 +12,7 @@ import pytest
 from harness import EVERY, Material, SignalAt, at_step, hfkit, state_hash
 
 from conftest import Resumed
+from hfkit.system.checkpoints import set_aside
 
 KEEP = ("--save-total-limit", "9")
 
@@ -79,6 +80,15 @@ def test_a_rewind_that_was_interrupted_is_finished(broken: Path, resumed: Resume
     assert "rewinding to" not in json.loads((broken / "run.json").read_text())
 
 
+def test_each_rewind_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    for steps in ([5, 10, 15, 20], [15, 20, 25]):
+        for step in steps:
+            (tmp_path / f"checkpoint-{step}").mkdir()
+        set_aside(tmp_path, 10)
+    assert names(tmp_path / "set-aside" / "1") == ["checkpoint-15", "checkpoint-20"]
+    assert names(tmp_path / "set-aside" / "2") == ["checkpoint-15", "checkpoint-20", "checkpoint-25"]
+
+
 @pytest.mark.parametrize("garbage", ["", "{", "[3]", '{"run_id": 3}', None])
 def test_a_manifest_that_cannot_be_read_loses_no_checkpoint(
     broken: Path, resumed: Resumed, garbage: str | None
@@ -119,6 +129,8 @@ def test_what_a_run_cannot_change_is_refused(broken: Path, resumed: Resumed, cha
     assert message in again.err
     assert "Traceback" not in again.err
     assert names(broken) == before
+    if "--from-scratch" not in change:
+        assert message in resumed("clm", broken, *KEEP, *change).err  # said at once, not after --allow-changed
 
 
 def chain(material: Material, folder: Path, seed: int) -> None:

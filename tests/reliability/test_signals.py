@@ -221,3 +221,10 @@ def test_signal_while_ranks_ask_each_other(tmp_path: Path) -> None:
     launched = launch([], tmp_path / "said", ranks=2, program=ask_each_other)
     launched.wait()
     assert [process.exitcode for process in launched.processes] == [0, 0]
+
+
+def test_every_signal_is_heeded_again_after_it_was_ignored() -> None:
+    with stop_signals() as signals:
+        signals.ignore()
+        signals.heed()
+        assert [signal.getsignal(number) for number in CODES] == [signals.handle] * 3

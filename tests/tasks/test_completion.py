@@ -199,4 +199,33 @@ def test_long_sides_are_cut_and_counted(folder, capsys):
     found, *_ = encoded(folder, "gpt2", ("data.max_length", 20), ("data.max_target_length", 20), rows=rows)
     assert isinstance(found, EncodedCompletions)
     assert "1 of 31 sources (3.2%) are longer than 20 tokens and were truncated" in capsys.readouterr().err
-    assert found.example(0)["input_ids"].shape == (20 + found.targets.lengths[0],)
+    ids = found.example(0)["input_ids"]
+    assert ids.shape == (20 + found.targets.lengths[0],)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "gpt2")
+    assert tokenizer.decode(ids).startswith("one one")
+    assert tokenizer.decode(ids[:20]).endswith("\n")  # what stands before the target is kept
+
+
+def test_a_chat_model_that_learned_completions_gets_prompts_as_in_training(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    command = ["finetune", "--task", "completion", "--model", "./gpt2", "--data", "pairs.jsonl", "--max-steps", "2"]
+    assert main([*command, "--max-length", "12", "--source-suffix", " = ", "-o", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    capsys.readouterr()
+    prompt = "one two three four five six one two three four"
+    command = [
+        "generate",
+        str(tmp_path / "run"),
+        "--prompt",
+        prompt,
+        "--max-new-tokens",
+        "2",
+        "--logprobs",
+        "1",
+        "--json",
+    ]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "a chat model" not in said.err
+    assert 'behind each prompt stands " = "' in said.err
+    assert "the prompt was truncated to 12 tokens, as in training" in said.err

@@ -86,6 +86,8 @@ def names_of_ids(labels: Iterable[Any], names: Sequence[str]) -> dict[str, str]:
     """The names of labels that are all ids (1 or LABEL_1), which is printed; none if one of them is a name itself."""
     texts = {str(label) for label in labels}
     ids = {text: int(match[1]) for text in texts if (match := ID.fullmatch(_plain(text)))}
+    if any(map(str.isdecimal, texts)) and any(re.search(r"\d", name) and not ID.fullmatch(name) for name in names):
+        return {}  # 1 may be the class "1 star"
     are_names = bool(set(spelling(texts, names).values()) & set(names))
     if are_names or not ids or len(ids) < len(texts) or max(ids.values()) >= len(names):
         return {}

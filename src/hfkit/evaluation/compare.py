@@ -109,8 +109,13 @@ def most_different(systems: Mapping[str, Sequence[Row]], most: int = MOST) -> li
     `gain`: how much better it does in `measure`: positive for less loss or error, too.
     """
     first, second = list(systems)[:2]
-    measure = _goodness(systems[first][0])[0]
-    good = {name: np.array([_goodness(row)[1] for row in systems[name]]) for name in (first, second)}
+    measures = {_goodness(systems[name][0])[0] for name in (first, second)}
+    are_alike = len(measures) == 1
+    measure = measures.pop() if are_alike else "right answers"
+    good = {
+        name: np.array([_goodness(row)[1] if are_alike else _is_right(row) for row in systems[name]])
+        for name in (first, second)
+    }
     gains = good[second] - good[first]
     chosen = [int(row) for row in np.argsort(-np.abs(gains), kind="stable")[:most] if gains[row] != 0]
     shown = []
@@ -155,6 +160,10 @@ def _goodness(row: Row) -> tuple[str, float]:
     return "token F1", max(
         squad_f1(str(row["prediction"]), str(one)) for one in row.get("references", [row.get("reference")])
     )
+
+
+def _is_right(row: Row) -> float:
+    return float(row["prediction"] == row.get("reference", row.get("references")))
 
 
 RIGHT = "probability of the right label"

@@ -27,7 +27,11 @@ def label_rows(
             say("labels: rows of 0 and 1, all of one length, are a column for each label; ids would differ in length")
         return [{"prediction": one, "references": actual} for one, actual in zip(made, given, strict=True)]
     if isinstance(made[0], list) and all(isinstance(share, float) for share in made[0]) and made[0]:
-        return [{"prediction": one, "reference": actual} for one, actual in zip(made, given, strict=True)]
+        columns = {name: number for number, name in enumerate(names or map(str, range(len(made[0]))))}
+        return [
+            {"prediction": one, "reference": columns.get(str(label), label)}
+            for one, label in zip(made, given, strict=True)
+        ]
     several = several or any(isinstance(label, list) for label in (*made, *given))
     for side, labels in (("predictions", made), ("references", given)):
         _require_labels(side, labels, several=several)

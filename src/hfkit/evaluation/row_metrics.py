@@ -46,6 +46,10 @@ def default_metrics(rows: Sequence[Row], of: str | None = None) -> tuple[str, ..
         return tuple(name for name, one in LIKELIHOODS.items() if one.needs in row and one.needs != "words")
     if "probabilities" in row:
         return DEFAULT_METRICS[MULTIPLE if isinstance(row["reference"], list) else SINGLE]
+    if of == "number":
+        return DEFAULT_METRICS[REGRESSION]
+    if of == "label" and isinstance(row["prediction"], list) and isinstance(row.get("reference"), int):
+        return DEFAULT_METRICS[SINGLE]  # of probabilities
     if of == "label":
         kind = MULTIPLE if isinstance(row["prediction"], list) else SINGLE
         return tuple(name for name in DEFAULT_METRICS[kind] if METRICS[name].needs != "probabilities")

@@ -11,6 +11,7 @@ from hfkit.data.labels import class_names, values_of
 from hfkit.data.sources import only, type_name
 from hfkit.errors import DataError, UsageError
 from hfkit.evaluation.label_rows import label_rows, with_probabilities
+from hfkit.metrics.inputs import are_entities
 from hfkit.metrics.sample import Row
 from hfkit.metrics.table import OF_LABELS, OF_NUMBERS, OF_TAGS, OF_TEXTS
 from hfkit.system.console import say
@@ -111,8 +112,9 @@ def rows_of_files(
                 "give one reference per prediction, in the same order",
             )
     shares = table.probabilities() if not prediction_column and others else None
-    if of is None and given and (shares or any(map(_holds_labels, others, usual))):
-        of = "label"
+    if of is None and given:
+        is_named = bool(shares) or any(map(_holds_labels, others, usual))
+        of = "number" if _are_amounts(made, given[0]) else "label" if is_named and not _are_tags(made) else None
     if of == "label" and len(given) > 1:
         raise DataError(f"{len(given)} files of references, and a label has one", f"--references {references[0]} alone")
     if of == "label" and given:
@@ -164,6 +166,27 @@ def _holds_labels(table: _Table, column: str | None) -> bool:
     if column is None:
         return False
     return column in CONTENTS["reference"]["label"] or table.classes(column) is not None or table.is_boolean(column)
+
+
+def _are_tags(made: Sequence[Any]) -> bool:
+    """Whether lists are the tags of words: BIO tags, or some that come again in a row, as no set of labels has them."""
+    lists = [row for row in made if isinstance(row, list)]
+    return are_entities(lists) or any(
+        all(isinstance(tag, str) for tag in row) and len({*row}) < len(row) for row in lists
+    )
+
+
+def _are_amounts(made: Sequence[Any], given: Sequence[Any]) -> bool:
+    """Whether both sides are numbers, and not all of them whole."""
+    numbers = []
+    for value in (*made, *given):
+        if isinstance(value, bool | list | dict):
+            return False
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError):
+            return False
+    return any(number != number // 1 for number in numbers)
 
 
 def _text_rows(made: Sequence[Any], given: Sequence[Sequence[Any]]) -> list[Row]:

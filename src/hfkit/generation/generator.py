@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.data.sources import offline_for
 from hfkit.errors import DataError, ModelError, UsageError, first_line
-from hfkit.models.config import DEFAULT_NEW_TOKENS
+from hfkit.models.config import DEFAULT_NEW_TOKENS, trained_suffix
 from hfkit.system import compat, network
 from hfkit.system.console import say, warn
 
@@ -72,7 +72,8 @@ def _load(recipe: Recipe, conversation: bool) -> Generator:
     generation = recipe.generation
     if generation.chat_template is not None:
         tokenizer.chat_template = _template(generation.chat_template)
-    is_chat = tokenizer.chat_template is not None and not generation.raw
+    completes = not unpacked and trained_suffix(config) is not None  # it was trained on prompts without a template
+    is_chat = tokenizer.chat_template is not None and not generation.raw and not completes
     if conversation and not is_chat:
         fix = "--chat-template FILE.jinja, or hfkit generate, which continues a text"
         raise ModelError(f"{recipe.model.name} has no chat template to put messages into", fix)
@@ -177,8 +178,6 @@ class Generator:
     @property
     def suffix(self) -> str:
         """What stands behind every prompt, as it did in training."""
-        from hfkit.models.config import trained_suffix
-
         return "" if self.given.raw else trained_suffix(self.model.config) or ""
 
     @property
@@ -210,6 +209,9 @@ class Generator:
         if limit is None or len(ids) <= limit:
             return ids
         self.truncated.append(len(ids))
+        if self.suffix:
+            tail = self.tokenizer.backend_tokenizer.encode(self.suffix, add_special_tokens=False).ids
+            return [*ids[: limit - len(tail)], *tail]
         special = set(self.tokenizer.all_special_ids)
         behind = len(ids) - next(place for place in range(len(ids), 0, -1) if ids[place - 1] not in special)
         return ids[: limit - behind] + ids[len(ids) - behind :]

@@ -177,6 +177,8 @@ class Inputs:
 
     @cached_property
     def predicted(self) -> Codes:
+        if self.tagged:
+            raise DataError("references have several labels a row", "f1_macro, f1_micro, f1_samples or subset_accuracy")
         if is_table(self.predictions):
             return np.asarray(self.probabilities.argmax(axis=1))
         return self.codes(self.predictions, "predictions")

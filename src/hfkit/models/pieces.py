@@ -11,6 +11,10 @@ Units = Callable[[str], list[tuple[Any, int]]]
 
 REACHES = (256, 1024, 4096)  # characters on each side of a cut that are looked at
 
+TRIES = 6  # places that are tried for a cut, the nearest first
+
+PATIENCE = 4  # cuts that were not found, after which what is left of a text stays whole
+
 MARGIN = 3  # words between a cut and the ends of what is looked at, where words may be incomplete
 
 
@@ -20,11 +24,13 @@ def pieces(text: str, units: Units, characters: int) -> Iterator[str]:
     A cut is made at the beginning of a word, where the words on both sides are the same with and without it. A text
     without such a place stays in one piece.
     """
-    start, target = 0, characters
+    start, target, failures = 0, characters, 0
     while target < len(text):
         cut = next((cut for reach in REACHES if (cut := _cut(text, units, start, target, reach)) is not None), None)
         if cut is None:
-            target += characters
+            target, failures = target + characters, failures + 1
+            if failures == PATIENCE:
+                break
             continue
         yield text[start:cut]
         start, target = cut, cut + characters
@@ -36,11 +42,15 @@ def _cut(text: str, units: Units, start: int, target: int, reach: int) -> int | 
     begin = max(start, target - reach)
     window = text[begin : target + reach]
     words = units(window)
-    for place in sorted({place for _, place in words[MARGIN:-MARGIN]}, key=lambda place: abs(begin + place - target)):
+    places = sorted({place for _, place in words[MARGIN:-MARGIN]}, key=lambda place: abs(begin + place - target))
+    for place in places[:TRIES]:
         if abs(begin + place - target) > reach // 2:
             return None
         blank = len(window[:place].rstrip())  # a blank belongs to the word behind it, or to none
         for cut in dict.fromkeys((place, place - 1, blank)):
+            within_number = 0 < cut < len(window) and window[cut - 1].isnumeric() and window[cut].isnumeric()
+            if within_number:  # some tokenizers count its digits by threes from its beginning
+                continue
             if 0 < cut < len(window) and _words(units(window[:cut])) + _words(units(window[cut:])) == _words(words):
                 return begin + cut
     return None

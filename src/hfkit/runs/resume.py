@@ -72,7 +72,7 @@ def require_same_run(
             f"extended from {before:,} to {identity['train.max_steps']:,} steps: order and learning rate follow the "
             "longer schedule from here on, so the result is not that of a run of this length from the start"
         )
-    if fixed := [key for key in keys if key.startswith(FIXED)] if allow_changed else []:
+    if fixed := [key for key in keys if key.startswith(FIXED)]:
         fix = f"undo it, or start a new run from its weights: --model {checkpoint} --output-dir NEW"
         raise UsageError.of(
             [(f"{key}: {old.get(key)} -> {identity.get(key)} can't change within a run", fix) for key in fixed]

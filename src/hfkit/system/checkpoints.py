@@ -124,12 +124,12 @@ def newest(run: Path, run_id: str | None = None) -> tuple[Path | None, list[tupl
 
 def set_aside(run: Path, step: int) -> list[Path]:
     """Moves the checkpoints after `step` into a folder of the run, newest first; returns where they are now."""
-    moved = []
+    moved, number = [], 1
+    while (run / ASIDE / str(number)).exists():
+        number += 1
     for checkpoint in all_checkpoints(run):
         if step_of(checkpoint) > step:
-            number = 1
-            while (place := run / ASIDE / str(number) / checkpoint.name).exists():
-                number += 1
+            place = run / ASIDE / str(number) / checkpoint.name
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(checkpoint, place)
             moved.append(place)

@@ -20,6 +20,8 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+HAS_NOHUP = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as this process began
+
 
 class StopSignal:
     """What these signals do in this process; `caught` is the first one that came (0: none).
@@ -107,8 +109,7 @@ def stop_signals() -> Iterator[StopSignal]:
 
 def _heard() -> list[signal.Signals]:
     """The signals, without a SIGHUP that nohup has turned off: the run is to outlive its terminal."""
-    is_off = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [number for number in NUMBERS if not (is_off and number == signal.SIGHUP)]
+    return [number for number in NUMBERS if not (HAS_NOHUP and number == signal.SIGHUP)]
 
 
 @contextmanager

@@ -27,6 +27,20 @@ if TYPE_CHECKING:
 SUFFIX = "\n"  # between a source and its target, where nothing else was chosen
 
 
+class Prompts(Side):
+    """Sources with `suffix` behind them, which those that are cut keep."""
+
+    def __init__(self, suffix: str, tokenizer: PreTrainedTokenizerBase, *others: Any) -> None:
+        super().__init__(*others)
+        self.suffix = tokenizer.backend_tokenizer.encode(suffix, add_special_tokens=False).ids
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        ids = super().__getitem__(index)
+        if self.was_cut[index] and self.suffix:
+            ids[-len(self.suffix) :] = self.suffix
+        return ids
+
+
 class EncodedCompletions(EncodedPairs):
     """Sources and targets in one row each: the source is read, the target and its EOS are learned."""
 
@@ -39,7 +53,7 @@ class EncodedCompletions(EncodedPairs):
         before = Around.source(tokenizer, sources[0]["text"]).before
         end = Around.target(tokenizer, dataset[0]["target"]).behind[-1:]  # an EOS
         limit, target_limit, positions = completion_limits(tokenizer, model, recipe.data)
-        self.sources = Side(sources, "text", tokenizer, Around(before, []), limit)
+        self.sources = Prompts(self.suffix, tokenizer, sources, "text", tokenizer, Around(before, []), limit)
         self.targets = Side(dataset, "target", tokenizer, Around([], end), target_limit)
         self.most = positions - limit
         self.lengths = self.sources.lengths + self.targets.lengths
