@@ -133,7 +133,7 @@ def test_what_a_run_cannot_change_is_refused(broken: Path, resumed: Resumed, cha
         assert message in resumed("clm", broken, *KEEP, *change).err  # said at once, not after --allow-changed
 
 
-def chain(material: Material, folder: Path, seed: int) -> None:
+def assert_branches_are_kept(material: Material, folder: Path, seed: int) -> None:
     """Kills, rewinds with a change, and resumes a run at random: each start goes on from the branch named last."""
     draw, run, last = random.Random(seed), folder / "run", 20
     rate = "0.001"  # of the branch
@@ -171,10 +171,10 @@ def chain(material: Material, folder: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_chains_end_on_the_branch_that_was_named_last(material: Material, tmp_path: Path, seed: int) -> None:
-    chain(material, tmp_path, seed)
+    assert_branches_are_kept(material, tmp_path, seed)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(4, 16))
 def test_many_random_chains(material: Material, tmp_path: Path, seed: int) -> None:
-    chain(material, tmp_path, seed)
+    assert_branches_are_kept(material, tmp_path, seed)

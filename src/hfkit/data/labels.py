@@ -58,13 +58,17 @@ def with_labels(splits: Mapping[str, Dataset], label: str, data: Data, config: A
         split: _as(kind, values if dataset is guessed else _values(dataset, columns), split, separator)
         for split, dataset in splits.items()
     }
+    are_respelled = False
     if kind != REGRESSION and (config is not None or order is None):
         texts = set(flat(label for split in labels.values() for label in split))
         of_model = [] if config is None else [str(config.id2label[index]) for index in sorted(config.id2label)]
         names = spelling(texts, of_model) | names_of_ids(texts, of_model)
-        if any(text != name for text, name in names.items()):
+        if are_respelled := any(text != name for text, name in names.items()):
             labels = {split: [spelled(label, names) for label in own] for split, own in labels.items()}
             order = None
+    if kind == SINGLE and not are_respelled:
+        renamed = {column: COLUMNS[SINGLE] for column in columns if column != COLUMNS[SINGLE]}
+        return {split: dataset.rename_columns(renamed) for split, dataset in splits.items()}
     return {split: _with_column(dataset, columns, labels[split], kind, order) for split, dataset in splits.items()}
 
 
@@ -161,7 +165,7 @@ def _guess(values: list[Any], dataset: Dataset, columns: list[str], data: Data) 
     if class_names(dataset, columns[0]) is not None:
         return SINGLE
     distinct = set(values)
-    numbers = [_number(value) for value in distinct]
+    numbers = [number_of(value) for value in distinct]
     if all(number is not None for number in numbers):
         odd = next(
             (n for n, one in enumerate(values, 1) if isinstance(one, str) and not math.isfinite(float(one))), None
@@ -215,7 +219,8 @@ def _parts(text: str, separator: str | None) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
+    """The number that a value is or spells; None if it is none. A boolean is none."""
     if isinstance(value, bool):
         return None
     try:
@@ -230,7 +235,7 @@ def _as(kind: str, values: list[Any], split: str, separator: str | None) -> list
         lists = [value if isinstance(value, list) else _parts(str(value), separator) for value in values]
         return [[str(name) for name in value] for value in lists]
     for row, value in enumerate(values, start=1):
-        number = _number(value)
+        number = number_of(value)
         if isinstance(value, list):
             raise DataError(f"{split} data, row {row}: a list of labels, not one", f"--problem-type {MULTIPLE}")
         if kind == REGRESSION and number is None:
@@ -254,11 +259,8 @@ def _with_column(
     from datasets import ClassLabel, List, Value
 
     target = COLUMNS[kind]
-    if kind == SINGLE and values == _values(dataset, columns):
-        return dataset.rename_columns({column: target for column in columns if column != target})
-    if kind == SINGLE:
-        return dataset.remove_columns(columns).add_column(target, values, feature=Value("string"))
-    feature = Value("float64") if kind == REGRESSION else List(ClassLabel(names=order) if order else Value("string"))
+    several = List(ClassLabel(names=order) if order else Value("string"))
+    feature = {SINGLE: Value("string"), MULTIPLE: several, REGRESSION: Value("float64")}[kind]
     if kind == MULTIPLE and order:
         values = [[order.index(name) for name in value] for value in values]
     return dataset.remove_columns(columns).add_column(target, values, feature=feature)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfkit.data.labels import class_names, values_of
+from hfkit.data.labels import class_names, number_of, values_of
 from hfkit.data.sources import only, type_name
 from hfkit.errors import DataError, UsageError
 from hfkit.evaluation.label_rows import label_rows, with_probabilities
@@ -25,19 +25,11 @@ SIDES = {
     "reference": ("references", "reference", "target"),
 }
 
+OF_BOTH = {"label": ("label", "labels"), "tags": ("tags", "entities"), "number": ("value",)}
+
 CONTENTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "prediction": {
-        "text": ("output", "answer", "text"),
-        "label": ("label", "labels"),
-        "tags": ("tags", "entities"),
-        "number": ("value",),
-    },
-    "reference": {
-        "text": ("answers", "text"),
-        "label": ("label", "labels"),
-        "tags": ("tags", "entities"),
-        "number": ("value",),
-    },
+    "prediction": {"text": ("output", "answer", "text"), **OF_BOTH},
+    "reference": {"text": ("answers", "text"), **OF_BOTH},
 }
 
 ANSWER_NAMES = ("label", "labels", "value")  # the answers of `hfkit predict`, beside the text
@@ -165,7 +157,7 @@ def _holds_labels(table: _Table, column: str | None) -> bool:
     """Whether the column is one of labels by its name or its type."""
     if column is None:
         return False
-    return column in CONTENTS["reference"]["label"] or table.classes(column) is not None or table.is_boolean(column)
+    return column in OF_BOTH["label"] or table.classes(column) is not None or table.is_boolean(column)
 
 
 def _are_tags(made: Sequence[Any]) -> bool:
@@ -178,15 +170,8 @@ def _are_tags(made: Sequence[Any]) -> bool:
 
 def _are_amounts(made: Sequence[Any], given: Sequence[Any]) -> bool:
     """Whether both sides are numbers, and not all of them whole."""
-    numbers = []
-    for value in (*made, *given):
-        if isinstance(value, bool | list | dict):
-            return False
-        try:
-            numbers.append(float(value))
-        except (TypeError, ValueError):
-            return False
-    return any(number != number // 1 for number in numbers)
+    numbers = list(map(number_of, (*made, *given)))
+    return None not in numbers and any(number != number // 1 for number in numbers if number is not None)
 
 
 def _text_rows(made: Sequence[Any], given: Sequence[Sequence[Any]]) -> list[Row]:

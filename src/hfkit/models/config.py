@@ -207,6 +207,11 @@ def _has_head(model_type: str, auto_model: str) -> bool:
     return model_type in classes_with_head(auto_model)
 
 
+def has_head(config: PreTrainedConfig, auto_model: str) -> bool:
+    """Whether models of this architecture can have the head of `auto_model`."""
+    return auto_model in own_classes(config) or _has_head(config.model_type, auto_model)
+
+
 def require_head(config: PreTrainedConfig, auto_model: str) -> None:
     """UsageError if models of this architecture can't have the head of `auto_model`."""
     model_type = config.model_type

@@ -48,10 +48,11 @@ def _cut(text: str, units: Units, start: int, target: int, reach: int) -> int | 
             return None
         blank = len(window[:place].rstrip())  # a blank belongs to the word behind it, or to none
         for cut in dict.fromkeys((place, place - 1, blank)):
-            within_number = 0 < cut < len(window) and window[cut - 1].isnumeric() and window[cut].isnumeric()
-            if within_number:  # some tokenizers count its digits by threes from its beginning
+            if not 0 < cut < len(window):
                 continue
-            if 0 < cut < len(window) and _words(units(window[:cut])) + _words(units(window[cut:])) == _words(words):
+            if window[cut - 1].isnumeric() and window[cut].isnumeric():
+                continue  # some tokenizers count the digits of a number by threes from its beginning
+            if _words(units(window[:cut])) + _words(units(window[cut:])) == _words(words):
                 return begin + cut
     return None
 

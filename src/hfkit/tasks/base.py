@@ -127,6 +127,10 @@ class Task(ABC):
         accumulation steps their loss is four times too large.)
         """
 
+    def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and the labels that they predict, position by position."""
+        return logits, labels
+
     @abstractmethod
     def reduce(
         self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase

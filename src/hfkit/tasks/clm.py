@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
 from hfkit.tasks.base import Batch, Examples
-from hfkit.tasks.language_modeling import OF_LANGUAGE_MODELS, LanguageModel, nll_scores, pad_blocks, token_statistics
+from hfkit.tasks.language_modeling import (
+    OF_LANGUAGE_MODELS,
+    LanguageModel,
+    next_tokens,
+    nll_scores,
+    pad_blocks,
+    token_statistics,
+)
 from hfkit.tasks.packing import Blocks, pack
 
 if TYPE_CHECKING:
@@ -81,10 +88,7 @@ class CausalLM(LanguageModel):
             check_document_masking(model, batch)
 
     def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The labels are shifted, not the logits: these are the largest tensor of a step, and a slice is a copy."""
-        import torch
-
-        return logits, torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        return logits, next_tokens(labels)
 
     def reduce(
         self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.labels import IGNORED
 from hfkit.errors import UsageError
 from hfkit.models.config import trained_suffix
-from hfkit.tasks.base import Batch, Examples, LossOptions
+from hfkit.tasks.base import Batch, Examples
 from hfkit.tasks.encoded_pairs import Around, EncodedPairs, Side, prefix_of, with_prefix
-from hfkit.tasks.language_modeling import pad_blocks, token_loss, token_statistics
+from hfkit.tasks.language_modeling import next_tokens, pad_blocks
 from hfkit.tasks.seq2seq import Seq2Seq
 from hfkit.tasks.windows import MAX_LENGTH
 
@@ -87,20 +87,8 @@ class Completion(Seq2Seq):
         if isinstance(rows, EncodedCompletions):
             model.config.source_suffix = rows.suffix
 
-    def loss(
-        self,
-        outputs: Any,
-        labels: torch.Tensor,
-        num_items_in_batch: Any = None,
-        options: LossOptions = LossOptions(),  # noqa: B008
-    ) -> torch.Tensor:
-        """Cross-entropy of the target's tokens, EOS included, over those of the whole step."""
-        return token_loss(outputs["logits"][:, :-1], labels[:, 1:], num_items_in_batch, options)
-
-    def reduce(
-        self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
-    ) -> torch.Tensor:
-        return token_statistics(outputs[0][:, :-1], labels[:, 1:], tokenizer.all_special_ids)
+    def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return logits, next_tokens(labels)
 
     def measure_likelihoods(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, recipe: Recipe

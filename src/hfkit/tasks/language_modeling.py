@@ -53,9 +53,15 @@ class LanguageModel(Task):
     ) -> torch.Tensor:
         return token_loss(*self.align(outputs["logits"], labels), num_items_in_batch, options)
 
-    def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and the labels that they predict, position by position."""
-        return logits, labels
+
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """The label that each position of a decoder predicts; the last one predicts nothing.
+
+    The labels are shifted, not the logits: these are the largest tensor of a step, and a slice is a copy.
+    """
+    import torch
+
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def token_loss(

@@ -214,7 +214,8 @@ def _encode(
                 if words:
                     first_of_word.append(begins_word(encoding.word_ids))
             tokens.append(closing)
-            first_of_word.append(np.ones(len(closing), dtype=bool))
+            if words:
+                first_of_word.append(np.ones(len(closing), dtype=bool))
             lengths.append(count)
             num_bytes += len(text.encode())
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(lengths)]

@@ -148,12 +148,12 @@ class Seq2Seq(Task):
     ) -> torch.Tensor:
         """Cross-entropy of the target's tokens, EOS included, over those of the whole step; padding is told by its
         place, so a pad token inside a target counts."""
-        return token_loss(outputs["logits"], labels, num_items_in_batch, options)
+        return token_loss(*self.align(outputs["logits"], labels), num_items_in_batch, options)
 
     def reduce(
         self, outputs: tuple[torch.Tensor, ...], labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase
     ) -> torch.Tensor:
-        return token_statistics(outputs[0], labels, tokenizer.all_special_ids)
+        return token_statistics(*self.align(outputs[0], labels), tokenizer.all_special_ids)
 
     def scores(
         self, reduced: np.ndarray, labels: np.ndarray, rows: Examples, evaluation: Evaluation

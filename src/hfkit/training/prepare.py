@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 from hfkit.data.loading import fingerprint
 from hfkit.errors import DataError, UsageError
 from hfkit.models import adapters
-from hfkit.models.config import describe, load_config, require_head
+from hfkit.models.config import describe, has_head, load_config, require_head
 from hfkit.models.loading import new_or_pretrained
 from hfkit.models.new_tokenizer import shared_tokenizer, train_tokenizer
 from hfkit.models.tokenizer import load_tokenizer, open_tokenizer
@@ -68,9 +68,10 @@ def _require_model_for(task: Task, config: PreTrainedConfig) -> None:
     try:
         require_head(config, task.auto_model)
     except UsageError as error:
+        if has_head(config, task.auto_model):
+            raise
         alike = [name for name, one in TASKS.items() if (one.roles, one.command) == (task.roles, task.command)]
-        is_open = error.problems[0][1].startswith("choose another")
-        if fitting := is_open and [name for name in alike if _can_learn(TASKS[name], config)]:
+        if fitting := [name for name in alike if _can_learn(TASKS[name], config)]:
             raise UsageError(error.problems[0][0], f"--task {fitting[0]}") from None
         raise
 
