@@ -11,7 +11,7 @@ from hfkit.cli.training import run_training
 
 @with_settings("finetune", partial(run_training, "finetune"))
 def finetune(settings: dict[str, Any], **options: Any) -> None:
-    """Fine-tune a model on labeled text, tagged words or questions with answers.
+    """Fine-tune a model on labeled text, tagged words, questions or pairs of texts.
 
     [bold]Examples[/bold]
 
@@ -24,6 +24,8 @@ def finetune(settings: dict[str, Any], **options: Any) -> None:
     hfkit finetune --model bert-base-cased --data train.conll --test dev.conll
 
     hfkit finetune --model bert-base-cased --task question-answering --data a.json
+
+    hfkit finetune --task completion --model gpt2 --data pairs.jsonl --lora
 
     hfkit finetune finetune-docstrings --model bert-base-uncased --epochs 2
 
