@@ -11,6 +11,8 @@ import lzma
 import os
 import subprocess
 import sys
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +173,108 @@ def test_compressed_files(suffix: str, module: Any) -> None:
 
 def test_zst_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    expected = "a.txt.zst: reading .zst needs the package zstandard (fix: pip install zstandard)"
+    expected = 'a.txt.zst: reading .zst needs the package zstandard (fix: pip install "hfkit[zst]")'
     assert problem(write("a.txt.zst", b"x")) == expected
+
+
+def test_a_zip_of_one_file() -> None:
+    def archive(name: str, files: dict[str, str]) -> str:
+        with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as file:
+            for member, content in files.items():
+                file.writestr(member, content)
+        return name
+
+    rows = {"text": ["a", "b"], "label": ["0", "1"]}
+    assert load(archive("a.csv.zip", {"a.csv": TWO_ROWS})) == rows
+    assert load(archive("download.zip", {"folder/": "", "folder/b.csv": TWO_ROWS, "__MACOSX/._b.csv": "x"})) == rows
+    assert load(archive("c.zip", {"README": "one\n\ntwo\n"}))["text"] == ["one", "two"]
+    fix = "(fix: unpack it; a .zip of one file is read as it is)"
+    for name, files in (("two.csv.zip", {"a.csv": TWO_ROWS, "b.csv": TWO_ROWS}), ("none.zip", {})):
+        assert problem(archive(name, files)) == f"{name}: unknown kind of file '.zip' {fix}"
+    whole = Path(archive("d.zip", {"d.csv": TWO_ROWS})).read_bytes()
+    assert problem(write("cut.zip", whole[:-5])) == f"cut.zip: unknown kind of file '.zip' {fix}"
+    flipped = bytearray(whole)
+    flipped[45] ^= 255
+    message = problem(write("flipped.zip", bytes(flipped)))
+    assert message.startswith("flipped.zip: a damaged .zip file, after line ")
+    locked = bytearray(whole)
+    locked[6] |= 1  # the flag of encryption, here and in the directory
+    locked[whole.index(b"PK\1\2") + 8] |= 1
+    expected = "locked.zip: encrypted, or compressed in a way that Python can't read (fix: unpack it, then --data FILE)"
+    assert problem(write("locked.zip", bytes(locked))) == expected
+
+
+# --- spreadsheets -----------------------------------------------------------------------------------------------------
+
+MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+DOCUMENT = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+PACKAGE = "http://schemas.openxmlformats.org/package/2006/relationships"
+DATE = 'r="D4" s="1"'
+
+
+def sheet(name: str, cells: Sequence[str], sheets: Sequence[str] = ("Data",)) -> str:
+    """A workbook whose sheets all hold `cells`, one XML text for each row."""
+    rows = "".join(f'<row r="{number}">{row}</row>' for number, row in enumerate(cells, 1))
+    listed = "".join(f'<sheet name="{one}" sheetId="{n}" r:id="r{n}"/>' for n, one in enumerate(sheets, 1))
+    related = "".join(
+        f'<Relationship Id="r{n}" Type="{DOCUMENT}/worksheet" Target="worksheets/sheet{n}.xml"/>'
+        for n, _ in enumerate(sheets, 1)
+    )
+    styles = '<cellXfs count="2"><xf numFmtId="0"/><xf numFmtId="14"/></cellXfs>'
+    with zipfile.ZipFile(name, "w") as file:
+        file.writestr(
+            "xl/workbook.xml", f'<workbook xmlns="{MAIN}" xmlns:r="{DOCUMENT}"><sheets>{listed}</sheets></workbook>'
+        )
+        file.writestr("xl/_rels/workbook.xml.rels", f'<Relationships xmlns="{PACKAGE}">{related}</Relationships>')
+        root = f'<Relationship Id="r0" Type="{DOCUMENT}/officeDocument" Target="xl/workbook.xml"/>'
+        file.writestr("_rels/.rels", f'<Relationships xmlns="{PACKAGE}">{root}</Relationships>')
+        file.writestr("xl/styles.xml", f'<styleSheet xmlns="{MAIN}">{styles}</styleSheet>')
+        for number, _ in enumerate(sheets, 1):
+            content = f'<worksheet xmlns="{MAIN}"><sheetData>{rows}</sheetData></worksheet>'
+            file.writestr(f"xl/worksheets/sheet{number}.xml", content)
+    return name
+
+
+def text(place: str, value: str) -> str:
+    return f'<c r="{place}" t="inlineStr"><is><t xml:space="preserve">{value}</t></is></c>'
+
+
+ROWS = [
+    "",
+    text("B2", "text") + text("C2", "label") + text("D2", "when"),
+    text("B3", "NA") + '<c r="C3"><v>1</v></c><c r="D3"><v>1.5</v></c>',
+    text("B4", " é&#10;b ") + '<c r="C4" t="b"><v>1</v></c>' + f"<c {DATE}><v>43832</v></c>",
+    "",
+    text("B6", "001") + '<c r="C6"><v>12345678901</v></c>',
+]
+
+
+def test_the_first_sheet_of_a_workbook_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {
+        "text": ["NA", " é\nb ", "001"],
+        "label": ["1", "true", "12345678901"],
+        "when": ["1.5", "2020-01-02", ""],
+    }
+    assert load(sheet("a.xlsx", ROWS)) == found
+    assert capsys.readouterr().err == ""
+    assert load(sheet("b.xlsx", ROWS, ("One", "Two"))) == found
+    said = "b.xlsx: the first of 2 sheets, 'One' (save another one as CSV to read it)\n"
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_wrong_with_a_sheet_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = "(fix: give a file with a header line and at least one row)"
+    assert problem(sheet("none.xlsx", [])) == f"none.xlsx: no rows {header}"
+    assert problem(sheet("one.xlsx", ROWS[:2])) == f"one.xlsx: no rows, only a header line {ONE_ROW}"
+    twice = [text("A1", "text") + text("B1", "text"), text("A2", "a") + text("B2", "b")]
+    expected = "twice.xlsx: row 1: column 'text' appears twice (fix: rename one of them, or --no-header if the first line is a row)"
+    assert problem(sheet("twice.xlsx", twice)) == expected
+    damaged = problem(write("bad.xlsx", b"PK\3\4"))
+    assert damaged.startswith("bad.xlsx: a damaged .xlsx file: ")
+    assert damaged.endswith(" (fix: save it again as CSV)")
+    monkeypatch.setitem(sys.modules, "python_calamine", None)
+    expected = 'a.xlsx: reading .xlsx needs the package python-calamine (fix: pip install "hfkit[sheets]", or save the sheet as CSV)'
+    assert problem(sheet("a.xlsx", ROWS)) == expected
 
 
 # --- what can be wrong in a file --------------------------------------------------------------------------------------
@@ -217,8 +319,9 @@ WRONG = [
     ("a.parquet", b"PAR1 is not enough", "a damaged .parquet file: Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file. (fix: make or fetch it again)"),
     ("a.arrow", b"xxx", "a damaged .arrow file: File is too small: 3 (fix: make or fetch it again)"),
     ("a.parquet.gz", b"x", ".parquet files can't be read compressed (fix: decompress it first)"),
-    ("a.xlsx", b"PK\x03\x04", "unknown kind of file '.xlsx' (fix: save the sheet as CSV, then --data FILE.csv)"),
-    ("a.abc", b"PK\x03\x04", "unknown kind of file '.abc' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow)"),
+    ("a.xlsx.gz", b"x", ".xlsx files can't be read compressed (fix: decompress it first)"),
+    ("a.numbers", b"PK\x03\x04", "unknown kind of file '.numbers' (fix: save the sheet as CSV, then --data FILE.csv)"),
+    ("a.abc", b"PK\x03\x04", "unknown kind of file '.abc' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .xlsx .xls .ods .parquet .arrow)"),
 ]  # fmt: skip
 
 
@@ -275,7 +378,7 @@ def test_missing_files() -> None:
     assert problem("x" * 5000 + ".txt").endswith(".txt: no such file")
     expected = "*.nope: no file matches this pattern (fix: put the pattern in quotes, check the folder)"
     assert problem("*.nope") == expected
-    kinds = ".csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .parquet .arrow"
+    kinds = ".csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .xlsx .xls .ods .parquet .arrow"
     assert problem("./empty") == f"./empty: no data files in this folder (fix: known kinds: {kinds})"
 
 

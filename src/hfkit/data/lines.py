@@ -11,6 +11,7 @@ import json
 import lzma
 import shlex
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,12 +25,31 @@ def _open_zst(path: Path) -> Iterator[IO[bytes]]:
     try:
         import zstandard
     except ImportError:
-        raise DataError(f"{path}: reading .zst needs the package zstandard", "pip install zstandard") from None
+        raise DataError(f"{path}: reading .zst needs the package zstandard", 'pip install "hfkit[zst]"') from None
     try:
         with zstandard.open(path, "rb") as file:
             yield io.BufferedReader(file)
     except zstandard.ZstdError as error:
         raise EOFError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _open_zip(path: Path) -> Iterator[IO[bytes]]:
+    """The one file in an archive."""
+    with zipfile.ZipFile(path) as archive:
+        (member,) = _members(archive)
+        try:
+            file = archive.open(member)
+        except (RuntimeError, NotImplementedError):
+            problem = f"{path}: encrypted, or compressed in a way that Python can't read"
+            raise DataError(problem, "unpack it, then --data FILE") from None
+        with file:
+            yield file
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files in an archive without those that macOS adds."""
+    return [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
 
 
 OPENERS: dict[str, Callable[[Path], Any]] = {
@@ -38,18 +58,25 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
     ".bz2": bz2.open,
     ".xz": lzma.open,
     ".zst": _open_zst,
+    ".zip": _open_zip,
 }
+
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)  # what a compressed file can raise
 
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 
-GREP = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep"}
+GREP = {"": "grep", ".gz": "zgrep", ".bz2": "bzgrep", ".xz": "xzgrep", ".zst": "zstdgrep", ".zip": "zipgrep"}
 
 
 def format_of(path: Path) -> tuple[str, str]:
-    """('.csv', '.gz') of x.csv.gz."""
+    """('.csv', '.gz') of x.csv.gz; a .zip has the suffix of the one file in it, else that of its own."""
     suffix, compression = path.suffix.lower(), ""
-    if suffix in OPENERS and suffix:
+    if suffix == ".zip":
+        with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            if len(members := _members(archive)) == 1:
+                return Path(members[0].filename).suffix.lower(), suffix
+    elif suffix in OPENERS and suffix:
         suffix, compression = path.with_suffix("").suffix.lower(), suffix
     return suffix, compression
 
@@ -68,7 +95,7 @@ def is_text(path: Path) -> bool:
     try:
         with OPENERS[format_of(path)[1]](path) as file:
             begin: bytes = file.read(SAMPLE_BYTES)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         return not (isinstance(error, OSError) and error.errno)
     return begin.startswith(UTF16) or CONTROL.isdisjoint(begin)
 
@@ -82,7 +109,7 @@ def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, s
             for number, raw in enumerate(file, 1):
                 yield number, _decode(path, number, raw, beyond_ascii, encoding)
                 beyond_ascii = beyond_ascii or (0 if raw.isascii() else number)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         if compression and not (isinstance(error, OSError) and error.errno):
             raise DataError(
                 f"{path}: a damaged {compression} file, after line {number}", "make or fetch it again"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.conll import is_conll, read_conll
 from hfkit.data.json_rows import KINDS, json_rows
 from hfkit.data.lines import format_of, is_text, read_lines
+from hfkit.data.sheets import SHEETS, sheet_fields
 from hfkit.errors import DataError, UsageError, first_line
 from hfkit.system.console import say, say_once, short
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from hfkit.settings import Data
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # where each row is ("line 3"), and its values
+
+Fields = Iterator[tuple[str, list[str]]]  # the same of a table without names
 
 VERSION = 4  # part of every cache key: raise it when a reader gives other rows for the same bytes
 
@@ -82,11 +85,13 @@ class Format:
 
     `read` gives the arrow schema and then each row with its place, or record batches if `is_columnar`. `settings` are
     the fields of Layout that change what is read. `separator` and `quoting` are those of a table if Layout has none.
+    A file that `has_lines` is read line by line and can be compressed.
     """
 
     read: Callable[[Path, Layout], tuple[Any, Iterator[Any]]]
     settings: tuple[str, ...] = ()
     is_columnar: bool = False
+    has_lines: bool = True
     separator: str = ","
     quoting: bool = True
 
@@ -143,14 +148,14 @@ def settled(path: Path, layout: Layout) -> Layout:
     If a field of the first row comes again below it, in the same column, the first row holds no names.
     """
     if is_inherited(layout.header) and has_effect("header", path):
-        _, first = next(_split_fields(path, layout), ("", []))
+        _, first = next(_fields(path, layout), ("", []))
         holds_names = any(field.strip().lower() in KNOWN_NAMES for field in first)
         if holds_names:
             say_once(f"{path}: the first line names the columns, unlike in the training data (change with --no-header)")
         return replace(layout, header=holds_names)
     if layout.header is not None or not has_effect("header", path):
         return layout
-    rows = [fields for _, fields in itertools.islice(_split_fields(path, layout), ROWS_PER_BATCH)]
+    rows = [fields for _, fields in itertools.islice(_fields(path, layout), ROWS_PER_BATCH)]
     first, others = (rows[0], rows[1:]) if rows else ([], [])
     usual = KNOWN_NAMES & {name.strip().lower() for name in first}
     again = [] if usual or first in others else [
@@ -166,19 +171,52 @@ def settled(path: Path, layout: Layout) -> Layout:
 
 def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """A .csv or .tsv file; every value stays text."""
-    import pyarrow as pa
-
     separator, is_quoted, is_told = _dialect(path, layout)
     if is_told and layout.separator is None:
         say_once(f"{path}: separator '{separator}', as its first line says")
     wanted = {"\t": "tab", ",": "comma"}.get(separator, f"'{separator}'")
     lines = _split_fields(path, layout)
+    place, first = next(lines, ("", []))
+    if len(first) == 1 and (found := [other for other in ",;\t|" if other in first[0]]):
+        message = f"{path}: {place}: one column '{short(first[0])}', no {wanted} but '{found[0]}' between names"
+        raise DataError(message, f"--separator {'tab' if found[0] == chr(9) else shlex.quote(found[0])}")
+    names, lines = _names(path, layout, itertools.chain([(place, first)], lines))
+
+    def rows() -> Rows:
+        place = ""
+        for place, fields in lines:
+            if len(fields) != len(names):
+                problem = f"{path}: {place}: expected {len(names)} fields, saw {len(fields)}"
+                if len(fields) < len(names):
+                    raise DataError(f"{problem}, '{short(names[len(fields)])}' is missing", "add it, or delete the row")
+                quote, remove = f"put double quotes around a field with a {wanted}", f"remove a {wanted}"
+                raise DataError(problem, quote if is_quoted else remove)
+            yield place, dict(zip(names, fields, strict=True))
+        if not place:
+            raise _only_a_header(path)
+
+    return _texts(names), rows()
+
+
+def read_sheet(path: Path, layout: Layout) -> tuple[Any, Rows]:
+    """The first sheet of a spreadsheet; every value becomes text."""
+    names, lines = _names(path, layout, sheet_fields(path))
+
+    def rows() -> Rows:
+        place = ""
+        for place, fields in lines:
+            yield place, dict(zip(names, fields, strict=True))
+        if not place:
+            raise _only_a_header(path)
+
+    return _texts(names), rows()
+
+
+def _names(path: Path, layout: Layout, lines: Fields) -> tuple[list[str], Fields]:
+    """The names of the columns of a table, and its rows without them."""
     place, header = next(lines, ("", []))
     if not header:
         raise DataError(f"{path}: no rows", "give a file with a header line and at least one row")
-    if len(header) == 1 and (found := [other for other in ",;\t|" if other in header[0]]):
-        message = f"{path}: {place}: one column '{short(header[0])}', no {wanted} but '{found[0]}' between names"
-        raise DataError(message, f"--separator {'tab' if found[0] == chr(9) else shlex.quote(found[0])}")
     if layout.header is False:
         lines = itertools.chain([(place, header)], lines)
         header = [str(number) for number in range(len(header))]
@@ -186,23 +224,22 @@ def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     if twice := [name for number, name in enumerate(header) if name in header[:number]]:
         fix = "rename one of them, or --no-header if the first line is a row"
         raise DataError(f"{path}: {place}: column '{twice[0]}' appears twice", fix)
+    return header, lines
 
-    def rows() -> Rows:
-        place = ""
-        for place, fields in lines:
-            if len(fields) != len(header):
-                problem = f"{path}: {place}: expected {len(header)} fields, saw {len(fields)}"
-                if len(fields) < len(header):
-                    raise DataError(
-                        f"{problem}, '{short(header[len(fields)])}' is missing", "add it, or delete the row"
-                    )
-                quote, remove = f"put double quotes around a field with a {wanted}", f"remove a {wanted}"
-                raise DataError(problem, quote if is_quoted else remove)
-            yield place, dict(zip(header, fields, strict=True))
-        if not place:
-            raise DataError(f"{path}: no rows, only a header line", "give a file with at least one row")
 
-    return pa.schema([(name, pa.string()) for name in header]), rows()
+def _only_a_header(path: Path) -> DataError:
+    return DataError(f"{path}: no rows, only a header line", "give a file with at least one row")
+
+
+def _texts(names: Iterable[str]) -> Any:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string()) for name in names])
+
+
+def _fields(path: Path, layout: Layout) -> Fields:
+    """The fields of each row of a table that is not blank, with its place."""
+    return sheet_fields(path) if format_of(path)[0] in SHEETS else _split_fields(path, layout)
 
 
 def _dialect(path: Path, layout: Layout) -> tuple[str, bool, bool]:
@@ -215,7 +252,7 @@ def _dialect(path: Path, layout: Layout) -> tuple[str, bool, bool]:
     return separator, usual.quoting if layout.quoting is None else layout.quoting, told is not None
 
 
-def _split_fields(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
+def _split_fields(path: Path, layout: Layout) -> Fields:
     """The fields of each row that is not blank, with its first line."""
     csv.field_size_limit(2**31 - 1)  # 131,072 characters otherwise
     separator, is_quoted, is_told = _dialect(path, layout)
@@ -391,7 +428,7 @@ _DIALECT = ("header", "separator", "quoting", "encoding")
 
 TEXT = ".txt"
 
-# By suffix. All but the columnar ones can also end in .gz, .bz2, .xz or .zst.
+# By suffix. All but sheets and columnar files can also end in .gz, .bz2, .xz, .zst or .zip.
 FORMATS = {
     ".csv": Format(read_table, _DIALECT),
     ".tsv": Format(read_table, _DIALECT, separator="\t", quoting=False),  # as the files of GLUE
@@ -399,8 +436,9 @@ FORMATS = {
     ".jsonl": Format(read_json),
     TEXT: Format(read_text, ("documents", "encoding")),
     **dict.fromkeys(TAGGED, Format(read_tagged, ("encoding",))),
-    ".parquet": Format(read_parquet, is_columnar=True),
-    ".arrow": Format(read_arrow, is_columnar=True),
+    **dict.fromkeys(SHEETS, Format(read_sheet, ("header",), has_lines=False)),
+    ".parquet": Format(read_parquet, is_columnar=True, has_lines=False),
+    ".arrow": Format(read_arrow, is_columnar=True, has_lines=False),
 }
 
 
@@ -420,8 +458,9 @@ def layout_of(data: Data) -> Layout:
     typed = [name for name, value in given.items() if value not in (None, UNLESS_NAMED)]
     sources = [*data.train, *data.validation, *data.test]
     known = all(format_name(Path(source)) in FORMATS for source in sources)
-    if typed and sources and known and not any(has_effect("header", source) for source in sources):
-        raise UsageError(f"data.{typed[0]} has no effect: no source is a .csv or .tsv file", "leave it out")
+    for name in typed if sources and known else ():
+        if not any(has_effect(name.removeprefix("csv."), source) for source in sources):
+            raise UsageError(f"data.{name} has no effect: no source is a .csv or .tsv file", "leave it out")
     separator = {"tab": "\t", "\\t": "\t"}.get(data.csv.separator or "", data.csv.separator)
     if separator is not None and len(separator) != 1:
         raise UsageError(f"data.csv.separator '{separator}': must be one character", "--separator tab")

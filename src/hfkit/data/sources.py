@@ -32,8 +32,9 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 
 # What to do with files of other kinds that people have.
 OTHER_KINDS = {
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV, then --data FILE.csv"),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it, then --data FILE"),
+    ".zip": "unpack it; a .zip of one file is read as it is",
+    **dict.fromkeys((".tar", ".tgz", ".7z", ".rar"), "unpack it, then --data FILE"),
+    **dict.fromkeys((".xlsb", ".numbers"), "save the sheet as CSV, then --data FILE.csv"),
     **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".rtf", ".epub"), "save it as plain text, then --data FILE.txt"),
     **dict.fromkeys((".feather", ".orc", ".h5", ".pkl", ".pickle", ".npy", ".npz"), "write it as .parquet or .jsonl"),
 }
@@ -272,7 +273,7 @@ def _require_readable(path: Path) -> None:
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'", fix)
     if suffix != kind:
         say_once(f"{path}: read as text, because '{suffix}' is no known kind of file")
-    if compression and FORMATS[kind].is_columnar:
+    if compression and not FORMATS[kind].has_lines:
         raise DataError(f"{path}: {suffix} files can't be read compressed", "decompress it first")
     if not path.is_file():
         raise DataError(f"{path}: not a regular file", "write it to a file first")

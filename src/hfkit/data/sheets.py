@@ -1,0 +1,47 @@
+"""Rows of spreadsheets (.xlsx, .xls, .ods): the first sheet, each cell as the text that a CSV file would hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hfkit.errors import DataError, first_line
+from hfkit.system.console import say_once
+
+SHEETS = (".xlsx", ".xls", ".ods")
+
+
+def sheet_fields(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each row that is not blank, with its place ("row 3"), without columns that are blank in all rows.
+
+    A whole number has no point, a date is written as in ISO 8601. DataError for a file that can't be read.
+    """
+    try:
+        from python_calamine import CalamineError, CalamineWorkbook, PasswordError
+    except ImportError:
+        fix = 'pip install "hfkit[sheets]", or save the sheet as CSV'
+        raise DataError(f"{path}: reading {path.suffix} needs the package python-calamine", fix) from None
+    try:
+        with CalamineWorkbook.from_path(path) as book:
+            names = book.sheet_names
+            table = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
+    except PasswordError:
+        raise DataError(f"{path}: protected by a password", "save it without one") from None
+    except (CalamineError, OSError) as error:
+        raise DataError(f"{path}: a damaged {path.suffix} file: {first_line(error)}", "save it again as CSV") from None
+    if len(names) > 1:
+        say_once(f"{path}: the first of {len(names)} sheets, '{names[0]}' (save another one as CSV to read it)")
+    rows = [list(map(_as_text, row)) for row in table]
+    used = [number for number, column in enumerate(zip(*rows, strict=True)) if any(column)]
+    for number, row in enumerate(rows, start=1):
+        if any(row):
+            yield f"row {number}", [row[column] for column in used]
+
+
+def _as_text(cell: Any) -> str:
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return cell.isoformat() if hasattr(cell, "isoformat") else str(cell)
