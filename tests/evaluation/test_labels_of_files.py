@@ -304,6 +304,34 @@ def test_probabilities_are_in_the_order_of_the_classes(tmp_path, capsys):
     assert scores(capsys)["accuracy"][0] == 1
 
 
+def test_a_model_without_names_of_classes_is_measured_by_their_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_bert(tmp_path / "bert")
+    table(tmp_path / "ids.csv", [f"LABEL_{number}" for number in IDS])
+    gold = str(table(tmp_path / "gold.parquet", IDS, ClassLabel(names=NAMES)))
+    command = ["finetune", "--model", "./bert", "--data", "ids.csv", "-o", "run", "--max-steps", "3", "--lr", "0.01"]
+    assert main(command) == 0
+    assert main(["predict", "run", "--input", gold, "--output", "p.jsonl"]) == 0
+    metrics = ["--metrics", "accuracy,log_loss", "--json"]
+    found = []
+    for command in (
+        ["run", "--data", "ids.csv"],
+        ["run", "--data", gold],
+        ["--predictions", "p.jsonl", "--references", gold],
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", *command, *metrics]) == 0
+        printed = capsys.readouterr()
+        found.append(json.loads(printed.out))
+        said = "labels: the model has no names for its classes: LABEL_0 is neg, LABEL_1 is pos"
+        assert (said in printed.err) == (gold in command)
+    answers = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    right = np.mean([answer["label"] == f"LABEL_{label}" for answer, label in zip(answers, IDS, strict=True)])
+    for one in found:
+        assert one["metrics"]["accuracy"]["value"] == right
+        assert one["metrics"]["log_loss"]["value"] == pytest.approx(found[0]["metrics"]["log_loss"]["value"], rel=1e-6)
+
+
 def test_several_labels_have_no_accuracy(tmp_path, capsys):
     assert scored(tmp_path, {"prediction": [["a", "b"], []]}, {"labels": [["a"], ["b"]]}, "--metrics", "accuracy") == 3
     assert "references have several labels a row (fix: f1_macro, f1_micro" in capsys.readouterr().err

@@ -82,3 +82,13 @@ def test_text_is_utf_8_where_it_can_be(tmp_path, monkeypatch, capsys):
     (tmp_path / "new.csv").write_text("text\ncafé “au lait”\n", encoding="utf-8")
     (tmp_path / "old.csv").write_bytes("text\ncafé “au lait”\n".encode("cp1252"))
     assert predicted(capsys, "new.csv")[0] == predicted(capsys, "old.csv")[0] == ["café “au lait”"]
+
+
+@pytest.mark.parametrize("encoding", ["iso2022_jp", "hz", "utf-7"])
+def test_an_encoding_of_seven_bits_is_that_of_new_files(encoding, tmp_path, monkeypatch, capsys):
+    content = ("text,label\n" + "".join(f"中文 {text},{label}\n" for text, label in ROWS if text.isascii())).encode(
+        encoding
+    )
+    trained(tmp_path, monkeypatch, "train.csv", content, "--encoding", encoding)
+    (tmp_path / "new.csv").write_bytes("text\n中文\n".encode(encoding))
+    assert predicted(capsys, "new.csv")[0] == ["中文"]

@@ -166,6 +166,12 @@ def test_pseudo_perplexity_hides_each_token_alone(folder, capsys):
         ("bert", ["--compat", "lm-eval"], "--compat has no effect for mlm, it is for clm"),
         ("bert", ["--bos", "no"], "--bos has no effect for mlm"),
         ("gpt2", ["--compat", "lm-eval", "--stride", "4"], "has no effect with evaluation.stride"),
+        ("gpt2", ["--compat", "lm-eval", "--metrics", "nll"], "--metrics: has no effect with evaluation.compat"),
+        (
+            "bert",
+            ["--pseudo-perplexity", "--metrics", "perplexity"],
+            "--metrics: has no effect with evaluation.pseudo_perplexity",
+        ),
         ("gpt2", ["--compat", "fairseq"], "must be one of lm-eval, evaluate, run-clm, not 'fairseq'"),
     ],
 )
@@ -179,7 +185,7 @@ def test_setting_of_another_task_is_refused(folder, capsys, name, arguments, mes
 
 def test_compat_goes_through_the_command(folder, capsys):
     command = ["evaluate", "--model", str(folder / "gpt2"), "--data", str(folder / "text.txt"), "--json"]
-    assert main([*command, "--compat", "evaluate", "--documents", "row", "--metrics", "perplexity"]) == 0
+    assert main([*command, "--compat", "evaluate", "--documents", "row"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert list(metrics) == ["mean_perplexity"]
     assert metrics["mean_perplexity"]["n"] == 3

@@ -65,19 +65,23 @@ def test_a_branch_that_was_set_aside_can_be_taken_up_again(broken: Path, materia
     first = [*material.command("clm", broken, *KEEP), "--resume", str(broken / "set-aside" / "1" / "checkpoint-15")]
     ended = hfkit(first, tmp_path / "said", faults=[killed_at(17, 15)])
     assert "rewound to checkpoint-15: checkpoint-5, checkpoint-10 set aside" in ended.err
-    again = hfkit([*material.command("clm", broken, *KEEP), "--resume", "auto"], tmp_path / "said")
+    moved = broken.rename(tmp_path / "moved")  # no checkpoint but those that were set aside
+    again = hfkit([*material.command("clm", moved, *KEEP), "--resume", "auto"], tmp_path / "said")
     assert again.code == 0, again.err
-    assert state_hash(broken) == state_hash(tmp_path / "whole")
+    assert state_hash(moved) == state_hash(tmp_path / "whole")
 
 
 def test_a_rewind_that_was_interrupted_is_finished(broken: Path, resumed: Resumed) -> None:
     manifest = json.loads((broken / "run.json").read_text())
-    (broken / "run.json").write_text(json.dumps({**manifest, "rewinding to": str(broken / "checkpoint-5")}))
-    again = resumed("clm", broken, *KEEP)
+    (broken / "run.json").write_text(json.dumps({**manifest, "rewinding to": "checkpoint-5"}))
+    moved = broken.rename(broken.with_name("moved"))
+    again = resumed("clm", moved, *KEEP)
     assert again.code == 0, again.err
     assert "resuming from step 5 " in again.err
-    assert names(broken / "set-aside" / "1") == ["checkpoint-10", "checkpoint-15"]
-    assert "rewinding to" not in json.loads((broken / "run.json").read_text())
+    assert names(moved / "set-aside" / "1") == ["checkpoint-10", "checkpoint-15"]
+    facts = json.loads((moved / "run.json").read_text())
+    assert "rewinding to" not in facts
+    assert facts["resumed"][-1]["from"] == "checkpoint-5"
 
 
 def test_each_rewind_has_a_folder_of_its_own(tmp_path: Path) -> None:

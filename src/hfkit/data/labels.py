@@ -63,6 +63,7 @@ def with_labels(splits: Mapping[str, Dataset], label: str, data: Data, config: A
         texts = set(flat(label for split in labels.values() for label in split))
         of_model = [] if config is None else [str(config.id2label[index]) for index in sorted(config.id2label)]
         names = spelling(texts, of_model) | names_of_ids(texts, of_model)
+        names |= {name: without for without, name in classes_of_unnamed(of_model, order or []).items()}
         if are_respelled := any(text != name for text, name in names.items()):
             labels = {split: [spelled(label, names) for label in own] for split, own in labels.items()}
             order = None
@@ -99,6 +100,17 @@ def names_of_ids(labels: Iterable[Any], names: Sequence[str]) -> dict[str, str]:
     pairs = [f"{text} is {name}" for text, name in found.items()]
     say(f"labels: ids of known names: {', '.join(pairs[:10])}{', ...' if len(pairs) > 10 else ''}")
     return found
+
+
+def classes_of_unnamed(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """The class of each of `names` if a model has none for its classes (LABEL_0, LABEL_1), by their order, which is
+    printed; none if it has names, or another number of them."""
+    unnamed = [f"LABEL_{number}" for number in range(len(classes))]
+    if not classes or set(names) != set(unnamed) or set(names) == set(classes):
+        return {}
+    pairs = [f"{name} is {known}" for name, known in zip(unnamed, classes, strict=True)]
+    say(f"labels: the model has no names for its classes: {', '.join(pairs[:10])}{', ...' if len(pairs) > 10 else ''}")
+    return dict(zip(unnamed, classes, strict=True))
 
 
 def spelled(label: Any, names: Mapping[str, str]) -> Any:

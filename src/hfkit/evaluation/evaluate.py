@@ -79,8 +79,6 @@ def with_task(recipe: Recipe, name: str) -> Recipe:
 def asked_for(scores: dict[str, Score], recipe: Recipe) -> dict[str, Score]:
     """Those of evaluation.metrics, or all; DataError for a metric that the data does not have."""
     names = recipe.evaluation.metrics
-    if recipe.evaluation.compat is not None:  # the names are those of the other program
-        return scores
     keys = [key for name in names for key in KEYS.get(name, (name,))]
     if missing := [key for key in keys if key not in scores]:
         raise DataError(f"this data has no {', '.join(missing)}", f"--metrics {','.join(scores)}")

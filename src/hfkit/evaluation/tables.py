@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfkit.data.labels import class_names, number_of, values_of
+from hfkit.data.labels import class_names, classes_of_unnamed, number_of, spelled, values_of
 from hfkit.data.sources import only, type_name
 from hfkit.errors import DataError, UsageError
 from hfkit.evaluation.label_rows import label_rows, with_probabilities
@@ -110,7 +110,11 @@ def rows_of_files(
     if of == "label" and len(given) > 1:
         raise DataError(f"{len(given)} files of references, and a label has one", f"--references {references[0]} alone")
     if of == "label" and given:
-        names = [*shares[0]] if shares else others[0].classes(usual[0]) or table.classes(found)
+        classes = others[0].classes(usual[0]) or table.classes(found)
+        if shares and (named := classes_of_unnamed([*shares[0]], classes or [])):
+            made = [spelled(label, named) for label in made]
+            shares = [{named[name]: share for name, share in one.items()} for one in shares]
+        names = [*shares[0]] if shares else classes
         rows = label_rows(made, given[0], names or (), several=any(name in SETS for name in metrics))
         rows = with_probabilities(rows, shares) if shares else rows
     else:

@@ -227,7 +227,7 @@ def _of_new_files(values: Mapping[str, Any], files: Sequence[str]) -> dict[str, 
     """How the files of a run are written, as far as it may hold for others, too: how one is written is its own fact.
 
     A first line that names columns is a header also where the training data had none, and text is UTF-8 where it can
-    be.
+    be, unless text in the encoding of the run is always valid UTF-8, too.
     """
     found: dict[str, Any] = {}
     if files and not are_alike(files, values.get("data.train") or []):
@@ -235,9 +235,18 @@ def _of_new_files(values: Mapping[str, Any], files: Sequence[str]) -> dict[str, 
     if values.get("data.header") is False:
         found["data.header"] = UNLESS_NAMED
     encoding = values.get("data.encoding")
-    if isinstance(encoding, str) and "utf-8" not in encoding.split(","):
+    if isinstance(encoding, str) and "utf-8" not in encoding.split(",") and not _is_seven_bit(encoding):
         found["data.encoding"] = f"utf-8,{encoding}"
     return found
+
+
+def _is_seven_bit(encoding: str) -> bool:
+    """Whether one of these encodings writes all text as ASCII bytes, as ISO-2022-JP, HZ and UTF-7 do."""
+    try:
+        written = ["éжαאก漢あ한".encode(name, "ignore") for name in encoding.split(",")]
+        return any(text and text.isascii() for text in written)
+    except LookupError:  # said when the data is read
+        return False
 
 
 def _from_where_typed(values: Mapping[str, Any], directory: Any) -> dict[str, Any]:

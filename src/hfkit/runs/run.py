@@ -193,7 +193,7 @@ class Run:
             self.manifest = {**self._facts(), "identity": self.identity}
         else:
             self.manifest.pop(REWIND, None)  # it is done
-            resumed = [*self.manifest.get("resumed", []), {"from": str(checkpoint.absolute()), **self._facts()}]
+            resumed = [*self.manifest.get("resumed", []), {"from": self._place(checkpoint), **self._facts()}]
             self.manifest = {**self._facts(), **self.manifest, "resumed": resumed, "identity": self.identity}
         self.manifest["run_id"] = self.id
         header = f"# Every setting of this run; run it again with: hfkit {self.command} recipe.yaml --output-dir NEW\n"
@@ -219,12 +219,17 @@ class Run:
     def _newest(self) -> Path | None:
         """The newest checkpoint of the branch that the last command named; None if none is saved yet."""
         if (rewind := self.manifest.get(REWIND)) is not None:  # it was interrupted
-            return checkpoints.named(Path(rewind))
+            return checkpoints.named(self.directory / rewind)
         checkpoint = newest_whole(self.directory, self.id)
         begun = [entry["from"] for entry in self.manifest.get("resumed", [])[-1:]]
-        if checkpoint is None and begun and Path(begun[0]).is_absolute() and Path(begun[0]).is_dir():  # elsewhere
-            return checkpoints.named(Path(begun[0]))
+        if checkpoint is None and begun and (self.directory / begun[0]).is_dir():  # elsewhere, or set aside
+            return checkpoints.named(self.directory / begun[0])
         return checkpoint
+
+    def _place(self, checkpoint: Path) -> str:
+        """Where `checkpoint` is, for the manifest: from the run directory, which can be moved, if it is in there."""
+        place, directory = checkpoint.resolve(), self.directory.resolve()
+        return str(place.relative_to(directory) if place.is_relative_to(directory) else place)
 
     def _rewind_to(self, checkpoint: Path, identity: Mapping[str, Any]) -> None:
         """Sets the checkpoints aside that come after this one, so that none of them is resumed in its place.
@@ -236,7 +241,7 @@ class Run:
         whole = [path for path in checkpoints.all_checkpoints(self.directory) if checkpoints.step_of(path) > step]
         if not any((path / checkpoints.MARKER).exists() for path in whole):
             return
-        self.manifest |= {REWIND: str(checkpoint.absolute()), "identity": dict(identity)}
+        self.manifest |= {REWIND: self._place(checkpoint), "identity": dict(identity)}
         self._write_manifest()
         moved = checkpoints.set_aside(self.directory, step)
         names = ", ".join(path.name for path in reversed(moved))

@@ -16,6 +16,7 @@ class Evaluation(Section):
     """What is measured and how."""
 
     metrics: list[str] = setting("--metrics", [], only="finetune generate evaluate", commas=True,
+        unless="evaluation.pseudo_perplexity evaluation.compat",
         help="Metrics to compute, e.g. accuracy,mcc (default: those of the task).")
     context: int | None = setting("--context", only="pretrain evaluate", ge=2,
         help="Context length in tokens (default: the training block size, else the model's limit, at most 1024).")
