@@ -147,6 +147,38 @@ def test_precision_is_of_the_arithmetic_alone(folder, tmp_path):
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
+def test_auto_precision_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 40, encoding="utf-8")
+    kept = tmp_path / "cache" / "hfkit" / "bfloat16.json"
+
+    def run(name, *options):
+        shape = ["--set", "model.config.n_embd=128", "--set", "model.config.n_layer=1", "--set", "model.config.n_head=2"]
+        size = [*shape, "--block-size", "16", "--vocab-size", "300"]
+        command = ["pretrain", "--model-type", "gpt2", "--data", str(text), *size, "-o", str(tmp_path / name), "--max-steps", "2", "--json"]
+        assert main([*command, *options]) == 0
+        said = "precision: bfloat16 with float32 weights, since matrix products are 5.0 times as fast in it here"
+        found = json.loads((tmp_path / name / "run.json").read_text())["identity"]["train.precision"]
+        return found, said in capsys.readouterr().err
+
+    run("first")
+    (machine,) = json.loads(kept.read_text())
+    kept.write_text(json.dumps({machine: 5.0}))
+    assert run("fast") == ("bfloat16", True)
+    kept.write_text(json.dumps({machine: 0.5}))
+    assert run("slow") == ("float32", False)
+    assert run("fast", "--resume", "auto", "--max-steps", "4", "--extend") == ("bfloat16", False)
+    assert run("asked", "--precision", "bfloat16") == ("bfloat16", False)
+    scores = json.loads((tmp_path / "fast" / "all_results.json").read_text())
+    command = ["evaluate", str(tmp_path / "fast"), "--json"]
+    assert main(command) == 0
+    measured = json.loads(capsys.readouterr().out)["metrics"]["perplexity"]["value"]
+    assert measured == pytest.approx(scores["eval_perplexity"], rel=1e-6)  # float32, as the run's own
+
+
 @pytest.mark.portable
 def test_activations_computed_again_change_nothing(folder, tmp_path):
     weights = {}

@@ -152,7 +152,7 @@ def run_facts(
 ) -> Facts:
     """What the run takes on so many processes."""
     batch = batch_size(recipe, processes)
-    if ready.recipe is not recipe:  # the largest micro-batch was looked for: other devices are of the same kind
+    if recipe.train.per_device_train_batch_size == "auto":  # it was looked for, and other devices are of the same kind
         limit = args.train_batch_size
         batch = next(one for one in batch_sizes(batch.total, processes) if one.per_device <= limit)
     shards = processes if parallel == "fsdp2" else 1

@@ -13,6 +13,8 @@ from hfkit.system.console import warn
 
 EXTEND = "--extend for a longer run"
 
+OPEN = "auto"  # a value that older versions decided anew at each start
+
 FIXED = ("train.optimizer", "train.freeze", "lora.")  # what the state of the optimizer belongs to
 
 
@@ -27,7 +29,7 @@ def require_same_settings(
             f"{EXTEND if key == 'train.max_steps' else 'undo it'}, or --output-dir NEW",
         )
         for key, value in wanted.items()
-        if old.get(key, value) != value
+        if old.get(key, value) not in (value, OPEN)
     ]
     if changed:
         raise UsageError.of(changed)
@@ -65,7 +67,7 @@ def require_same_run(
     old = marker.get("identity", {})
     new = {key: SETTINGS[key].default for key in identity.keys() - old.keys() if key in SETTINGS}
     old = {**new, **old}  # a setting that hfkit did not have yet was at its default
-    keys = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
+    keys = [key for key in sorted({*old, *identity}) if old.get(key) not in (identity.get(key), OPEN)]
     if extend and "train.max_steps" in keys and (before := old["train.max_steps"]) < identity["train.max_steps"]:
         keys.remove("train.max_steps")
         warn(

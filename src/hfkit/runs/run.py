@@ -126,9 +126,13 @@ class Run:
                 run.manifest = {name: marker[name] for name in ("run_id", "identity", "versions") if name in marker}
                 warn(f"{directory / MANIFEST} can't be read: its facts are taken from {whole.name}")
             run.id = run.manifest.get("run_id", run.id)
-            found = run.manifest.get("identity", {}).get("train.per_device_train_batch_size")
-            if found and recipe.train.per_device_train_batch_size == "auto":  # it is not searched for again
-                run.recipe = replace(recipe, train=replace(recipe.train, per_device_train_batch_size=found))
+            found = run.manifest.get("identity", {})
+            measured = {  # for the first start, and not again
+                name: found[f"train.{name}"]
+                for name in ("per_device_train_batch_size", "precision")
+                if getattr(recipe.train, name) == "auto" and f"train.{name}" in found
+            }
+            run.recipe = replace(recipe, train=replace(recipe.train, **measured))
         if not run.finished and is_main_process():
             require_writable(directory)
             run._lock = lock_directory(directory)

@@ -64,7 +64,8 @@ class Train(Section):
     gradient_checkpointing: bool = setting("--gradient-checkpointing/--no-gradient-checkpointing", False, rare=True,
         help="Recompute activations instead of storing them: less memory, about a third slower.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting("--precision", "auto",
-        help="dtype of the computation; auto is bfloat16 if the hardware is fast at it, else float32.")
+        help="dtype of the computation in training; auto is bfloat16 where it is measured to be faster, else float32. "
+             "Weights and final scores are float32.")
     compile: bool = setting("--compile/--no-compile", False, rare=True,
         help="Compile the model (torch.compile): slow first steps, then often faster on GPUs.")
     learning_rate: float | None = setting("--learning-rate --lr", gt=0, help="Peak learning rate.")

@@ -10,7 +10,6 @@ import torch
 from transformers import TrainingArguments
 
 from hfkit.errors import UsageError
-from hfkit.models.device import gpu_has_bfloat16
 from hfkit.settings import Recipe, Train
 from hfkit.system.processes import init_process_group
 from hfkit.training.batch import batch_size, num_devices
@@ -25,11 +24,13 @@ LOG_LINES = 20  # in a run, where train.logging_steps is not given
 
 
 def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
-    """The Trainer's arguments, all but those that follow from the number of steps: see `set_steps`."""
+    """The Trainer's arguments, all but those that follow from the number of steps: see `set_steps`.
+
+    train.precision must be decided: see `prepare.with_precision`.
+    """
     settings, has_accelerator = recipe.train, torch.accelerator.is_available()
     batch = batch_size(recipe, num_devices(recipe))
-    precision = probed_precision() if settings.precision == "auto" else settings.precision
-    if precision == "float16" and not has_accelerator:
+    if settings.precision == "float16" and not has_accelerator:
         raise UsageError("train.precision float16 needs a GPU", "--precision float32")
     mixed = recipe.model.dtype == "float32"  # weights of half the size need no conversion
     options: dict[str, Any] = {
@@ -47,8 +48,8 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         "optim": OPTIMIZERS.get(settings.optimizer, settings.optimizer),
         "adam_beta2": settings.adam_beta2 or 0.999,
         "activation_checkpointing": settings.gradient_checkpointing,
-        "bf16": mixed and precision == "bfloat16",
-        "fp16": mixed and precision == "float16",
+        "bf16": mixed and settings.precision == "bfloat16",
+        "fp16": mixed and settings.precision == "float16",
         "torch_compile": settings.compile,
         "use_cpu": not has_accelerator,
         "max_steps": 1,  # a placeholder that needs no data set
@@ -74,16 +75,6 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
 def join_processes(settings: Train) -> None:
     """Connects the processes of a run on CPU, where TrainingArguments would leave out the time-out."""
     init_process_group(float(settings.extra.get("ddp_timeout", 1800)))
-
-
-def probed_precision() -> str:
-    """The dtype in which this machine computes fast: bfloat16 on GPUs and CPUs with matrix units for it, else float32.
-
-    A CPU without these units is five times slower in bfloat16, even if it has instructions for it.
-    """
-    if torch.cuda.is_available():
-        return "bfloat16" if gpu_has_bfloat16() else "float32"
-    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
 
 
 def optimizer(settings: Train) -> tuple[Any, dict[str, Any]] | None:

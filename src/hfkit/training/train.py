@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 
 from hfkit.data.sources import offline_for
 from hfkit.errors import DivergedError
@@ -202,7 +203,8 @@ def score_before_training(ready: Prepared, run: Run, checkpoint: Path | None) ->
 
 def trained_model(ready: Prepared, run: Run, callback: RunCallback, args: TrainingArguments) -> PreTrainedModel:
     """The model after the last step, or the best one if the run looks for it."""
-    model, steps, best = ready.model, callback.trainer.state.global_step, callback.best
+    model = extract_model_from_parallel(ready.model, keep_fp32_wrapper=False)  # scores are of float32
+    steps, best = callback.trainer.state.global_step, callback.best
     kept = steps if best is None or best.step is None else best.step
     if kept != steps:
         say(f"the best model is that of step {kept}, not the last: {best}")
