@@ -222,7 +222,6 @@ def test_finetune_prints_results_on_stdout_alone(folder: Path, capsys: pytest.Ca
     assert [row[0] for row in rows if len(row) == 1] == ["validation:", "test:", "run: plain"]
     assert {row[0] for row in rows if len(row) == 2} >= {"accuracy", "f1_macro"}
     assert said.err.splitlines()[-1] == 'next: hfkit predict plain --text "..."'
-    assert "expected time: " in said.err.partition("\nstep ")[0]
 
     said = Said(f"{line} --output-dir as-json --json", capsys)
     (printed,) = said.out.splitlines()

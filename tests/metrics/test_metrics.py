@@ -140,6 +140,26 @@ def test_stemmed_rouge_equals_that_of_rouge_score_and_has_names_of_its_own() -> 
     assert "stem:yes" in scores["rouge1_stem"].definition
 
 
+@pytest.mark.parametrize("name", ["rouge", "rouge_stem"])
+def test_rouge_is_the_same_whatever_counts_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["the", "The", "cats", "running", "ran.", "a-b", "7", "hot\nday", "naïve", "it's", "—", "universities"]
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(words, random.integers(1, 12))) for _ in range(1500)]
+    references = [
+        [text, other] if number % 3 else [text]
+        for number, (text, other) in enumerate(zip(texts[1:], texts[:0:-1], strict=True))
+    ]
+    for rows in (references, [["日本語の文"], *references[1:]] if name == "rouge" else references):
+        fast = compute([name], texts[:-1], rows)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "rouge_score_rs.rouge_scorer", None)
+            slow = compute([name], texts[:-1], rows)
+        for key, score in fast.items():
+            assert "rouge_score_rs" in score.definition
+            assert "rouge_score_rs" not in slow[key].definition
+            assert (score.value, score.low, score.high) == (slow[key].value, slow[key].low, slow[key].high)
+
+
 def test_rouge_splits_scripts_without_spaces_and_says_so() -> None:
     scores = compute(["rouge"], ["今天天气很好。", "the cat"], ["今天天气不错。", "the cat"], interval=False)
     assert scores["rouge1"].value == pytest.approx((100 * 4 / 6 + 100) / 2)

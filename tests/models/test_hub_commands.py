@@ -85,10 +85,6 @@ def test_finetune_of_a_hub_model_as_typed_in_the_readme(session: Session) -> Non
         ]
         != []
     )
-    times = [index for index, line in enumerate(said) if line.startswith("expected time: ")]
-    steps = [index for index, line in enumerate(said) if line.startswith("step ")]
-    assert len(times) == 1
-    assert times[0] < steps[0]
     assert said[-1] == 'next: hfkit predict runs/finetune-bert-base-uncased --text "..."'
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     labels = json.loads((run / "config.json").read_text())["id2label"]

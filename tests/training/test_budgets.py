@@ -156,9 +156,28 @@ def test_auto_precision_is_measured_once_and_kept(tmp_path, monkeypatch, capsys)
     kept = tmp_path / "cache" / "hfkit" / "bfloat16.json"
 
     def run(name, *options):
-        shape = ["--set", "model.config.n_embd=128", "--set", "model.config.n_layer=1", "--set", "model.config.n_head=2"]
+        shape = [
+            "--set",
+            "model.config.n_embd=128",
+            "--set",
+            "model.config.n_layer=1",
+            "--set",
+            "model.config.n_head=2",
+        ]
         size = [*shape, "--block-size", "16", "--vocab-size", "300"]
-        command = ["pretrain", "--model-type", "gpt2", "--data", str(text), *size, "-o", str(tmp_path / name), "--max-steps", "2", "--json"]
+        command = [
+            "pretrain",
+            "--model-type",
+            "gpt2",
+            "--data",
+            str(text),
+            *size,
+            "-o",
+            str(tmp_path / name),
+            "--max-steps",
+            "2",
+            "--json",
+        ]
         assert main([*command, *options]) == 0
         said = "precision: bfloat16 with float32 weights, since matrix products are 5.0 times as fast in it here"
         found = json.loads((tmp_path / name / "run.json").read_text())["identity"]["train.precision"]

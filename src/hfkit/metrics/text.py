@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hfkit.metrics.inputs import Inputs
     from hfkit.metrics.sample import Array
 
-ROWS_AT_ONCE = 1_000  # sacreBLEU holds every n-gram of the references it is given
+ROWS_AT_ONCE = 1_000  # sacreBLEU holds every n-gram of the references it is given, rouge_score_rs every score
 
 # `\w` lacks the vowel signs of Hebrew, Arabic and the scripts of India, which would cut their words.
 WORD = re.compile(
@@ -88,8 +88,6 @@ def rouge_sample(data: Inputs, *, english: bool = False, stem: bool = False) -> 
     stay rouge_score's, and such a row is 0. `stem`: words of more than three letters without their English endings
     (Porter). Both have keys of their own.
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
     others = [row for row, (_, given) in enumerate(data.texts, 1) if any(map(_is_other_script, given))]
     tokenizer = WordTokenizer() if others and not (english or stem) else None
     if (english or stem) and len(others) > data.n / 2:
@@ -102,21 +100,47 @@ def rouge_sample(data: Inputs, *, english: bool = False, stem: bool = False) -> 
         else:
             fix = "rouge_en counts a-z and 0-9 alone, as rouge_score does"
             console.warn(f"{found} in other letters than a-z: ROUGE counts the words of all scripts in all rows", fix)
-    scorer = RougeScorer(ROUGE_KEYS, use_stemmer=stem, tokenizer=tokenizer)
-    # of a single line, rougeLsum is rougeL
-    line_scorer = RougeScorer(ROUGE_KEYS[:3], use_stemmer=stem, tokenizer=tokenizer)
-    rows = np.empty((data.n, len(ROUGE_KEYS)))
-    for row, (prediction, given) in enumerate(data.texts):
-        several_lines = "\n" in prediction or any("\n" in text for text in given)
-        scores = (scorer if several_lines else line_scorer).score_multi(given, prediction)
-        rows[row] = [100 * scores[key if key in scores else "rougeL"].fmeasure for key in ROUGE_KEYS]
+    rows, implementation = _rouge_scores(data.texts, tokenizer, stem=stem)
     tokens = "a-z0-9" if tokenizer is None else "words, and characters of scripts without spaces"
     definition = (
         f"rouge_score F1 0-100, mean over rows|best reference|tok:{tokens}|stem:{'yes' if stem else 'no'}|"
-        f"version:{version('rouge_score')}"
+        f"version:{implementation}"
     )
     keys = ROUGE_STEM_KEYS if stem else ROUGE_EN_KEYS if english else ROUGE_KEYS
     return additive(data.rows, rows, lambda sums: sums / data.n, definition, keys)
+
+
+def _rouge_scores(
+    texts: Sequence[tuple[str, Sequence[str]]], tokenizer: WordTokenizer | None, *, stem: bool
+) -> tuple[Array, str]:
+    """F1 of ROUGE_KEYS, 0 to 100, of each prediction with the reference that suits it best, shape (rows, 4), and the
+    version of what counted them: rouge_score_rs, whose numbers are the same, where it is installed."""
+    options: dict[str, Any] = {"use_stemmer": stem, "tokenizer": tokenizer}
+    try:
+        from rouge_score_rs.rouge_scorer import RougeScorer
+
+        score = RougeScorer(ROUGE_KEYS, **options).score_batch
+        implementation = f"{version('rouge_score_rs')} of rouge_score_rs"
+    except ImportError:
+        from rouge_score.rouge_scorer import RougeScorer as ReferenceScorer
+
+        scorer = ReferenceScorer(ROUGE_KEYS, **options)
+        # of a single line, rougeLsum is rougeL
+        line_scorer = ReferenceScorer(ROUGE_KEYS[:3], **options)
+
+        def score(*sides: Sequence[str]) -> list[dict[str, Any]]:
+            pairs = zip(*sides, strict=True)
+            return [(scorer if "\n" in "".join(pair) else line_scorer).score(*pair) for pair in pairs]
+
+        implementation = version("rouge_score")
+    rows = []
+    for start in range(0, len(texts), ROWS_AT_ONCE):
+        part = texts[start : start + ROWS_AT_ONCE]
+        references = [reference for _, given in part for reference in given]
+        found = score(references, [prediction for prediction, given in part for _ in given])
+        values = np.array([[one[key if key in one else "rougeL"].fmeasure for key in ROUGE_KEYS] for one in found])
+        rows.append(np.maximum.reduceat(values, np.cumsum([0, *(len(given) for _, given in part)])[:-1]))
+    return 100 * np.concatenate(rows), implementation
 
 
 def _is_other_script(text: str) -> bool:

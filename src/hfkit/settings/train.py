@@ -78,8 +78,11 @@ class Train(Section):
     max_grad_norm: float = setting("--max-grad-norm", 1.0, rare=True, gt=0, help="Gradients are clipped to this norm.")
     dropout: float | None = setting("--dropout", rare=True, ge=0, lt=1,
         help="Dropout everywhere in the model (default: 0 for new models, the model's own otherwise).")
-    eval_steps: int | None = setting("--eval-steps", ge=1, help="Steps between evaluations (default: five per run).")
-    save_steps: int | None = setting("--save-steps", ge=1, help="Steps between checkpoints (default: as --eval-steps).")
+    eval_steps: int | None = setting("--eval-steps", ge=1,
+        help="Steps between evaluations (default: five per run; without --best fewer, or on a sample of the validation "
+             "data, where they would cost more than 10% of training).")
+    save_steps: int | None = setting("--save-steps", ge=1,
+        help="Steps between checkpoints (default: as --eval-steps, else five per run).")
     best: str | None = setting("--best --metric-for-best-model",
         help="Keep the model with the best validation score by this metric instead of the last one.")
     early_stopping: int | None = setting("--early-stopping --early-stopping-patience", ge=1,

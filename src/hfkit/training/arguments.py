@@ -18,8 +18,6 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # short names beside those of trans
 
 DECAY_SHARE = 0.2  # of the steps, at the end of warmup_stable_decay (Haegele et al. 2024, arXiv 2405.18392)
 
-EVALUATIONS = 5  # in a run, where train.eval_steps is not given
-
 LOG_LINES = 20  # in a run, where train.logging_steps is not given
 
 
@@ -91,9 +89,3 @@ def set_steps(args: TrainingArguments, settings: Train, steps: int) -> None:
     options = args.lr_scheduler_kwargs or {}
     if settings.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in options:
         args.lr_scheduler_kwargs = {**options, "num_decay_steps": math.ceil(DECAY_SHARE * steps)}
-
-
-def intervals(settings: Train, steps: int, *, evaluates: bool) -> tuple[int, int]:
-    """Steps between evaluations (0: none) and between checkpoints."""
-    eval_steps = settings.eval_steps or math.ceil(steps / EVALUATIONS)
-    return (eval_steps if evaluates else 0), settings.save_steps or eval_steps

@@ -25,9 +25,8 @@ from hfkit.runs.manifest import peak_device_memory_mib, peak_memory_mib, reset_p
 from hfkit.runs.results import append_log, read_log
 from hfkit.system import processes
 from hfkit.system.checkpoints import read_marker
-from hfkit.system.console import duration, is_main_process, say, warn
+from hfkit.system.console import counted, duration, is_main_process, say, warn
 from hfkit.system.state import kept_random_state
-from hfkit.training.arguments import intervals
 from hfkit.training.best import Best
 from hfkit.training.pace import seconds_of
 
@@ -36,8 +35,11 @@ if TYPE_CHECKING:
 
     from hfkit.runs.run import Run
     from hfkit.tasks.base import Loss
+    from hfkit.training.evaluations import Evaluations
     from hfkit.training.prepared import Prepared
     from hfkit.training.stream import StreamedExamples, TrainingStream
+
+SECONDS_TO_PACE = 3.0  # of steps, from which the time of the others is told
 
 TIMINGS = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}  # what the Trainer adds to scores
 
@@ -53,15 +55,18 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     stopped while evaluating has lost nothing, and evaluating never changes what is trained.
     """
 
-    def __init__(self, run: Run, ready: Prepared, stream: TrainingStream | StreamedExamples, steps: int) -> None:
+    def __init__(
+        self, run: Run, ready: Prepared, stream: TrainingStream | StreamedExamples, evaluations: Evaluations
+    ) -> None:
         self.run, self.ready, self.stream, self.signals = run, ready, stream, run.signals
-        settings, evaluates = ready.recipe.train, ready.held_out is not None
-        self.eval_steps, self.save_steps = intervals(settings, steps, evaluates=evaluates)  # eval_steps 0: none
+        settings, self.evaluations = ready.recipe.train, evaluations
         self.best = Best.of(settings, ready.task, ready.config)
         self.budget = None if settings.max_time is None else seconds_of(settings.max_time)
         self._created = time.monotonic()
         self._logged = self._started = (0, 0.0)  # step and time of the last progress line and of the start
         self._loss: Any = None  # of the last micro-batch, shape ()
+        self._paced = (0, 0.0)  # step and time of the end of the first one
+        self._is_announced = False  # what training will take
         self._bar: Progress | None = None
 
     def train(self, trainer: Trainer, checkpoint: Path | None) -> None:
@@ -140,9 +145,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         rows = self.stream.num_rows or len(self.stream)
         state.epoch = step * self.stream.global_batch_size / rows  # the library sees the whole stream as one epoch
+        self._announce(state)
         stop = self.signals.on_any_rank(args.device)
         last = step >= state.max_steps or self._is_over()
-        control.should_save = stop or last or step % self.save_steps == 0 or self._evaluates(state)
+        control.should_save = stop or last or step % self.evaluations.save_steps == 0 or self._evaluates(state)
         control.should_training_stop = stop or last
         if control.should_save:
             optimizer = [value for values in kwargs["optimizer"].state.values() for value in values.values()]
@@ -152,6 +158,17 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self._bar is not None:
             left = f"{duration(self._seconds_left(state))} left"
             self._bar.update(self._bar.task_ids[0], completed=step, total=state.max_steps, description=left)
+
+    def _announce(self, state: TrainerState) -> None:
+        """Prints once what training will take, at the pace of its first steps but the very first, which is slower."""
+        first, (step, now) = self._started[0], (state.global_step, time.monotonic())
+        if step == first + 1:
+            self._paced = (step, now)
+        elif not self._is_announced and step < state.max_steps and now - self._paced[1] >= SECONDS_TO_PACE:
+            self._is_announced = True
+            seconds = (now - self._paced[1]) / (step - self._paced[0])
+            said = duration(seconds * (state.max_steps - first))
+            say(f"expected time: {said} for training, at the pace of {counted(step - self._paced[0], 'step')}")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         processes.barrier()
@@ -274,9 +291,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         return pace * int(state.max_steps - state.global_step)
 
     def _evaluates(self, state: TrainerState) -> bool:
-        """Every eval_steps; after the last step only where the best is looked for: the final scores follow anyway."""
+        """Every `eval_steps`; after the last step only where the best is looked for: the final scores follow anyway."""
         step, last = state.global_step, state.global_step >= state.max_steps
-        return self.eval_steps > 0 and (self.best is not None if last else step % self.eval_steps == 0)
+        every = self.evaluations.eval_steps
+        return every > 0 and (self.best is not None if last else step % every == 0)
 
 
 def clipped_in_order(gradients: Sequence[Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -21,13 +20,14 @@ from hfkit.models.loading import require_fit, with_weights_of
 from hfkit.runs.manifest import identity, versions
 from hfkit.runs.run import Run
 from hfkit.system.checkpoints import step_of
-from hfkit.system.console import counted, duration, is_main_process, say
+from hfkit.system.console import counted, is_main_process, say
 from hfkit.system.network import no_telemetry
 from hfkit.system.processes import distributed_inference, on_main_process, require_same
 from hfkit.tasks import TASKS
 from hfkit.training.arguments import join_processes, set_steps, training_arguments
 from hfkit.training.batch import BatchSize, batch_size, num_devices
 from hfkit.training.callbacks import RunCallback, number_name
+from hfkit.training.evaluations import Evaluations, evaluations
 from hfkit.training.pace import number_of_steps, pace
 from hfkit.training.prepare import data_hash, prepare, stream_of, text_hash, with_batch_that_fits
 from hfkit.training.prepared import Prepared
@@ -74,7 +74,7 @@ def train(
             return run.results()
         checkpoint = start(run, ready, schedule, args, allow_changed=allow_changed)
         before = score_before_training(ready, run, checkpoint)
-        callback = RunCallback(run, ready, schedule.stream, schedule.steps)
+        callback = RunCallback(run, ready, schedule.stream, schedule.evaluations)
         callback.train(build_trainer(ready, args, schedule.stream, callback), checkpoint)
         if sharded.is_asked(args) and not is_main_process():
             return run.results()  # rank 0 alone merges the shards
@@ -114,7 +114,7 @@ class Schedule(NamedTuple):
     steps: int
     stream: TrainingStream | StreamedExamples  # the examples of these steps, in order
     mean_tokens: float  # of an example
-    step_seconds: Callable[[], float]  # measured when first asked for
+    evaluations: Evaluations
 
 
 def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
@@ -135,7 +135,8 @@ def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
     # From here on ranks wait for each other: all of them hear a signal to one of them, at the end of a step.
     run.signals.immediate = args.world_size == 1
     mean = trial.mean_length or sum(len(example["input_ids"]) for example in examples) / len(examples)
-    return Schedule(steps, stream_of(steps, ready), mean, step_seconds)
+    stream = stream_of(steps, ready)
+    return Schedule(steps, stream, mean, evaluations(ready, steps, steps * stream.global_batch_size * mean))
 
 
 def start(
@@ -156,8 +157,6 @@ def start(
     checkpoint = on_main_process(lambda: run.start(same, num_trained, allow_changed=allow_changed, require_fit=fits))
     say(summary(ready, schedule, run.directory))
     say(batch_line(batch_size(recipe, num_devices(recipe)), schedule.mean_tokens))
-    if not sharded.is_asked(args):  # steps are timed with whole weights
-        say(f"expected time: {duration(schedule.step_seconds() * schedule.steps)} for training on this machine")
     if checkpoint is not None:
         say(f"resuming from step {step_of(checkpoint)} ({checkpoint})")
     return checkpoint

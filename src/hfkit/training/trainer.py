@@ -38,7 +38,8 @@ def build_trainer(
     weights = None if ready.rows is None else ready.rows.class_weights
     options = LossOptions(recipe.train.label_smoothing, stream.global_batch_size, weights)
     evaluation = replace(ready.scoring.evaluation, interval=False)
-    held_out = None if ready.held_out is None else EvaluationRows(ready.held_out, recipe.evaluation.seed)
+    examples = callback.evaluations.examples
+    held_out = None if examples is None else EvaluationRows(examples, recipe.evaluation.seed)
 
     def metrics_of(output: Any) -> dict[str, float | None]:
         assert held_out is not None
