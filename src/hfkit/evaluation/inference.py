@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from hfkit.data.batches import by_length
 from hfkit.data.labels import IGNORED
 from hfkit.system.processes import all_gather, shard
 from hfkit.tasks.base import Examples, Task
@@ -23,23 +24,23 @@ def predict_rows(
     tokenizer: PreTrainedTokenizerBase,
     rows: Examples,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`task.reduce` of every example, shape (rows, k), or (rows, tokens, k) filled up with IGNORED, and the labels.
 
     Labels: shape (rows,), or (rows, labels) if each is a row of numbers; -1 without labels, or with one for each token.
-    Batches hold examples of similar length, so there is little padding, and numbers do not depend on `batch_size`
-    beyond rounding. Inside `distributed_inference` the processes share the batches, and each gets all results.
+    Batches hold `batch_size` examples of similar length, or as many as have enough tokens to use the device; numbers do
+    not depend on it beyond rounding. Inside `distributed_inference` the processes share the batches, and each gets all
+    results.
     """
-    ordered = EvaluationRows(rows, seed)
+    examples = EvaluationRows(rows, seed)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (rows, reduced, labels) of each batch
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for start in shard(range(0, len(rows), batch_size)):
-            places = range(start, min(start + batch_size, len(rows)))
-            batch = task.collate([ordered[place] for place in places], tokenizer)
+        for places in shard(by_length(rows.lengths, batch_size, device=model.device.type)):
+            batch = task.collate([examples.example(place) for place in places.tolist()], tokenizer)
             task.adapt(model, batch)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             target = batch.pop("labels", torch.empty(0))
@@ -47,7 +48,7 @@ def predict_rows(
             given: np.ndarray = np.full(len(places), -1)
             if len(target) and (target.dim() == 1 or target.is_floating_point()):
                 given = target.cpu().numpy()
-            parts.append((ordered.order[start : start + batch_size], part, given))
+            parts.append((places, part, given))
     model.train(was_training)
     order, reduced, labels = map(joined, zip(*all_gather(parts), strict=True))
     by_row = np.argsort(order)
@@ -84,5 +85,7 @@ class EvaluationRows(TorchDataset[dict[str, Any]]):
         return ordered
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        row = int(self.order[place])
+        return self.example(int(self.order[place]))
+
+    def example(self, row: int) -> dict[str, Any]:
         return self.rows.example(row, np.random.default_rng((self.seed, row)))

@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from hfkit.data.batches import by_length
 from hfkit.data.labels import IGNORED
 from hfkit.errors import ModelError
 from hfkit.system.processes import all_gather, shard
@@ -65,7 +66,7 @@ def token_logprobs(model: PreTrainedModel, passages: Sequence[Passage], num_top:
     return found
 
 
-def token_nats(model: PreTrainedModel, passages: Sequence[Passage], batch_size: int) -> npt.NDArray[np.float64]:
+def token_nats(model: PreTrainedModel, passages: Sequence[Passage], batch_size: int | None) -> npt.NDArray[np.float64]:
     """The summed nats of each passage's scored tokens, shape (passages,); several processes share the batches.
 
     Raises ModelError if the model answers with NaN.
@@ -97,11 +98,11 @@ def batches(
 ) -> Sequence[Sequence[int]]:
     """The places of `passages`, longest first, in batches whose logits stay below MAX_LOGITS."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    longest = max((passage.num_tokens for passage in passages), default=1)
-    size = max(1, min(batch_size or len(passages), MAX_LOGITS // (longest * vocabulary)))
     lengths = [passage.num_tokens + len(() if passage.source is None else passage.source) for passage in passages]
-    order = np.argsort(-np.array(lengths), kind="stable").tolist()
-    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+    found = by_length(
+        lengths, batch_size, device=model.device.type, most=lambda longest: MAX_LOGITS // (longest * vocabulary)
+    )
+    return [places.tolist() for places in found]
 
 
 def batch_logits(model: PreTrainedModel, passages: Sequence[Passage]) -> Iterator[torch.Tensor]:

@@ -102,7 +102,7 @@ def measure(
     context: int | None = None,
     stride: int | None = None,
     bos: str = "auto",
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> Likelihood:
     """The nats of `documents` under a causal model: every token scored once, in a window that moves by `stride`.
 
@@ -144,7 +144,7 @@ def measure_targets(
     targets: Sequence[str],
     *,
     max_length: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> Likelihood:
     """The nats of each target under an encoder-decoder that has read its source; each token from all before it.
 
@@ -191,7 +191,7 @@ def compatible(
     documents: Sequence[str],
     *,
     context: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> dict[str, Score]:
     """The perplexity that `program` prints for these documents, by its own definition; no intervals.
 
@@ -205,7 +205,11 @@ def compatible(
 
 
 def _as_lm_eval(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int, batch_size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    context: int,
+    batch_size: int | None,
 ) -> dict[str, Score]:
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if prefix is None:
@@ -228,7 +232,11 @@ def _as_lm_eval(
 
 
 def _as_evaluate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int, batch_size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    context: int,
+    batch_size: int | None,
 ) -> dict[str, Score]:
     if tokenizer.bos_token_id is None:
         raise ModelError(f"evaluate needs a BOS token, {tokenizer.name_or_path} has none", "--compat lm-eval")
@@ -248,7 +256,11 @@ def _as_evaluate(
 
 
 def _as_run_clm(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int, batch_size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    context: int,
+    batch_size: int | None,
 ) -> dict[str, Score]:
     lines = [line for text in documents for line in io.StringIO(text)]  # with their ends, as it reads text files
     tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in _encoded(tokenizer, lines)])
@@ -341,7 +353,7 @@ def _exp_of_words(nats: float) -> float:
 
 
 def _total(
-    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int
+    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int | None
 ) -> tuple[float, int]:
     """(nats, tokens scored) of all windows."""
     if not windows:
@@ -351,7 +363,7 @@ def _total(
 
 
 def _window_nats(
-    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int
+    model: PreTrainedModel, sequences: Sequence[np.ndarray], windows: Sequence[Window], batch_size: int | None
 ) -> np.ndarray:
     """The nats of each window's scored tokens, shape (windows,)."""
     passages = [Passage(sequences[doc][start:first], sequences[doc][first:stop]) for doc, start, stop, first in windows]

@@ -44,8 +44,9 @@ class Evaluation(Section):
              "model.")
     num_beams: int | None = setting("--num-beams", only="finetune evaluate", ge=1,
         help="Number of beams in beam search when texts are generated (default: the model's own, 1 if it has none).")
-    batch_size: int = setting("--batch-size", 16, only="pretrain finetune predict evaluate", ge=1,
-        help="Examples in a batch; does not change the results.")
+    batch_size: int | None = setting("--batch-size", only="pretrain finetune predict evaluate", ge=1,
+        help="Examples in a batch; does not change the results (default: as many as have 4,096 tokens on a CPU, "
+             "32,768 on a GPU).")
     seed: int = setting("--seed", 0, only="pretrain finetune evaluate", ge=0, le=MAX_SEED,
         help="Seed of evaluation masks and bootstrap intervals.")
     interval: bool = setting("--interval/--no-interval", True, only="pretrain finetune evaluate", rare=True,

@@ -51,6 +51,8 @@ OF_LIKELIHOODS = ("perplexity", "nll", "bits_per_byte", "bits_per_character", "w
 
 USUAL = ("bleu", "chrf", "rouge", "perplexity")
 
+BATCH = 64  # sources whose targets are generated together
+
 SAMPLES = 2  # texts that are shown at each evaluation
 
 
@@ -80,7 +82,7 @@ class Seq2Seq(Task):
         """Pretrained: twice BERT's learning rate, for T5 (huggingface.co/docs/transformers/model_doc/t5: 1e-4 and 3e-4
         work well). New: as for small translation models, with the model's own dropout."""
         new = bool(given.get("model.from_scratch") or given.get("model.type") or not given.get("model.name"))
-        usual = finetuning_defaults(given) | {"evaluation.batch_size": 64}
+        usual = finetuning_defaults(given)
         if not new:
             return usual | {"train.learning_rate": 5e-4 if given.get("lora.enabled") else 1e-4}
         named = {} if given.get("model.name") else dict(self.new_model)
@@ -219,7 +221,7 @@ class Seq2Seq(Task):
             fix = "hfkit generate --greedy makes the texts that are scored"
             warn("texts are generated without sampling, which the model's own settings ask for", fix, once=True)
         sources = [pairs.sources[index] for index in range(len(pairs))]
-        texts = generate_texts(model, tokenizer, sources, settings, batch_size=wanted.batch_size)
+        texts = generate_texts(model, tokenizer, sources, settings, batch_size=wanted.batch_size or BATCH)
         given, targets = dataset["text"][:], dataset["target"][:]
         references = dataset["references"][:] if "references" in dataset.column_names else targets
         beams = settings.num_beams or 1
