@@ -158,7 +158,7 @@ def test_auto_precision_is_measured_once_and_kept(tmp_path, monkeypatch, capsys)
     def run(name, *options):
         shape = [
             "--set",
-            "model.config.n_embd=128",
+            "model.config.n_embd=256",
             "--set",
             "model.config.n_layer=1",
             "--set",

@@ -28,8 +28,8 @@ class Model(Section):
     from_scratch: bool = setting("--from-scratch", False, only="pretrain finetune",
         help="Initialize the weights at random; keep the architecture and tokenizer of --model.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting("--dtype",
-        help="dtype of the weights: float32 (default), bfloat16 (half the memory, but five times slower on most CPUs; "
-             "default for generation on GPUs) or float16.")
+        help="dtype of the weights: float32 (default), bfloat16 (half the memory, slow on CPUs without instructions "
+             "for it; default for generation on GPUs) or float16.")
 
 
 @dataclass(frozen=True, kw_only=True)
