@@ -154,7 +154,7 @@ def predict(
     from hfkit.evaluation.predict import predict as run
     from hfkit.evaluation.predict import predict_file
 
-    recipe = resolve("predict", run=model, sets=settings)
+    recipe = resolve("predict", run=model, sets=settings, files=[] if input is None else [str(input)])
     answers: list[dict[str, Any]] = []
     file = None if output is None else Path(output)
     with kept_state():

@@ -103,9 +103,9 @@ CASES = {
         "empty.txt: no rows, the file is empty (fix: give a file with text)"),
     "blank text": ("pretrain --data blank.txt", 3, "blank.txt: no rows, only blank lines (fix: give a file with text)"),
     "unknown kind": (f"{TUNE} table.numbers", 3,
-        "table.numbers: unknown kind of file '.numbers' (fix: save the sheet as CSV, then --data FILE.csv)"),
+        "table.numbers: unknown kind of file '.numbers' (fix: save the sheet as CSV, and give that file)"),
     "url": (f"{TUNE} http://example.org/a.csv", 2,
-        "http://example.org/a.csv: data can't be read from a URL (fix: download it, then --data FILE)"),
+        "http://example.org/a.csv: data can't be read from a URL (fix: download it, and give that file)"),
     # Columns.
     "missing text column": (f"{TUNE} other-columns.csv --text-column txt", 3,
         "other-columns.csv has no column 'txt', found: sentence, stars (fix: --text-column sentence)"),

@@ -193,7 +193,8 @@ def test_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError) as caught:
         builtin.load("python-doc")
     assert str(caught.value) == (
-        f"builtin:python-doc: no such data, found: {', '.join(builtin.BUILTINS)} (fix: did you mean 'python-docs'?)"
+        f"builtin:python-doc: no such data, found: {', '.join(builtin.BUILTINS)} "
+        "(fix: did you mean 'builtin:python-docs'?)"
     )
     assert caught.value.exit_code == 2
 

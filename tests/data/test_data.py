@@ -320,7 +320,7 @@ WRONG = [
     ("a.arrow", b"xxx", "a damaged .arrow file: File is too small: 3 (fix: make or fetch it again)"),
     ("a.parquet.gz", b"x", ".parquet files can't be read compressed (fix: decompress it first)"),
     ("a.xlsx.gz", b"x", ".xlsx files can't be read compressed (fix: decompress it first)"),
-    ("a.numbers", b"PK\x03\x04", "unknown kind of file '.numbers' (fix: save the sheet as CSV, then --data FILE.csv)"),
+    ("a.numbers", b"PK\x03\x04", "unknown kind of file '.numbers' (fix: save the sheet as CSV, and give that file)"),
     ("a.abc", b"PK\x03\x04", "unknown kind of file '.abc' (fix: rename it to one of: .csv .tsv .json .jsonl .txt .conll .bio .iob .iob2 .xlsx .xls .ods .parquet .arrow)"),
 ]  # fmt: skip
 
@@ -404,7 +404,7 @@ def test_urls_are_refused_without_network(url: str) -> None:
     for call in (load_source, fingerprint):
         with pytest.raises(UsageError) as caught:
             call([url])
-        assert str(caught.value) == f"{url}: data can't be read from a URL (fix: download it, then --data FILE)"
+        assert str(caught.value) == f"{url}: data can't be read from a URL (fix: download it, and give that file)"
 
 
 def test_is_local_means_without_the_hub() -> None:
@@ -483,7 +483,7 @@ def test_builtin_data_comes_with_its_validation_split() -> None:
     assert list(named) == ["train", "test", "validation"]
     assert named["test"]["text"][0] not in splits["train"]["text"][:]
     assert fingerprint(["builtin:python-docstrings"]) == fingerprint(["builtin:python-docstrings"])
-    with pytest.raises(UsageError, match="did you mean 'python-docs'"):
+    with pytest.raises(UsageError, match="did you mean 'builtin:python-docs'"):
         load_source(["builtin:python-doc"])
 
 
@@ -758,7 +758,7 @@ UNCLEAR = [
     ("foo,bar", {}, "a.csv: no column is clearly the text, found: foo, bar (fix: --text-column foo, or --no-header if these are values of a first row)"),
     ("text,foo,bar", {}, "a.csv: no column is clearly the label, found: text, foo, bar (fix: --label-column foo)"),
     ("text,topic,intent", {}, "a.csv: no column is clearly the label, found: text, topic, intent (fix: --label-column topic)"),
-    ("text", {}, "a.csv: no column is clearly the label, found: text (fix: --label-column NAME)"),
+    ("text", {}, "a.csv: no column is clearly the label, found: text (fix: give data with a column for the label)"),
     ("text,stars", {"label": "label"}, "a.csv has no column 'label', found: text, stars (fix: --label-column stars)"),
     ("text,label", {"text": "txt"}, "a.csv has no column 'txt', found: text, label (fix: --text-column text)"),
     ("a,b,c", {"text_pair": "zz"}, "a.csv has no column 'zz', found: a, b, c (fix: --text-pair-column NAME)"),

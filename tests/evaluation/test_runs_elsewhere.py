@@ -104,7 +104,7 @@ def test_a_last_step_that_breaks_the_model_is_told(made, tmp_path, monkeypatch, 
             "a.zip",
             "a.zip: unknown kind of file '.zip' (fix: unpack it; a .zip of one file is read as it is)",
         ),
-        ("a.xlsb", "a.xlsb: unknown kind of file '.xlsb' (fix: save the sheet as CSV, then --data FILE.csv)"),
+        ("a.xlsb", "a.xlsb: unknown kind of file '.xlsb' (fix: save the sheet as CSV, and give that file)"),
         ("link.csv", "link.csv: a link to nowhere.csv, which does not exist (fix: correct the link)"),
     ],
 )

@@ -227,7 +227,7 @@ NO_MESSAGES = "is no list of messages (fix: write "
             ["--references", "target", "--output", "o"],
             "a.jsonl: line 1: column 'target': is empty",
         ),
-        ([{"a": 1, "b": 2}], [], "a.jsonl: no column is clearly the text, found: a, b (fix: --text-column"),
+        ([{"a": 1, "b": 2}], [], "a.jsonl: no column is clearly the text, found: a, b (fix: give data with a column"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_error_with_line_and_column(gpt2, chat, said, content, options, message):

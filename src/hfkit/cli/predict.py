@@ -74,7 +74,8 @@ def predict(
     """
     from hfkit.recipe.resolve import resolve
 
-    recipe = resolve("predict", run=model_, flags=settings, sets=set_ or ())
+    files = [] if input_ is None else [input_]
+    recipe = resolve("predict", run=model_, flags=settings, sets=set_ or (), files=files)
     if not text and input_ is None:
         raise UsageError("there is no text to classify", "--text 'some text' or --input FILE")
     if text and input_ is not None:

@@ -81,7 +81,8 @@ Table = dict[str, list[str]]
 def load(name: str) -> dict[str, Table]:
     """The built-in data set `name` as split -> column -> values; UsageError for an unknown name."""
     if name not in BUILTINS:
-        raise UsageError(f"builtin:{name}: no such data, found: {', '.join(BUILTINS)}", did_you_mean(name, BUILTINS))
+        near = did_you_mean(f"builtin:{name}", [f"builtin:{one}" for one in BUILTINS])
+        raise UsageError(f"builtin:{name}: no such data, found: {', '.join(BUILTINS)}", near)
     return BUILTINS[name]()
 
 

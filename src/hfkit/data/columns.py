@@ -82,6 +82,11 @@ def input_column(dataset: Dataset, data: Data, role: str = "text", usual: Sequen
     return column
 
 
+def pair_column(dataset: Dataset, data: Data) -> str | None:
+    """The column that data.columns.text_pair names; DataError if the data set does not have it."""
+    return _named(as_splits(dataset), data, "text_pair")
+
+
 def words_column(dataset: Dataset, data: Data) -> str | None:
     """The column that holds the words of a sentence as a list; None if the text is in one piece."""
     column = data.columns.text
@@ -266,7 +271,8 @@ def question_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str, 
         left = [name for name in columns if name not in found.values()]
         column = _named(splits, data, role) or next(_usual(left, usual), None)
         if column is None:
-            raise _unclear(splits, data, role, columns, left, called=usual[0])
+            could_be = left if len(columns) >= len(QUESTION_NAMES) else []
+            raise _unclear(splits, data, role, columns, could_be, called=usual[0])
         found[role] = column
     return found["text"], found["text_pair"], found["label"]
 
@@ -318,7 +324,7 @@ def _named(splits: dict[str, Dataset], data: Data, role: str) -> str | None:
             free = [name for name in dataset.column_names if name not in vars(data.columns).values()]
             near = difflib.get_close_matches(column, dataset.column_names, n=1, cutoff=0.6)
             known = _well_known(free, TEXT_NAMES if role != "label" else LABEL_NAMES)
-            fix = f"{FLAGS[role]} {near[0] if near else known or only(free) or 'NAME'}"
+            fix = f"{FLAGS[role]} {near[0] if near else known or only(free) or 'NAME'}" if free else _column_for(role)
             name = ", ".join(_sources_of(data, split))
             raise DataError(f"{name} has no column '{column}', found: {listed(dataset.column_names)}", fix)
     return column
@@ -343,7 +349,8 @@ def _of_text(splits: dict[str, Dataset], columns: list[str]) -> list[str]:
 def _unclear(
     splits: dict[str, Dataset], data: Data, role: str, columns: list[str], candidates: list[str], called: str = ""
 ) -> DataError:
-    fix, found = f"{FLAGS[role]} {candidates[0] if candidates else 'NAME'}", listed(columns)
+    fix = f"{FLAGS[role]} {candidates[0]}" if candidates else _column_for(called or role)
+    found = listed(columns)
     if any(set(dataset.column_names) != set(columns) for dataset in splits.values()) and not candidates:
         found = ", ".join(f"{listed(dataset.column_names)} ({split})" for split, dataset in splits.items())
         fix = "give all the same columns"
@@ -367,6 +374,11 @@ def _unclear(
         problem = f"{name}: its lines hold tabs, but the suffix is not that of a table"
         return DataError(problem, f"mv {sources[0]} {table}, and --no-header if its first line is a row")
     return DataError(f"{name}: no column is clearly the {called or role}, found: {found}", fix)
+
+
+def _column_for(role: str) -> str:
+    """What to do where no column is left that could be named."""
+    return f"give data with a column for the {'second text' if role == 'text_pair' else role}"
 
 
 def _check_rows(splits: dict[str, Dataset], data: Data, texts: list[str], label: str | None = None) -> None:

@@ -33,7 +33,7 @@ class Columns(NamedTuple):
         return self.names.index("tags")
 
 
-def read_conll(path: Path, encoding: str) -> tuple[Any, Iterator[tuple[str, dict[str, Any]]]]:
+def read_conll(path: Path, encoding: str | None) -> tuple[Any, Iterator[tuple[str, dict[str, Any]]]]:
     """A row for each sentence: lists of text in the columns `tokens` and `tags`; other columns have their number.
 
     Fields are divided by tabs, else by blanks. The tags are the last column that holds BIO tags, else the last one; the
@@ -46,7 +46,7 @@ def read_conll(path: Path, encoding: str) -> tuple[Any, Iterator[tuple[str, dict
     return pa.schema([(name, pa.list_(pa.string())) for name in columns.names]), _sentences(path, encoding, columns)
 
 
-def is_conll(path: Path, encoding: str) -> bool:
+def is_conll(path: Path, encoding: str | None) -> bool:
     """Whether the first lines, three at least, have the same fields each, one of them always a BIO tag."""
     lines = [line.strip(BLANK) for _, line in itertools.islice(read_lines(path, encoding), SNIFFED)]
     separator = "\t" if "\t" in next(filter(None, lines), "") else " "
@@ -57,7 +57,7 @@ def is_conll(path: Path, encoding: str) -> bool:
     return any(all(map(TAG.fullmatch, column)) and any(tag[0] in "OB" for tag in column) for column in columns)
 
 
-def _columns(path: Path, encoding: str) -> Columns:
+def _columns(path: Path, encoding: str | None) -> Columns:
     separator, size, first = " ", 0, 0
     tagged: list[int] = []
     numbered: list[int] = []
@@ -93,7 +93,7 @@ def _columns(path: Path, encoding: str) -> Columns:
     return Columns(separator, names, first, is_bio)
 
 
-def _sentences(path: Path, encoding: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+def _sentences(path: Path, encoding: str | None, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
     rows: list[list[str]] = []
     start = 0
     for number, line in itertools.chain(read_lines(path, encoding), [(0, "")]):

@@ -77,6 +77,15 @@ class Layout:
     separator: str | None = None
     quoting: bool | None = None
     encoding: str = "utf-8"  # of text; several separated by commas: each line in the first one that fits
+    is_fixed: bool = False  # whether no option of the command changes it, so that no error may advise one
+
+    @property
+    def given_encoding(self) -> str | None:
+        """The encoding as `read_lines` takes it."""
+        return None if self.is_fixed else self.encoding
+
+
+FIXED = Layout(is_fixed=True)
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,8 @@ def settled(path: Path, layout: Layout) -> Layout:
     ]  # fmt: skip
     if again:
         say(
-            f"{path}: no header line, because '{short(again[0])}' appears again below; columns are named 0, 1, ... "
-            "(change with --header)"
+            f"{path}: no header line, because '{short(again[0])}' appears again below; columns are named 0, 1, ..."
+            + " (change with --header)" * (not layout.is_fixed)
         )
     return replace(layout, header=not again)
 
@@ -179,7 +188,10 @@ def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
     place, first = next(lines, ("", []))
     if len(first) == 1 and (found := [other for other in ",;\t|" if other in first[0]]):
         message = f"{path}: {place}: one column '{short(first[0])}', no {wanted} but '{found[0]}' between names"
-        raise DataError(message, f"--separator {'tab' if found[0] == chr(9) else shlex.quote(found[0])}")
+        fix = f"--separator {'tab' if found[0] == chr(9) else shlex.quote(found[0])}"
+        if layout.is_fixed:
+            fix = "rename it to .tsv" if found[0] == "\t" else f"write sep={found[0]} in a first line of its own"
+        raise DataError(message, fix)
     names, lines = _names(path, layout, itertools.chain([(place, first)], lines))
 
     def rows() -> Rows:
@@ -222,7 +234,7 @@ def _names(path: Path, layout: Layout, lines: Fields) -> tuple[list[str], Fields
         header = [str(number) for number in range(len(header))]
     header = [name or f"Unnamed: {number}" for number, name in enumerate(header)]
     if twice := [name for number, name in enumerate(header) if name in header[:number]]:
-        fix = "rename one of them, or --no-header if the first line is a row"
+        fix = "rename one of them" + (", or --no-header if the first line is a row" if not layout.is_fixed else "")
         raise DataError(f"{path}: {place}: column '{twice[0]}' appears twice", fix)
     return header, lines
 
@@ -246,7 +258,7 @@ def _dialect(path: Path, layout: Layout) -> tuple[str, bool, bool]:
     """The separator of a table, whether double quotes enclose fields, and whether the first line only names the
     separator, as Excel writes it: `sep=;`."""
     usual = FORMATS[format_of(path)[0]]
-    _, first = next(read_lines(path, layout.encoding), (0, ""))
+    _, first = next(read_lines(path, layout.given_encoding), (0, ""))
     told = TOLD_SEPARATOR.fullmatch(first)
     separator = layout.separator or (told[1] if told else usual.separator)
     return separator, usual.quoting if layout.quoting is None else layout.quoting, told is not None
@@ -257,7 +269,7 @@ def _split_fields(path: Path, layout: Layout) -> Fields:
     csv.field_size_limit(2**31 - 1)  # 131,072 characters otherwise
     separator, is_quoted, is_told = _dialect(path, layout)
     skipped = int(is_told)
-    lines = (line for _, line in itertools.islice(read_lines(path, layout.encoding), skipped, None))
+    lines = (line for _, line in itertools.islice(read_lines(path, layout.given_encoding), skipped, None))
     quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     dialect: dict[str, Any] = {"delimiter": separator, "quoting": quoting}
     reader = csv.reader(lines, strict=True, **dialect)
@@ -270,6 +282,7 @@ def _split_fields(path: Path, layout: Layout) -> Fields:
         except csv.Error as error:
             known = (said for start, said in CSV_ERRORS.items() if str(error).startswith(start))
             problem, fix = next(known, (str(error), ""))
+            fix = fix.partition(", or --")[0] if layout.is_fixed else fix
             raise DataError(f"{path}: {place}: {problem}", fix) from None
         if fields:
             yield place, fields
@@ -313,7 +326,7 @@ def read_text(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """
     import pyarrow as pa
 
-    if layout.documents == "row" and is_conll(path, layout.encoding):
+    if layout.documents == "row" and is_conll(path, layout.given_encoding):
         say(f"{path}: read as CoNLL, because each line holds a word and its tag")
         return read_tagged(path, layout)
     return pa.schema([("text", pa.string())]), _text_rows(path, layout)
@@ -327,7 +340,7 @@ def _text_rows(path: Path, layout: Layout) -> Rows:
     num_rows = num_blank = 0
     paragraph: list[str] = []
     start = 1
-    for number, line in itertools.chain(read_lines(path, layout.encoding), [(0, "")]):
+    for number, line in itertools.chain(read_lines(path, layout.given_encoding), [(0, "")]):
         is_blank = documents != "file" and not line.strip(BLANK)
         num_blank += is_blank and number > 0
         if paragraph and (is_blank or documents == "row" or number == 0):
@@ -350,7 +363,7 @@ def _text_rows(path: Path, layout: Layout) -> Rows:
 
 def _every_line(path: Path, layout: Layout) -> Rows:
     number = 0
-    for number, line in read_lines(path, layout.encoding):
+    for number, line in read_lines(path, layout.given_encoding):
         yield f"line {number}", {"text": line.removesuffix("\n").removesuffix("\r")}
     if not number:
         raise DataError(f"{path}: no rows, the file is empty", "give a file with text")
@@ -358,7 +371,7 @@ def _every_line(path: Path, layout: Layout) -> Rows:
 
 def read_tagged(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """A CoNLL file: a word and its tags on each line, a blank line after each sentence."""
-    return read_conll(path, layout.encoding)
+    return read_conll(path, layout.given_encoding)
 
 
 def read_parquet(path: Path, layout: Layout) -> tuple[Any, Iterator[Any]]:

@@ -33,9 +33,9 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 # What to do with files of other kinds that people have.
 OTHER_KINDS = {
     ".zip": "unpack it; a .zip of one file is read as it is",
-    **dict.fromkeys((".tar", ".tgz", ".7z", ".rar"), "unpack it, then --data FILE"),
-    **dict.fromkeys((".xlsb", ".numbers"), "save the sheet as CSV, then --data FILE.csv"),
-    **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".rtf", ".epub"), "save it as plain text, then --data FILE.txt"),
+    **dict.fromkeys((".tar", ".tgz", ".7z", ".rar"), "unpack it, and give the file in it"),
+    **dict.fromkeys((".xlsb", ".numbers"), "save the sheet as CSV, and give that file"),
+    **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".rtf", ".epub"), "save it as plain text, and give that file"),
     **dict.fromkeys((".feather", ".orc", ".h5", ".pkl", ".pickle", ".npy", ".npz"), "write it as .parquet or .jsonl"),
 }
 
@@ -101,7 +101,7 @@ def stream_rows(sources: Sequence[str], layout: Layout) -> Rows:
 
 def refuse_url(source: str) -> None:
     if "://" in source or "::" in source:
-        raise UsageError(f"{source}: data can't be read from a URL", "download it, then --data FILE")
+        raise UsageError(f"{source}: data can't be read from a URL", "download it, and give that file")
 
 
 def local_files(source: str) -> list[Path]:
@@ -268,6 +268,8 @@ def join(parts: list[tuple[str, Dataset | DatasetDict]], split: str) -> Dataset:
 def _require_readable(path: Path) -> None:
     """DataError if `path` is no regular file or not of a known kind; says if text is read by its content."""
     (suffix, compression), kind = format_of(path), format_name(path)
+    if not path.is_file():
+        raise DataError(f"{path}: not a regular file", "write it to a file first")
     if not kind:
         fix = OTHER_KINDS.get(suffix, f"rename it to one of: {' '.join(FORMATS)}")
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'", fix)
@@ -275,8 +277,6 @@ def _require_readable(path: Path) -> None:
         say_once(f"{path}: read as text, because '{suffix}' is no known kind of file")
     if compression and not FORMATS[kind].has_lines:
         raise DataError(f"{path}: {suffix} files can't be read compressed", "decompress it first")
-    if not path.is_file():
-        raise DataError(f"{path}: not a regular file", "write it to a file first")
 
 
 def _open_file(path: Path, layout: Layout, split: str) -> Dataset:

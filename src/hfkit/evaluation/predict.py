@@ -15,10 +15,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from hfkit.data.columns import are_words, input_column, text_column, words_column
+from hfkit.data.columns import are_words, input_column, pair_column, text_column, words_column
 from hfkit.data.lines import read_stdin
 from hfkit.data.loading import read_input
-from hfkit.data.readers import are_alike, has_effect, is_inherited
 from hfkit.data.sources import offline_if_local
 from hfkit.errors import DataError, StorageError, UsageError, did_you_mean
 from hfkit.evaluation.inference import predict_rows
@@ -27,7 +26,7 @@ from hfkit.metrics.sample import asked
 from hfkit.models.config import load_config
 from hfkit.models.loading import open_model
 from hfkit.models.tokenizer import load_tokenizer
-from hfkit.settings import Columns, Csv, Recipe
+from hfkit.settings import Columns, Recipe
 from hfkit.system.console import is_main_process, say, warn
 from hfkit.system.files import to_disk
 from hfkit.system.processes import distributed_inference, on_main_process
@@ -166,10 +165,6 @@ def read_questions(recipe: Recipe, file: str, asked_for: Sequence[str]) -> Itera
         yield from _read_stdin(recipe, asked_for)
         return
     data, columns = dataclasses.replace(recipe.data, train=[file]), recipe.data.columns
-    if not has_effect("header", file):  # the settings of the run are those of another kind of file
-        data = dataclasses.replace(data, header=data.header if is_inherited(data.header) else None, csv=Csv())
-    elif recipe.data.train and not are_alike([file], recipe.data.train):
-        data = dataclasses.replace(data, csv=Csv())
     dataset, place = read_input(file, data)
     if "tokens" in asked_for and (words := words_column(dataset, data)):
         for number, tokens in enumerate(dataset[words]):
@@ -183,7 +178,7 @@ def read_questions(recipe: Recipe, file: str, asked_for: Sequence[str]) -> Itera
     if columns.text is None and "context" in asked_for and set(asked_for) <= set(dataset.column_names):
         names = ["question", "context"]
     elif dataset.column_names != ["text"] or columns.text_pair is not None:
-        names = [input_column(dataset, data), *([] if columns.text_pair is None else [columns.text_pair])]
+        names = [name for name in (input_column(dataset, data), pair_column(dataset, data)) if name is not None]
     for name in names if not names == dataset.column_names == ["text"] else ():  # checks its rows
         text_column(dataset, dataclasses.replace(data, columns=Columns(text=name)))
     for start in range(0, len(dataset), CHUNK):

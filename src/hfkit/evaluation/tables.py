@@ -203,7 +203,7 @@ class _Table:
     def __init__(self, path: Path) -> None:
         from hfkit.data.lines import read_lines
         from hfkit.data.loading import load_source
-        from hfkit.data.readers import has_effect
+        from hfkit.data.readers import FIXED, has_effect
 
         self.path, self.lines, self.names = path, None, []
         if has_effect("documents", path):
@@ -211,7 +211,7 @@ class _Table:
             if not self.lines:
                 raise DataError(f"{path}: no rows", "give one text a line")
         else:
-            self.dataset = load_source([str(path)])
+            self.dataset = load_source([str(path)], layout=FIXED)
             self.names = self.dataset.column_names
 
     def has(self, name: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.lines import format_of, is_text, read_lines
-from hfkit.data.readers import FORMATS, TEXT, has_effect
+from hfkit.data.readers import FIXED, FORMATS, TEXT, has_effect
 from hfkit.errors import DataError, OutOfMemoryError, StoppedError, StorageError, UsageError
 from hfkit.generation.answers_file import Partial, Row, facts_of
 from hfkit.generation.generator import Answer, Generator, load_generator
@@ -158,7 +158,7 @@ def _beside(dataset: Dataset, name: str, file: str) -> Dataset:
 
     from hfkit.data.loading import load_source
 
-    lines = load_source([file], "line")
+    lines = load_source([file], "line", layout=FIXED)
     if lines.column_names != ["text"]:
         raise DataError(f"{file}: holds a table, and references are read from text", "give a line for each prompt")
     if len(lines) != len(dataset):

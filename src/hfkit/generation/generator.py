@@ -75,7 +75,8 @@ def _load(recipe: Recipe, conversation: bool) -> Generator:
     completes = not unpacked and trained_suffix(config) is not None  # it was trained on prompts without a template
     is_chat = tokenizer.chat_template is not None and not generation.raw and not completes
     if conversation and not is_chat:
-        fix = "--chat-template FILE.jinja, or hfkit generate, which continues a text"
+        fix = "hfkit generate, which continues a text"
+        fix = fix if completes else f"--chat-template FILE.jinja, or {fix}"
         raise ModelError(f"{recipe.model.name} has no chat template to put messages into", fix)
     model = unpacked or load_model(recipe.model, config, tokenizer)
     own = own_new_tokens(model)
@@ -200,7 +201,8 @@ class Generator:
             )
         except Exception as error:  # templates are programs that raise what they like
             what = f"the chat template refuses the messages: {first_line(error)}"
-            raise DataError(what, "hfkit generate --raw") from error
+            fix = "--raw" if isinstance(prompt, str) else "change the messages, or --chat-template FILE.jinja"
+            raise DataError(what, fix) from error
         return ids
 
     def _truncated(self, ids: list[int]) -> list[int]:

@@ -266,7 +266,9 @@ def texts_of(sources: Sequence[str], documents: str, column: str | None) -> tupl
     """All sources as one data set, and its column with the text."""
     from hfkit.data.columns import text_column
     from hfkit.data.loading import load_source
+    from hfkit.data.readers import FIXED
     from hfkit.settings import Columns, Data
 
-    dataset = load_source(sources, documents)
-    return dataset, text_column(dataset, Data(train=list(sources), columns=Columns(text=column)))
+    dataset = load_source(sources, documents, layout=FIXED)
+    given = Data(train=list(sources), columns=Columns(text=column), header=True)  # no option says otherwise
+    return dataset, text_column(dataset, given)

@@ -12,6 +12,7 @@ from hfkit.recipe.effect import acts_for, idle_because, tasks_with
 from hfkit.recipe.upstream import DECIDED, FORMER, training_argument_types
 from hfkit.settings import SECTIONS, SETTINGS, acts, setting_of
 from hfkit.system import permissions
+from hfkit.tasks import DEFAULT_TASKS
 
 OWN_EXAMPLES = {"learning_rate": "5e-5", "num_train_epochs": "3", "max_time": "30m"}
 
@@ -64,7 +65,8 @@ def _unknown(command: str, key: str) -> Problem:
     fix = f"did you mean '{same[0]}'?" if same else did_you_mean(key, near) or did_you_mean(key, SETTINGS)
     if not fix and last in training_argument_types():
         fix = f"set train.extra.{last}"
-    return "unknown setting", fix or f"hfkit {command} --dry-run prints the settings"
+    shows = "--dry-run prints the settings" if command in DEFAULT_TASKS else "--help lists them"
+    return "unknown setting", fix or f"hfkit {command} {shows}"
 
 
 def _wrong_extra(key: str, value: Any) -> Problem | None:

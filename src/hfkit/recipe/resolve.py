@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hfkit.data.readers import UNLESS_NAMED, are_alike, is_table
+from hfkit.data.readers import UNLESS_NAMED, are_alike, has_effect, is_table
 from hfkit.errors import Problem, UsageError, did_you_mean
 from hfkit.recipe.checks import wrong_values
 from hfkit.recipe.effect import acts_for, description, idle_because
@@ -34,11 +34,13 @@ def resolve(
     run: str | None = None,
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] | Mapping[str, Any] = (),
+    files: Sequence[str] = (),
 ) -> Recipe:
     """The recipe of one `command`: task defaults < `recipe` (file or nested) < `flags` < `sets` ("a.b=c" or {a.b: c}).
 
     `run` is the model of predict, generate and evaluate; if it is a run of hfkit, the settings of its training come
-    first. Raises UsageError naming every setting that is unknown, has a wrong value or has no effect, and its place.
+    first, except those of another kind of file than `files`, which predict reads. Raises UsageError naming every
+    setting that is unknown, has a wrong value or has no effect, and its place.
     """
     given = _Given()
     if isinstance(recipe, Path):
@@ -53,7 +55,7 @@ def resolve(
 
     task = _task(command, given)
     typed = dict(given.where)
-    values = _with_settings_of_run(command, run, given)
+    values = _with_settings_of_run(command, run, given, files)
     known = str(task or values.get("task"))  # that of the run
     for key in typed:
         if problem := problem_with(command, known if known in TASKS else None, key, given.values):
@@ -196,7 +198,7 @@ def _task_of_files(given: _Given, choices: Sequence[str]) -> str | None:
     return None
 
 
-def _with_settings_of_run(command: str, run: str | None, given: _Given) -> dict[str, Any]:
+def _with_settings_of_run(command: str, run: str | None, given: _Given, files: Sequence[str]) -> dict[str, Any]:
     """The given values of known settings, over those the model was trained with if it is a run of hfkit."""
     model = given.values.get("model.name", run)
     if run is not None and model != run:
@@ -216,7 +218,7 @@ def _with_settings_of_run(command: str, run: str | None, given: _Given) -> dict[
             foreign = ("data.", "evaluation.", "task")
             values = {key: value for key, value in values.items() if not key.startswith(foreign)}
         if command == "predict" or "data.test" in given.values:
-            values |= _of_new_files(values, given.values.get("data.test") or [])
+            values |= _of_new_files(values, files or given.values.get("data.test") or [])
         if "data.test" in given.values:  # other data than the run's own
             values |= {"data.train": [], "data.validation": []}
         values["model.name"] = model
@@ -232,6 +234,8 @@ def _of_new_files(values: Mapping[str, Any], files: Sequence[str]) -> dict[str, 
     found: dict[str, Any] = {}
     if files and not are_alike(files, values.get("data.train") or []):
         found |= {"data.csv.quoting": None, "data.csv.separator": None}
+    if files and not any(has_effect("header", file) for file in files):
+        found["data.header"] = None
     if values.get("data.header") is False:
         found["data.header"] = UNLESS_NAMED
     encoding = values.get("data.encoding")
