@@ -153,14 +153,14 @@ CASES = {
     # Models.
     "no model": ("finetune --data good.csv", 2, "no model is named (fix: --model bert-base-uncased, or a directory)"),
     "missing directory": ("finetune --model ./brt --data good.csv", 5,
-        "./brt: no such directory (fix: did you mean 'bert'?)"),
+        "./brt: no such directory (fix: did you mean './bert'?)"),
     "not on the Hub": ("finetune --model bert-nothing --data good.csv", 5,
         "HF_HUB_OFFLINE is set, and bert-nothing is not in the cache (fix: once, with a connection: HF_HUB_OFFLINE=0"
         " hfkit ..., or give a directory instead of bert-nothing)"),
     "generate with no such model": ("generate ./gtp2 --prompt x", 5,
-        "./gtp2: no such directory (fix: did you mean 'gpt2'?)"),
+        "./gtp2: no such directory (fix: did you mean './gpt2'?)"),
     "evaluate with no such model": ("evaluate ./gtp2 --data book.txt", 5,
-        "./gtp2: no such directory (fix: did you mean 'gpt2'?)"),
+        "./gtp2: no such directory (fix: did you mean './gpt2'?)"),
     "no config": ("generate ./no-model --prompt x", 5,
         "./no-model has no config.json (fix: give a directory that hfkit or save_pretrained wrote)"),
     "broken config": ("pretrain --from-scratch --model ./broken-config --data book.txt", 5, None),
@@ -201,7 +201,7 @@ CASES = {
     "output directory is a file": (f"{TUNE} good.csv --output-dir a-file", 6,
         "a-file: is a file (fix: --output-dir NEW)"),
     "no such checkpoint": (f"{TUNE} good.csv --resume runs/x/checkpoint-3", 5,
-        "runs/x/checkpoint-3: no such checkpoint (fix: --resume auto takes the newest)"),
+        "runs/x/checkpoint-3: no such checkpoint (fix: leave out --resume: runs/x has no whole checkpoint)"),
     "resume and overwrite": (f"{TUNE} good.csv --resume auto --overwrite", 2,
         "--resume and --overwrite exclude each other (fix: choose one)"),
     # Nothing to do.

@@ -310,7 +310,7 @@ def test_tokens_of_a_classifier(models: Path, capsys: pytest.CaptureFixture[str]
     ]
     write("b.csv", "text,label\n" + "hello " * 100 + ",x\nfox,y\nhello,y\nworld,x\n")
     assert findings(facts(capsys, "b.csv", "--model", str(models / "bert"))) == [
-        "train: 1 of 4 rows (25.0%) are longer than 64 tokens and truncated (fix: a --model for longer texts, or --allow-truncation)"
+        "train: 1 of 4 rows (25.0%) are longer than 64 tokens and truncated (fix: a --model for longer texts, or hfkit finetune ... --allow-truncation)"
     ]
     capsys.readouterr()
     assert main(["data", "inspect", "a.csv", "--model", str(models / "bert"), "--max-length", "65"]) == 2

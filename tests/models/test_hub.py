@@ -387,22 +387,22 @@ def test_unusable_directory_ends_in_one_message(tmp_path: Path, monkeypatch: pyt
     nothing_like_it = "give a directory with a config.json, or a Hub name"
     wrote = "give a directory that hfkit or save_pretrained wrote"
     cases = {
-        "./runs/gpt2-poem": "./runs/gpt2-poem: no such directory (fix: did you mean 'gpt2-poems'?)",
+        "./runs/gpt2-poem": "./runs/gpt2-poem: no such directory (fix: did you mean './runs/gpt2-poems'?)",
         "runs/gpt2-poem": "runs/gpt2-poem: no such directory "
-        "(fix: did you mean 'gpt2-poems'?; hf:runs/gpt2-poem is the Hub's)",
+        "(fix: did you mean 'runs/gpt2-poems'?; hf:runs/gpt2-poem is the Hub's)",
         "./nowhere/x": f"./nowhere/x: no such directory (fix: {nothing_like_it})",
         "a/b/c": f"a/b/c: no such directory (fix: {nothing_like_it})",
         "./" + "x" * 300: f"./{'x' * 300}: no such directory (fix: {nothing_like_it})",
-        "runs/fresh/config.json": "runs/fresh/config.json is a file, and a model is a directory "
-        "(fix: --model runs/fresh)",
+        "runs/fresh/config.json": "runs/fresh/config.json is a file, and a model is a directory (fix: give runs/fresh)",
         "runs/stopped": "runs/stopped has no config.json itself, but in: checkpoint-5, checkpoint-10 "
-        "(fix: --model runs/stopped/checkpoint-10)",
-        "runs/fresh": f"runs/fresh has no weights (model.safetensors) (fix: {wrote}, or add --from-scratch)",
+        "(fix: give runs/stopped/checkpoint-10)",
+        "runs/fresh": f"runs/fresh has no weights (model.safetensors) (fix: {wrote}, or train it: "
+        "hfkit pretrain --model runs/fresh --from-scratch)",
         "runs/empty": f"runs/empty has no config.json (fix: {wrote})",
         "runs/gguf": "runs/gguf has no config.json (found: model-q4.gguf; hfkit export makes a model of a GGUF file) "
         f"(fix: {wrote})",
         "runs/sharded": "runs/sharded has no model-00002-of-00002.safetensors (1 of 2 weight files are missing) "
-        f"(fix: {wrote}, or add --from-scratch)",
+        f"(fix: {wrote}, or train it: hfkit pretrain --model runs/sharded --from-scratch)",
         "runs/gguf/model-q4.gguf": "runs/gguf/model-q4.gguf: a GGUF file is made a plain model first "
         "(fix: hfkit export runs/gguf/model-q4.gguf --output-dir DIR, once, then give DIR)",
     }

@@ -396,7 +396,7 @@ def test_a_setting_that_needs_another_one_is_refused_without_it() -> None:
         ("finetune", "xyz", f"'xyz' is not a task of `hfkit finetune`: {TUNED}"
                             " (fix: --task text-classification)"),
         ("evaluate", "xyz", f"'xyz' is not a task of `hfkit evaluate`: clm, {MASKED}, {TUNED}"
-                            " (fix: --task clm)"),
+                            " (fix: leave it out)"),
     ],
 )  # fmt: skip
 def test_a_wrong_task_is_refused(command: str, task: str, expected: str) -> None:
@@ -438,8 +438,8 @@ def test_yaml_scalars_mean_what_people_mean(tmp_path: Path, text: str, value: An
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("train:\n  seed: 1\n  seed: 2\n", "line 3: 'seed' is given twice, first on line 2 (fix: write `key: value`)"),
-        ("train: {a: [{b: 1, b: 2}]}", "line 1: 'b' is given twice, first on line 1 (fix: write `key: value`)"),
+        ("train:\n  seed: 1\n  seed: 2\n", "line 3: 'seed' is given twice, first on line 2 (fix: delete one of them)"),
+        ("train: {a: [{b: 1, b: 2}]}", "line 1: 'b' is given twice, first on line 1 (fix: delete one of them)"),
         ("train:\n\tseed: 1\n", "line 2: found character '\\t' that cannot start any token (fix: indent with spaces)"),
         ("a: &x 1\nb: *x\n", "line 1: anchors and aliases are not allowed (fix: write `key: value`)"),
         ("a: *x\n", "line 1: anchors and aliases are not allowed (fix: write `key: value`)"),

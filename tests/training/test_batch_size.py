@@ -68,20 +68,20 @@ def test_the_usual_rows_are_those_of_the_task():
             {"global_batch_size": 16, "per_device_train_batch_size": 3},
             1,
             "train.global_batch_size 16 on 1 process is not possible with --batch-size 3 "
-            "(fix: --batch-size x --gradient-accumulation-steps: 16 x 1, 8 x 2, 4 x 4, 2 x 8, 1 x 16)",
+            "(fix: --batch-size 2 --gradient-accumulation-steps 8; possible: 16 x 1, 8 x 2, 4 x 4, 2 x 8, 1 x 16)",
         ),
         (
             {"global_batch_size": 16, "per_device_train_batch_size": 8},
             4,
             "train.global_batch_size 16 on 4 processes is not possible with --batch-size 8 "
-            "(fix: --batch-size x --gradient-accumulation-steps: 4 x 1, 2 x 2, 1 x 4)",
+            "(fix: --batch-size 4 --gradient-accumulation-steps 1; possible: 4 x 1, 2 x 2, 1 x 4)",
         ),
         (
             {"global_batch_size": 8, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
             1,
             "train.global_batch_size 8 on 1 process is not possible with --batch-size 4 "
             "--gradient-accumulation-steps 4 "
-            "(fix: --batch-size x --gradient-accumulation-steps: 8 x 1, 4 x 2, 2 x 4, 1 x 8)",
+            "(fix: --batch-size 4 --gradient-accumulation-steps 2; possible: 8 x 1, 4 x 2, 2 x 4, 1 x 8)",
         ),
         (
             {"global_batch_size": 16},

@@ -158,7 +158,7 @@ def _goodness(row: Row) -> tuple[str, float]:
     if isinstance(row.get("reference"), float | int):
         return "absolute error", -abs(float(row["prediction"]) - float(row["reference"]))
     return "token F1", max(
-        squad_f1(str(row["prediction"]), str(one)) for one in row.get("references", [row.get("reference")])
+        float(squad_f1(str(row["prediction"]), str(one))) for one in row.get("references", [row.get("reference")])
     )
 
 

@@ -43,6 +43,15 @@ class Files:
             "reference_column": self.reference_column or self.column,
         }
 
+    @property
+    def typed(self) -> dict[str, str | None]:
+        """The columns by the options that name them."""
+        return {
+            "--column": self.column,
+            "--prediction-column": self.prediction_column,
+            "--reference-column": self.reference_column,
+        }
+
     def require_sense(self, recipe: Recipe) -> None:
         """UsageError for options that do not go together, or with the settings in `recipe`."""
         if self:
@@ -52,9 +61,9 @@ class Files:
                 raise UsageError("predictions and references go together", "--predictions FILE --references FILE")
             require_files_alone(recipe)
             return
-        for name in ("column", "prediction_column", "reference_column", "allow_download"):
-            if getattr(self, name):
-                raise UsageError(f"--{name.replace('_', '-')} has no effect without --predictions", "leave it out")
+        for flag, value in (self.typed | {"--allow-download": self.allow_download}).items():
+            if value:
+                raise UsageError(f"{flag} has no effect without --predictions", "leave it out")
         if recipe.model.name is None:
             raise UsageError("there is nothing to evaluate", "hfkit evaluate RUN, or --predictions F --references G")
 
@@ -100,7 +109,8 @@ def require_files_alone(recipe: Recipe, files: str = "--predictions/--references
     for key in changed(recipe):
         if key in ("evaluation.metrics", "evaluation.interval", "evaluation.seed"):
             continue
-        fix = "use --prediction-column, --reference-column" if key.startswith("data.columns.") else "leave it out"
+        has_columns = key.startswith("data.columns.") and files.endswith("references")
+        fix = "use --prediction-column, --reference-column" if has_columns else "leave it out"
         problems.append((f"{option(key)} does not apply to {files}", fix))
     if problems:
         raise UsageError.of(problems)

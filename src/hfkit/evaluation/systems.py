@@ -36,6 +36,8 @@ def compare_systems(systems: Sequence[str], recipe_of: Callable[[str | None], Re
     if len(systems) < 2 or len(set(systems)) < len(systems):
         raise UsageError(f"{len(set(systems))} system to compare", "hfkit compare A B")
     recipe = recipe_of(None)
+    if not files.references and (idle := next((name for name, value in files.typed.items() if value), None)):
+        raise UsageError(f"{idle} has no effect without --references", "leave it out")
     names: Sequence[str] = recipe.evaluation.metrics
     if files.references:
         require_files_alone(recipe, "--references")

@@ -114,7 +114,11 @@ def _token_findings(split: str, facts: Facts, longest: int | None) -> Findings:
         problem = f"{split}: {of_rows(tokens['cut'], part['rows'])} are longer than {limit:,} tokens and truncated"
         needed = max(other["tokens"]["max"] for other in facts["splits"].values() if "tokens" in other)
         possible = min(needed, longest or needed)
-        fix = f"--max-length {possible}" if possible > limit else "a --model for longer texts, or --allow-truncation"
+        fix = (
+            f"--max-length {possible}"
+            if possible > limit
+            else "a --model for longer texts, or hfkit finetune ... --allow-truncation"
+        )
         findings.append((problem, fix))
     if tokens["unknown"] > MANY_UNKNOWN * tokens["sum"]:
         problem = f"{split}: the tokenizer does not know {tokens['unknown'] / tokens['sum']:.1%} of the tokens"

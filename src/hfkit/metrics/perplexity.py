@@ -341,7 +341,7 @@ def _exp(nats: float) -> float:
     if nats > MAX_NATS:
         raise DivergedError(
             f"{nats:,.0f} nats per token: no number holds the perplexity, the model has diverged",
-            "train it again with a smaller --learning-rate",
+            "train it again with a smaller learning rate",
         )
     return math.exp(nats)
 

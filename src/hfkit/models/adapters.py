@@ -41,7 +41,8 @@ def check(recipe: Recipe, config: PreTrainedConfig) -> None:
     """UsageError if lora or train.freeze can't act on a model with this `config`."""
     if recipe.model.from_scratch and (recipe.lora.enabled or recipe.train.freeze):
         flag = "--lora" if recipe.lora.enabled else "--freeze"
-        raise UsageError(f"{flag} keeps trained weights, and this model begins with fresh ones", "--model NAME")
+        fix = "--model NAME" if recipe.model.name is None else "leave out --from-scratch"
+        raise UsageError(f"{flag} keeps trained weights, and this model begins with fresh ones", fix)
     for part in recipe.train.freeze:
         if num_layers(part) > config.num_hidden_layers:
             raise UsageError(

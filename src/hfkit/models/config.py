@@ -94,7 +94,9 @@ def _new_config(model: Model, auto_model: str, block_size: int | None) -> PreTra
     model_type = str(model.type)
     if model_type not in CONFIG_MAPPING:
         known = [name for name in CONFIG_MAPPING if _has_head(name, auto_model)]
-        raise UsageError(f"model.type '{model_type}' is unknown", did_you_mean(model_type, known))
+        usual = next((name for name in ("gpt2", "bert", "t5") if name in known), known[0])
+        near = did_you_mean(model_type, known) or f"--model-type {usual}"
+        raise UsageError(f"model.type '{model_type}' is unknown", near)
     with buildable(model_type):
         blank = CONFIG_MAPPING[model_type]()
     require_head(blank, auto_model)
@@ -231,7 +233,7 @@ def _check_keys(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
     """Unknown keys are an error: the config class itself accepts any key."""
     known = {*vars(config), *config.attribute_map}
     problems = [
-        (f"model.config.{key}: {config.model_type} has no such setting", did_you_mean(key, known))
+        (f"model.config.{key}: {config.model_type} has no such setting", did_you_mean(key, known) or "leave it out")
         for key in changes
         if key not in known
     ]

@@ -136,5 +136,7 @@ def _write(
             saving.export(new, model, tokenizer, base)
             if source is not None:
                 (new / SOURCE).write_text(json.dumps(source), encoding="utf-8")
+    except StorageError as error:  # what a run would do does not help here
+        raise StorageError(error.problems[0][0], "--output-dir ELSEWHERE") from error
     except OSError as error:
         raise StorageError(f"{directory}: {error.strerror}", "--output-dir ELSEWHERE") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import os
@@ -69,12 +70,14 @@ def say_shadowed(name: str) -> None:
 def _check_directory(path: Path, name: str, weights: bool) -> None:
     if not os.path.exists(path):
         siblings = os.listdir(path.parent) if path.parent.is_dir() else []
-        fix = did_you_mean(path.name, siblings) or "give a directory with a config.json, or a Hub name"
+        near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
+        fix = "give a directory with a config.json, or a Hub name"
+        fix = f"did you mean '{os.path.join(os.path.dirname(name), near[0])}'?" if near else fix
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             fix += f"; hf:{name} is the Hub's"
         raise ModelError(f"{name}: no such directory", fix)
     if not path.is_dir():
-        raise ModelError(f"{name} is a file, and a model is a directory", f"--model {shlex.quote(str(path.parent))}")
+        raise ModelError(f"{name} is a file, and a model is a directory", f"give {shlex.quote(str(path.parent))}")
     if checkpoints.is_ours(path) and (reason := checkpoints.defect(path)):
         whole = checkpoints.newest(path.parent)[0]
         raise ModelError(f"{name}: {reason}", f"take {whole}" if whole else "train again: no checkpoint is whole")
@@ -86,11 +89,12 @@ def _check_directory(path: Path, name: str, weights: bool) -> None:
         raise ModelError(f"{name} has its weights in shards", fix)
     if "config.json" not in files and (models := _models_below(path)):
         found = ", ".join(model.relative_to(path).as_posix() for model in models[-5:])
-        raise ModelError(f"{name} has {problem} itself, but in: {found}", f"--model {shlex.quote(str(models[-1]))}")
+        raise ModelError(f"{name} has {problem} itself, but in: {found}", f"give {shlex.quote(str(models[-1]))}")
     if "pytorch_model" in problem:
         raise ModelError(f"{name} has {problem}", f"{permissions.PICKLE}, or convert it: {_conversion(path)}")
     fix = "give a directory that hfkit or save_pretrained wrote"
-    raise ModelError(f"{name} has {problem}", fix + (", or add --from-scratch" if "config.json" in files else ""))
+    train = f", or train it: hfkit pretrain --model {shlex.quote(name)} --from-scratch"
+    raise ModelError(f"{name} has {problem}", fix + train * ("config.json" in files))
 
 
 def _problem(files: Collection[str], weights: bool) -> str:

@@ -35,7 +35,7 @@ def open_model(
     made = to_device(new_or_pretrained(auto_model, model, config, tokenizer))
     if broken := not_finite(made):
         what = f"{model.name}: {len(broken)} weights hold NaN or infinity, first '{broken[0]}'"
-        raise ModelError(what, "choose an earlier checkpoint, or train it again with a smaller --learning-rate")
+        raise ModelError(what, "choose an earlier checkpoint, or train it again with a smaller learning rate")
     return made
 
 

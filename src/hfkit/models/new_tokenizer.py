@@ -250,7 +250,8 @@ def train_on(
 
     quiet_libraries()
     if model_type not in CONFIG_MAPPING:
-        raise UsageError(f"--model-type '{model_type}' is unknown", did_you_mean(model_type, CONFIG_MAPPING))
+        near = did_you_mean(model_type, CONFIG_MAPPING) or "--model-type gpt2"
+        raise UsageError(f"--model-type '{model_type}' is unknown", near)
     with offline_if_local([], sources):
         dataset, column = texts_of(sources, "file", text_column)
     tokenizer = train_tokenizer(dataset[column], model_type, vocab_size, algorithm)

@@ -40,7 +40,7 @@ def export(
     if broken := not_finite(model):
         raise DivergedError(
             f"{len(broken)} tensors are not finite, first '{broken[0]}': the model is not saved",
-            "resume from the last good checkpoint with a smaller --learning-rate",
+            "resume from the last good checkpoint with a smaller learning rate",
         )
     staged = directory / STAGED
     shutil.rmtree(staged, ignore_errors=True)

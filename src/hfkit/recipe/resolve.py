@@ -180,8 +180,10 @@ def _task(command: str, given: _Given) -> str | None:
     if task is None or task in choices:
         return task
     known = TASKS.get(str(task))
-    called = next((name for name in choices if str(task) in TASKS[name].aliases), choices[0])
-    fix = did_you_mean(str(task), choices) or (f"hfkit {known.command}" if known else f"--task {called}")
+    usual = choices[0] if command in DEFAULT_TASKS else None  # else the model tells its task
+    called = next((name for name in choices if str(task) in TASKS[name].aliases), usual)
+    fix = did_you_mean(str(task), choices) or (f"hfkit {known.command}" if known else "")
+    fix = fix or (f"--task {called}" if called else "leave it out")
     given.report("task", (f"'{task}' is not a task of `hfkit {command}`: {', '.join(choices)}", fix))
     return None
 

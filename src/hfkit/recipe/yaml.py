@@ -38,7 +38,9 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UsageError(f"{path}: {error.strerror}", "hfkit recipes list") from None
     values, lines = parse_yaml(text, f"{path}: ")
     if not isinstance(values, dict | None):
-        raise UsageError(f"{path}: contains no settings", "write `section:` and `  key: value` lines")
+        is_recipe = path.suffix in (".yaml", ".yml")
+        fix = "write `section:` and `  key: value` lines" if is_recipe else f"--data {path}, if it is data"
+        raise UsageError(f"{path}: contains no settings", fix)
     return values or {}, {key: f"{path}: line {line}: {key}" for key, line in lines.items()}
 
 
@@ -59,7 +61,9 @@ def parse_yaml(text: str, source: str) -> tuple[Any, dict[str, int]]:
         problem = "nested too deeply"
     except ValueError as error:
         problem = str(error)
-    raise UsageError(f"{source}{problem}", "indent with spaces" if "'\\t'" in problem else "write `key: value`")
+    fixes = {"'\\t'": "indent with spaces", "is given twice": "delete one of them"}
+    fix = next((fix for sign, fix in fixes.items() if sign in problem), "write `key: value`")
+    raise UsageError(f"{source}{problem}", fix)
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -141,12 +142,17 @@ def set_aside(run: Path, step: int) -> list[Path]:
 def named(checkpoint: Path) -> Path:
     """`checkpoint` if it is committed and whole; else ModelError with the reason."""
     if not checkpoint.is_dir():
-        what = "a file, not a checkpoint folder" if checkpoint.exists() else "no such checkpoint"
-        raise ModelError(f"{checkpoint}: {what}", "--resume auto takes the newest")
-    reason = defect(checkpoint)
-    if reason is not None:
-        raise ModelError(f"{checkpoint}: {reason}", "--resume auto takes the newest whole one")
-    return checkpoint
+        reason: str | None = "a file, not a checkpoint folder" if checkpoint.exists() else "no such checkpoint"
+    elif all_checkpoints(checkpoint):
+        reason = "a run, not a checkpoint of it"
+    else:
+        reason = defect(checkpoint)
+    if reason is None:
+        return checkpoint
+    run = checkpoint if all_checkpoints(checkpoint) else checkpoint.parent
+    whole = newest(run)[0]
+    fix = f"--resume {shlex.quote(str(whole))}" if whole else f"leave out --resume: {run} has no whole checkpoint"
+    raise ModelError(f"{checkpoint}: {reason}", fix)
 
 
 def rotate(run: Path, keep: int, run_id: str, protect: Iterable[Path] = ()) -> None:

@@ -71,10 +71,13 @@ def batch_size(recipe: Recipe, devices: int) -> BatchSize:
     if not asked:
         given = {"--batch-size": per_device, "--gradient-accumulation-steps": accumulation}
         wanted = " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)
+        most = per_device if isinstance(per_device, int) else total
+        near = next(one for one in possible if one.per_device <= most)
+        typed = f"--batch-size {near.per_device} --gradient-accumulation-steps {near.accumulation_steps}"
         shown = ", ".join(f"{one.per_device} x {one.accumulation_steps}" for one in possible)
         raise UsageError(
             f"train.global_batch_size {total:,} on {counted(devices, 'process')} is not possible with {wanted}",
-            f"--batch-size x --gradient-accumulation-steps: {shown}",
+            f"{typed}; possible: {shown}",
         )
     usual = TASKS[recipe.task or ""].defaults(
         {f"model.{name}": getattr(recipe.model, name) for name in ("name", "type", "from_scratch")}
