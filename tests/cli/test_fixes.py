@@ -1,55 +1,66 @@
-"""What an error says to type is typed: it works, or the next message is another one."""
+"""What an error says to type is typed, again and again: it works, or ends in an error that no one has seen before."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import io
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
-from test_bad_input import CASES, TUNE, folder  # noqa: F401 - the fixture
+import typer
+from test_bad_input import CASES as BAD_INPUT
+from test_bad_input import folder  # noqa: F401 - the fixture
 
+from hfkit.cli import app
 from hfkit.cli.main import main
+from tiny_models import make_t5
 
-MORE = {  # what no case of test_bad_input has
-    "tabs in text": f"{TUNE} tabs.txt",
-    "unknown flag": f"{TUNE} good.csv --learning-rat 1e-3",
-    "extra field": f"{TUNE} good.csv --set train.extra.weight_decay=0.1",
-    "no data": "finetune --model ./bert --validation good.csv --validation-split 0.2 --data good.csv",
-    "two schedules": f"{TUNE} good.csv --max-steps 1 --max-time 1m",
-    "batch": f"{TUNE} good.csv --global-batch-size 6 --batch-size 4",
-    "number as text": f"{TUNE} good.csv --epochs many",
-    "greedy with samples": "generate ./gpt2 --prompt x --greedy --num-return-sequences 3",
-    "beams and samples": "generate ./gpt2 --prompt x --num-beams 2 --num-return-sequences 3",
-    "negative tokens": "generate ./gpt2 --prompt x --max-new-tokens -3",
-    "output kind": "generate ./gpt2 --input book.txt --output out.csv",
-    "predictions alone": "evaluate --predictions good.csv --metrics bleu",
-    "other columns": "evaluate --predictions good.csv --references other-label.csv --metrics accuracy --column nosuch",
-    "column that is not": "evaluate --predictions good.csv --references good.csv --metrics f1 --prediction-column x",
-    "allowed download": "evaluate --predictions book.txt --references book.txt --metrics bleu --allow-download",
-    "pseudo": "evaluate ./gpt2 --data book.txt --pseudo-perplexity",
-    "chat of no chat": "generate ./gpt2 --input chats.jsonl",
-    "repeated key": f"{TUNE} twice.jsonl",
-    "masked decoder": "evaluate ./bert --data book.txt --context 8",
-    "one system": "compare book.txt --references book.txt",
-    "metric of texts": "evaluate --predictions good.csv --references good.csv --metrics acuracy",
-    "labels of other names": "evaluate --predictions good.csv --references stars.csv --metrics accuracy",
-    "nan label": f"{TUNE} nan.csv",
-    "tokenizer too small": "tokenizer train book.txt --vocab-size 10 -o small",
+# Each has FILES, and CASES: a command line, behind what is piped into it, if anything is.
+AREAS = {area: importlib.import_module(f"fixes_{area}") for area in ("data", "generation", "models")}
+
+FILES = {name: content for area in AREAS.values() for name, content in area.FILES.items()}
+CASES = {f"bad input: {name}": case[0] for name, case in BAD_INPUT.items()} | {
+    f"{area}: {name}": case for area, module in AREAS.items() for name, case in module.CASES.items()
 }
-FILES = {
-    "tabs.txt": "text\tlabel\na fox\tgood\nthe dog\tbad\na cat\tgood\n",
-    "chats.jsonl": '{"messages": [{"role": "user", "content": "hi"}]}\n',
-    "twice.jsonl": '{"text": "a", "label": "x", "text": "b"}\n{"text": "c", "label": "y"}\n',
-    "stars.csv": "text,label\nhello world,5\nthe dog,1\na fox,5\nthe fox,1\n",
-    "nan.csv": "text,label\na,1\nb,nan\nc,0\nd,1\n",
+RUNS = {  # directory: the command that makes it
+    "classifier": "finetune --model ./bert --data good.csv",
+    "pairs": "finetune --model ./bert --data two-texts.csv --text-column a --text-pair-column b",
+    "tagger": "finetune --model ./bert --data tags.jsonl --task token-classification",
+    "reader": "finetune --model ./bert --data questions.jsonl --task question-answering",
+    "completer": "finetune --model ./gpt2 --data pairs.tsv --task completion",
+    "masked": "pretrain --model ./bert --objective mlm --data book.txt --block-size 16",
+    "adapter": "finetune --model ./bert --data good.csv --lora",
+    "to-extend": "finetune --model ./bert --data good.csv",  # by one case alone: models are shared by all
 }
 WORDS = {"NEW": "new-place", "OTHER": "other-place", "ELSEWHERE": "elsewhere", "FILE": "good.csv", "FOLDER": "cache"}
 
 SHORT = {"--learning-rate": ("--lr",), "--num-train-epochs": ("--epochs",)}
+
+STEPS = 5  # that a person follows at most
+
+
+@pytest.fixture(scope="module")
+def place(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """All that test_bad_input has, FILES, and RUNS."""
+    place = tmp_path_factory.mktemp("fixes") / "place"
+    shutil.copytree(folder, place)
+    make_t5(place / "t5")
+    for name, content in FILES.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for name, line in RUNS.items():
+            assert main([*shlex.split(line), *f"--max-steps 2 --validation-split 0 -o {name}".split()]) == 0
+    return place
 
 
 def typed(error: str, fix: str, line: list[str]) -> list[str] | None:
@@ -68,15 +79,32 @@ def typed(error: str, fix: str, line: list[str]) -> list[str] | None:
     if fix.startswith("leave it out"):
         option = re.search(r"--[\w-]+", error)
         return without_option(line, option[0]) if option and option[0] in line else None
-    clause = re.split(r"; |, or | or |, if |, and ", fix)[0].rstrip(",")
-    if not re.fullmatch(r"(--[\w-]+( [^\s-]\S*)?)( --[\w-]+( [^\s-]\S*)?)*", clause):
-        return None
-    for option, value in re.findall(r"(--[\w-]+)(?: ([^\s-]\S*))?", clause):
-        word = WORDS.get(value, value)
-        if word.isupper():
+    options: list[list[str]] = []  # each with its value, if it has one
+    for word in words_of(fix):
+        if word in ("or", "if", "and"):
+            break
+        if word.startswith("--"):
+            options.append([word.rstrip(",;")])
+        elif options and len(options[-1]) == 1:
+            value = word.rstrip(",;") or word
+            options[-1].append(WORDS.get(value, value))
+        else:
             return None
-        line = with_option(line, option, [word] if word else [])
+        if word.endswith((",", ";")):
+            break
+    if not options or any(value.isupper() for _, *values in options for value in values):
+        return None
+    for option, *value in options:
+        line = with_option(line, option, value)
     return line
+
+
+def words_of(text: str) -> list[str]:
+    """As a shell divides it; none if it is no command."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return []
 
 
 def without_option(line: list[str], option: str) -> list[str]:
@@ -90,40 +118,89 @@ def with_option(line: list[str], option: str, value: list[str]) -> list[str]:
     return [*line, option, *value]
 
 
-def errors_of(said: str) -> list[str]:
-    return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+def errors_of(said: str) -> list[tuple[str, str]]:
+    """Each problem and its fix."""
+    errors = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+    parts = [error.partition(" (fix: ") for error in errors]
+    return [(problem, fix.removesuffix(")")) for problem, _, fix in parts]
 
 
-@pytest.mark.parametrize("case", [*CASES, *MORE])
+def unknown_options(fix: str, line: list[str]) -> set[str]:
+    """The options in `fix` that the command does not have: that of `line`, or behind "hfkit" the one named there."""
+    here, *others = fix.split("hfkit ")
+    parts = [(line, here)]
+    for other in others:
+        command, _, then = other.partition(", then ")
+        parts += [(command.replace("`", " ").split(), command), (line, then)]
+    return {
+        option
+        for words, part in parts
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", part)
+        if option not in options_of(words)
+    }
+
+
+def options_of(words: list[str]) -> set[str]:
+    """The options of the command that a command line begins with."""
+    command: click.Command = typer.main.get_command(app)
+    for word in words:
+        if not hasattr(command, "commands"):
+            break
+        command = command.commands[word]
+    return {"--help", *(option for one in command.params for option in (*one.opts, *one.secondary_opts))}
+
+
+def run(line: list[str], stdin: bytes, patch: pytest.MonkeyPatch) -> int:
+    patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+    return main(line)
+
+
+@pytest.fixture
+def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place for one case: links to all models, which nothing writes to, and copies of all else."""
+    for path in place.iterdir():
+        if any((path / name).exists() for name in ("config.json", "adapter_config.json")):
+            (tmp_path / path.name).symlink_to(path)
+        elif path.is_dir():
+            shutil.copytree(path, tmp_path / path.name)
+        else:
+            shutil.copy(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_is_advised_can_be_typed(
-    folder: Path,  # noqa: F811
-    case: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    here: Path, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = tmp_path / "place"
-    shutil.copytree(folder, place)
-    for name, content in FILES.items():
-        (place / name).write_text(content, encoding="utf-8")
-    monkeypatch.chdir(place)
-    line = shlex.split(MORE[case] if case in MORE else CASES[case][0])
-    assert main(line) != 0
-    (error, *_) = errors_of(capsys.readouterr().err)
-    problem, _, fix = error.rpartition(" (fix: ")
-    fix = fix.removesuffix(")")
-    if found := re.search(r"(iconv|tr|mv) .*?(?= *(?:, and|$))", fix):
-        subprocess.run(found[0].replace("> NEW", "> new.txt"), shell=True, check=True)  # noqa: S602
-        made = next(iter(set(place.iterdir()) - {place / name for name in (*FILES, *line)}), None)
-        assert made is not None
-        return
-    again = typed(problem, fix, line)
-    if again is None:
-        return
-    if again[0] in ("pretrain", "finetune") and "--max-steps" not in again:
-        again += ["--max-steps", "1"]
-    code = main(again)
-    said = capsys.readouterr()
-    assert code != 1, said.err
-    assert "Traceback" not in said.err
-    assert [one for one in errors_of(said.err) if one.startswith(problem)] == [], f"{shlex.join(again)}: {said.err}"
+    stdin, command = ("", CASES[case]) if isinstance(CASES[case], str) else CASES[case]
+    piped = stdin if isinstance(stdin, bytes) else stdin.encode()
+    line, seen = shlex.split(command), set[str]()
+    assert run(line, piped, monkeypatch) not in (0, 1)
+    for _ in range(STEPS):
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        errors = errors_of(said)
+        if not errors:
+            return
+        for _, fix in errors:
+            assert unknown_options(fix, line) == set(), f"{shlex.join(line)}: {fix}"
+        problem, fix = errors[0]
+        assert problem not in seen, f"{shlex.join(line)}: {said}"
+        seen.add(problem)
+        if found := re.search(r"(?:^|or )((iconv|tr|mv) .*?)(?= *(?:, and|$))", fix):
+            before = set(here.iterdir())
+            file = next(word for word in line if (here / word).is_file())
+            command = found[1].replace("> NEW", "> new.txt").replace("FILE", file)
+            subprocess.run(command, shell=True, check=True)  # noqa: S602
+            assert len(set(here.iterdir()) - before) == 1
+            return
+        again = typed(problem, fix, line)
+        if again is None:
+            return
+        line = again
+        if line[0] in ("pretrain", "finetune") and "--max-steps" not in line:
+            line += ["--max-steps", "1"]
+        assert run(line, piped, monkeypatch) != 1
+    raise AssertionError(f"still no end: {shlex.join(line)}: {said}")

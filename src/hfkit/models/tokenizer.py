@@ -42,7 +42,7 @@ def open_tokenizer(name: str, revision: str | None = None, weights: bool = False
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: its tokenizer has no fast form", "save it once with use_fast=True")
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:  # a blank T5 tokenizer also has the sign of a blank
-        raise ModelError(f"{name}: holds no tokenizer files", "--tokenizer NAME, or copy tokenizer.json there")
+        raise ModelError(f"{name}: holds no tokenizer files", "copy its tokenizer.json there")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # only ever under the attention mask
     return tokenizer

@@ -39,7 +39,7 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     values, lines = parse_yaml(text, f"{path}: ")
     if not isinstance(values, dict | None):
         is_recipe = path.suffix in (".yaml", ".yml")
-        fix = "write `section:` and `  key: value` lines" if is_recipe else f"--data {path}, if it is data"
+        fix = "write `section:` and `  key: value` lines" if is_recipe else "write --data before it, if it is data"
         raise UsageError(f"{path}: contains no settings", fix)
     return values or {}, {key: f"{path}: line {line}: {key}" for key, line in lines.items()}
 

@@ -72,8 +72,8 @@ def batch_size(recipe: Recipe, devices: int) -> BatchSize:
         given = {"--batch-size": per_device, "--gradient-accumulation-steps": accumulation}
         wanted = " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)
         most = per_device if isinstance(per_device, int) else total
-        near = next(one for one in possible if one.per_device <= most)
-        typed = f"--batch-size {near.per_device} --gradient-accumulation-steps {near.accumulation_steps}"
+        nearest = next(one for one in possible if one.per_device <= most)
+        typed = f"--batch-size {nearest.per_device} --gradient-accumulation-steps {nearest.accumulation_steps}"
         shown = ", ".join(f"{one.per_device} x {one.accumulation_steps}" for one in possible)
         raise UsageError(
             f"train.global_batch_size {total:,} on {counted(devices, 'process')} is not possible with {wanted}",

@@ -1,0 +1,110 @@
+"""Prompts, chats and the settings of decoding that do not fit."""
+
+from __future__ import annotations
+
+from fixes_data import lines
+
+NO_SYSTEM = (
+    '{% for m in messages %}{% if m.role == "system" %}{{ raise_exception("no system role") }}{% endif %}'
+    "{{ m.content }}{% endfor %}"
+)
+FILES: dict[str, str | bytes] = {
+    "template.jinja": NO_SYSTEM,
+    "broken.jinja": "{% if %}",
+    "chats.jsonl": lines({"messages": [{"role": "user", "content": "hi"}]}),
+    "system.jsonl": lines({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]}),
+    "no-content.jsonl": lines({"messages": [{"role": "user"}]}),
+    "answered.jsonl": lines({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+    "prompts.jsonl": lines({"prompt": "a", "ref": "b"}, {"prompt": "c", "ref": "d"}),
+    "no-reference.jsonl": lines({"prompt": "a", "ref": "b"}, {"prompt": "c", "ref": None}),
+    "empty-prompt.jsonl": lines({"prompt": ""}, {"prompt": "c"}),
+    "number-prompts.jsonl": lines({"prompt": 1}, {"prompt": 2}),
+    "prompts.txt": "a\nb\n",
+    "line.txt": "a\n",
+    "blank-lines.txt": "\n\n",
+    "answers.jsonl": lines({"id": 0}),
+    "tagged.conll": "the O\nfox O\nBob B-PER\n",
+    "long-prompt.txt": "fox " * 100 + "\n",
+}
+GENERATE = "generate ./gpt2 --max-new-tokens 2"
+CHAT = "chat ./gpt2 --chat-template template.jinja --max-new-tokens 2"
+OUT = "--output out.jsonl"
+CASES: dict[str, str | tuple[str | bytes, str]] = {
+    "greedy with samples": "generate ./gpt2 --prompt x --greedy --num-return-sequences 3",
+    "beams and samples": "generate ./gpt2 --prompt x --num-beams 2 --num-return-sequences 3",
+    "negative tokens": "generate ./gpt2 --prompt x --max-new-tokens -3",
+    "min and max": f"{GENERATE} --prompt x --min-new-tokens 5",
+    "empty stop": f"{GENERATE} --prompt x --stop ''",
+    "language": f"{GENERATE} --prompt x --language de",
+    "two ways to be faster": f"{GENERATE} --prompt x --assistant-model ./gpt2 --prompt-lookup 3",
+    "faster beams": f"{GENERATE} --prompt x --assistant-model ./gpt2 --num-beams 2",
+    "assistant of another kind": f"{GENERATE} --prompt x --assistant-model ./bert",
+    "no prompt": GENERATE,
+    "no model": "generate --prompt x",
+    "two models": "generate ./gpt2 --model ./bert --prompt x",
+    "long prompt": f"{GENERATE} --input long-prompt.txt",
+    "input and prompt": f"{GENERATE} --input prompts.txt --prompt x",
+    "choices of a file": f"{GENERATE} --input prompts.txt --choices a,b",
+    "one choice": f"{GENERATE} --prompt x --choices a",
+    "empty choice": f"{GENERATE} --prompt x --choices ,a,b",
+    "choices and logprobs": f"{GENERATE} --prompt x --choices a,b --logprobs",
+    "choices without room": f"{GENERATE} --prompt '{'fox ' * 60}' --choices a,b",
+    # Templates.
+    "chat of no chat": "generate ./gpt2 --input chats.jsonl",
+    "no chat template": ("hi\n", "chat ./gpt2"),
+    "chat with what completes": ("hi\n", "chat ./completer --chat-template template.jinja"),
+    "no system role": f"{GENERATE} --input system.jsonl --chat-template template.jinja",
+    "no system role in a chat": ("hi\n", f"{CHAT} --system x"),
+    "broken template": f"{GENERATE} --prompt x --chat-template broken.jinja",
+    "no such template": f"{GENERATE} --prompt x --chat-template none.jinja",
+    "raw messages": f"{GENERATE} --input chats.jsonl --raw",
+    "raw and template": f"{GENERATE} --prompt x --raw --chat-template template.jinja",
+    "message without content": f"{GENERATE} --input no-content.jsonl --chat-template template.jinja",
+    "answered chat": f"{GENERATE} --input answered.jsonl --chat-template template.jinja",
+    # Files.
+    "output kind": "generate ./gpt2 --input book.txt --output out.csv",
+    "compressed output": f"{GENERATE} --input prompts.txt --output out.jsonl.gz",
+    "output is the input": f"{GENERATE} --input prompts.jsonl --output prompts.jsonl",
+    "output is a folder": f"{GENERATE} --input prompts.txt --output in-use",
+    "output in no folder": f"{GENERATE} --input prompts.txt --output nowhere/out.jsonl",
+    "output is there": f"{GENERATE} --input prompts.txt --output answers.jsonl",
+    "output of another": f"{GENERATE} --input prompts.txt --output answers.jsonl --resume",
+    "resume with a value": f"{GENERATE} --input prompts.txt --resume out.jsonl",
+    "resume without a file": f"{GENERATE} --prompt x --resume",
+    "overwrite nothing": f"{GENERATE} --input prompts.txt --overwrite",
+    "resume and overwrite": f"{GENERATE} --input prompts.txt {OUT} --resume --overwrite",
+    "processes for a prompt": f"{GENERATE} --prompt x --num-processes 2",
+    "processes for stdin": ("a\n", f"{GENERATE} --input - {OUT} --num-processes 2"),
+    "no such reference": f"{GENERATE} --input prompts.jsonl {OUT} --references reff",
+    "empty reference": f"{GENERATE} --input no-reference.jsonl {OUT} --references ref",
+    "few references": f"{GENERATE} --input prompts.txt {OUT} --references line.txt",
+    "table of references": f"{GENERATE} --input prompts.txt {OUT} --references tagged.conll",
+    "references of samples":
+        f"{GENERATE} --input prompts.jsonl {OUT} --references ref --num-return-sequences 2 --do-sample",
+    "samples in one line": f"{GENERATE} --input prompts.txt --output out.txt --num-return-sequences 2 --do-sample",
+    "metric without references": f"{GENERATE} --input prompts.txt {OUT} --metrics bleu",
+    "metric of a prompt": f"{GENERATE} --prompt x --metrics bleu",
+    "empty prompt": f"{GENERATE} --input empty-prompt.jsonl",
+    "numbers as prompts": f"{GENERATE} --input number-prompts.jsonl",
+    "blank lines": f"{GENERATE} --input blank-lines.txt --output out.txt",
+    "empty stdin": ("", f"{GENERATE} --input -"),
+    "no JSON in stdin": ('{"prompt": "a"}\n{"x"\n', f"{GENERATE} --input -"),
+    "repeated key in stdin": ('{"prompt": "a", "prompt": 1}\n', f"{GENERATE} --input -"),
+    "two kinds in stdin": ('{"prompt": "a", "n": 1}\n{"prompt": "b", "n": "c"}\n', f"{GENERATE} --input -"),
+    "Latin-1 in stdin": (b"caf\xe9\n", f"{GENERATE} --input -"),
+    # Chats.
+    "unknown command": ("/rest\n", CHAT),
+    "command alone": ("/save\n", CHAT),
+    "no assignment": ("/set temperature\n", CHAT),
+    "unknown setting": ("/set temprature=1\n", CHAT),
+    "setting at the start": ("/set compile=true\n", CHAT),
+    "setting of generate": ("/set batch_tokens=2\n", CHAT),
+    "nothing to save": ("/save x.jsonl\n", CHAT),
+    "nothing to load": ("/load none.jsonl\n", CHAT),
+    "no conversation": ("/load book.txt\n", CHAT),
+    "empty conversation": ("/load empty.txt\n", CHAT),
+    "Latin-1 conversation": ("/load latin1.txt\n", CHAT),
+    "open block": ('"""abc\n', CHAT),
+    "long message": ("fox " * 100 + "\n", CHAT),
+    "setting that is not": "generate ./gpt2 --set foo.bar=1 --prompt x",
+}  # fmt: skip
