@@ -100,6 +100,8 @@ FILES: dict[str, str | bytes] = {
     "three.jsonl": lines(*[{"a": "x", "b": "y", "c": "z"}] * 4),
     "number-source.jsonl": lines(*[{"source": 1, "target": "y"}] * 4),
     "blank-pairs.jsonl": lines(*[{"source": "", "target": ""}] * 4),
+    "other-tags.jsonl": lines(*[{"tokens": ["a", "b"], "tags": ["NN", "VB"]}] * 4),
+    "done.jsonl": lines({"text": "other", "label": "good", "probabilities": {"good": 1, "bad": 0}}),
     # Documents.
     "a.txt": "a",
     "other-book.txt": "the lazy dog\n" * 20,
@@ -262,6 +264,16 @@ CASES: dict[str, str | tuple[str | bytes, str]] = {
     "answers of another": "predict ./classifier --input good.csv --output tabs.txt --resume",
     "answers into the input": "predict ./classifier --input good.csv --output good.csv --overwrite",
     "answers into a folder": "predict ./classifier --input good.csv --output several",
+    "answers to other texts": "predict ./classifier --input good.csv --output done.jsonl --resume",
+    "words and texts": ('{"tokens": ["a"]}\n{"text": "b"}\n', "predict ./tagger --input -"),
+    "words for a classifier": "predict ./classifier --input tags.jsonl",
+    "small window": "predict ./classifier --input good.csv --max-length 1",
+    "one text file to inspect": "data inspect lines.txt --task seq2seq",
+    "unknown task to inspect": "data inspect good.csv --task foo",
+    "number to inspect": "data inspect number-text.jsonl --text-column text",
+    "length to inspect": "data inspect good.csv --model ./bert --max-length 999",
+    "two kinds of a label in a stream": f"{LEARN} huge.jsonl --streaming {SPLIT}",
+    "no text file": f"{PAIR} empty.txt blank.txt",
     # Scores of files, and of models on their own data.
     "labels of other names": "evaluate --predictions good.csv --references stars.csv --metrics accuracy",
     "predictions alone": "evaluate --predictions good.csv --metrics bleu",
@@ -294,6 +306,11 @@ CASES: dict[str, str | tuple[str | bytes, str]] = {
     "group that is not": "evaluate --predictions answers.csv --metrics bleu --by nosuch",
     "group of the data": "evaluate ./classifier --data good.csv --by nosuch",
     "group of own data": "evaluate ./classifier --by text",
+    "group of no rows": "evaluate ./masked --data book.txt --by text",
+    "no predictions": "evaluate --predictions empty.txt --references empty.txt --metrics bleu",
+    "entities of other tags": f"{TAG} other-tags.jsonl --validation other-tags.jsonl --metrics entity_f1".replace(
+        "--validation-split 0 ", ""
+    ),
     "one class": "evaluate ./classifier --data one-class.csv --metrics roc_auc",
     "metric of sets": "evaluate ./classifier --data good.csv --metrics f1_samples",
     "metric of tags": "evaluate ./tagger --data tags.jsonl --metrics accuracy",

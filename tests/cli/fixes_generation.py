@@ -23,6 +23,7 @@ FILES: dict[str, str | bytes] = {
     "line.txt": "a\n",
     "blank-lines.txt": "\n\n",
     "answers.jsonl": lines({"id": 0}),
+    "done-texts.jsonl": lines({"id": 0, "prompt": "z", "text": "q", "tokens": 1, "finish_reason": "length"}),
     "tagged.conll": "the O\nfox O\nBob B-PER\n",
     "long-prompt.txt": "fox " * 100 + "\n",
 }
@@ -69,6 +70,7 @@ CASES: dict[str, str | tuple[str | bytes, str]] = {
     "output in no folder": f"{GENERATE} --input prompts.txt --output nowhere/out.jsonl",
     "output is there": f"{GENERATE} --input prompts.txt --output answers.jsonl",
     "output of another": f"{GENERATE} --input prompts.txt --output answers.jsonl --resume",
+    "output for other prompts": f"{GENERATE} --input prompts.txt --output done-texts.jsonl --resume",
     "resume with a value": f"{GENERATE} --input prompts.txt --resume out.jsonl",
     "resume without a file": f"{GENERATE} --prompt x --resume",
     "overwrite nothing": f"{GENERATE} --input prompts.txt --overwrite",

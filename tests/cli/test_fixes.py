@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import io
@@ -18,8 +19,10 @@ import typer
 from test_bad_input import CASES as BAD_INPUT
 from test_bad_input import folder  # noqa: F401 - the fixture
 
+import hfkit
 from hfkit.cli import app
 from hfkit.cli.main import main
+from hfkit.settings import SETTINGS, setting_of
 from tiny_models import make_t5
 
 # Each has FILES, and CASES: a command line, behind what is piped into it, if anything is.
@@ -42,6 +45,8 @@ RUNS = {  # directory: the command that makes it
 WORDS = {"NEW": "new-place", "OTHER": "other-place", "ELSEWHERE": "elsewhere", "FILE": "good.csv", "FOLDER": "cache"}
 
 SHORT = {"--learning-rate": ("--lr",), "--num-train-epochs": ("--epochs",)}
+
+SECTIONS = "|".join(dict.fromkeys(key.partition(".")[0] for key in SETTINGS if "." in key))
 
 STEPS = 5  # that a person follows at most
 
@@ -100,11 +105,11 @@ def typed(error: str, fix: str, line: list[str]) -> list[str] | None:
 
 
 def words_of(text: str) -> list[str]:
-    """As a shell divides it; none if it is no command."""
+    """As a shell divides it, or at blanks if it holds an apostrophe."""
     try:
         return shlex.split(text)
     except ValueError:
-        return []
+        return text.split()
 
 
 def without_option(line: list[str], option: str) -> list[str]:
@@ -153,6 +158,33 @@ def options_of(words: list[str]) -> set[str]:
 def run(line: list[str], stdin: bytes, patch: pytest.MonkeyPatch) -> int:
     patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
     return main(line)
+
+
+def test_what_errors_name_is_there() -> None:
+    """Each option in the text of an error is one of some command, each key one of a setting."""
+    options = set().union(*(options_of(list(words)) for words in commands()))
+    unknown = {}
+    for path in sorted(Path(hfkit.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).removesuffix(".of").endswith("Error"):
+                text = " ".join(part.value for part in ast.walk(call) if isinstance(getattr(part, "value", 0), str))
+                named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - options
+                named |= {
+                    key for key in re.findall(rf"\b(?:{SECTIONS})\.(?!json)[a-z_]+\b", text) if not is_setting(key)
+                }
+                unknown |= dict.fromkeys(named, f"{path.name}:{call.lineno}")
+    assert unknown == {}
+
+
+def commands(group: click.Command | None = None, *before: str) -> Iterator[tuple[str, ...]]:
+    """The words of each command."""
+    for name, command in (group or typer.main.get_command(app)).commands.items():
+        yield from commands(command, *before, name) if hasattr(command, "commands") else [(*before, name)]
+
+
+def is_setting(key: str) -> bool:
+    """Whether this is a setting, or begins one."""
+    return setting_of(key) is not None or any(name.startswith(f"{key}.") for name in SETTINGS)
 
 
 @pytest.fixture

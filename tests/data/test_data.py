@@ -532,9 +532,9 @@ def test_hub_data_sets(hub: Any, tmp_path: Path) -> None:
         "{'train': ['a'], 'validation': ['v']} 32",
         "3 someone/closed: no such file, and the Hub has no data set of this name that you can read "
         "(fix: check the name; for a private or gated one: `hf auth login`)",
-        "3 someone/several has several configurations, found: small, large (fix: --data someone/several:small)",
+        "3 someone/several has several configurations, found: small, large (fix: give someone/several:small)",
         "{'train': ['v']} 32",
-        "3 someone/several has no configuration 'huge', found: small, large (fix: --data someone/several:small)",
+        "3 someone/several has no configuration 'huge', found: small, large (fix: give someone/several:small)",
     ]
     assert on_hub(hub, tmp_path, "hf:someone/reviews", "someone/else", HF_HUB_OFFLINE="1") == [
         "{'train': ['a'], 'validation': ['v']} 32",
@@ -566,7 +566,7 @@ def test_a_configuration_on_the_hub_can_be_streamed(hub: Any, tmp_path: Path) ->
     done = subprocess.run(script, capture_output=True, text=True, env=hub.env(tmp_path))
     assert done.stdout.splitlines() == [
         "['validation']",
-        "3 someone/several has no configuration 'huge', found: small, large (fix: --data someone/several:small)",
+        "3 someone/several has no configuration 'huge', found: small, large (fix: give someone/several:small)",
     ], done.stderr
 
 

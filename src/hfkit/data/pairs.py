@@ -150,7 +150,7 @@ def _parallel(files: Sequence[Path], layout: Layout, split: str) -> tuple[Datase
     if len(files) == 1:
         return _of_one_file(files[0], lines(files[0]), split), lambda row: f"{files[0]}: line {row + 1}"
     if len(files) % 2:
-        fix = "give a file of sources and a file of targets: --data train.de --data train.en"
+        fix = "give a file of sources and a file of targets: train.de train.en"
         raise DataError(f"{split}: {len(files)} text files, and parallel files come in pairs", fix)
     parts, starts = [], [0]
     pairs = list(zip(files[::2], files[1::2], strict=True))
@@ -188,7 +188,7 @@ def _of_one_file(file: Path, lines: Dataset, split: str) -> Dataset:
     rows = [line.split("\t") if line.strip() else ["", ""] for line in lines["text"]]
     without = next((number for number, row in enumerate(rows, 1) if len(row) < 2), None)
     if without is not None:
-        fix = "give the file of the targets, too: --data train.de train.en"
+        fix = "give the file of the targets, too: train.de train.en"
         raise DataError(f"{file}: line {without}: one text file, and no tab between a source and its target", fix)
     say(f"{split}: {file}: a line holds a source, a tab and its target")
     columns = {"text": [row[0] for row in rows], "target": [row[1] for row in rows]}
@@ -266,7 +266,7 @@ def _check_sides(splits: dict[str, Dataset]) -> None:
         ]
         if split != first and 2 * len(swapped) > len(rows["text"]):
             problem = f"{split}: its sources are in the language of the targets in {first}, and its targets the reverse"
-            raise DataError(problem, f"give the two sides of --{split} in the order of --data")
+            raise DataError(problem, f"give the two sides in the same order, for {split} as for {first}")
         if swapped:
             number = swapped[0]
             source, target = (short(" ".join(rows[side][number].split())) for side in ("text", "target"))

@@ -230,7 +230,7 @@ def load_hub(source: str, **options: Any) -> Any:
         if available := re.search(r"[Aa]vailable[^\[]*\[(.*?)\]", str(error)):
             configs = re.findall(r"'([\w.-]+)'", available[1])
             which = f"no configuration '{config}'" if config else "several configurations"
-            raise DataError(f"{name} has {which}, found: {', '.join(configs)}", f"--data {name}:{configs[0]}") from None
+            raise DataError(f"{name} has {which}, found: {', '.join(configs)}", f"give {name}:{configs[0]}") from None
         raise DataError(f"{name}: can't be read: {first_line(error.__cause__ or error)}") from error
 
 

@@ -213,7 +213,9 @@ def _as_lm_eval(
 ) -> dict[str, Score]:
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if prefix is None:
-        raise ModelError(f"the tokenizer of {tokenizer.name_or_path} has no BOS or EOS to begin with", "--bos auto")
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path} has no BOS or EOS to begin with", "leave out --compat"
+        )
     sequences = [np.array([prefix, *ids]) for ids in _encoded(tokenizer, documents)]
     windows = [(doc, *one) for doc, ids in enumerate(sequences) for one in _disjoint_windows(len(ids), context)]
     nats, count = _total(model, sequences, windows, batch_size)

@@ -295,7 +295,7 @@ class Run:
         try:
             yield
         except BaseException as error:
-            failure = failure_of(error, self.recipe.train, self.directory, self.signals, self.safe())
+            failure = failure_of(error, self.recipe.train, self.recipe.data, self.directory, self.signals, self.safe())
             self._discard_save()
             stopped = isinstance(failure, StoppedError)
             if self._lock is not None and (self._started or stopped):

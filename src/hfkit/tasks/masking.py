@@ -32,7 +32,7 @@ class Masking:
         if tokenizer.mask_token_id is None:
             raise ModelError(
                 f"the tokenizer of {tokenizer.name_or_path} has no mask token, so it can't learn {recipe.task}",
-                "--objective clm, or a model of BERT's kind",
+                f"give a {'tokenizer' if recipe.tokenizer.name else 'model'} that has one",
             )
         if "attention_mask" not in inspect.signature(model.forward).parameters:  # FNet's
             raise UsageError(

@@ -127,7 +127,9 @@ def examples_that_fit(
     except RuntimeError as error:
         if "No executable batch size" not in str(error):
             raise
-        raise OutOfMemoryError("not one example fits in memory", smaller_batch(ready.recipe.train)) from None
+        raise OutOfMemoryError(
+            "not one example fits in memory", smaller_batch(ready.recipe.train, ready.recipe.data)
+        ) from None
     refused = f", {largest:,} don't" if found < largest else ""
     say(f"batch: {counted(found, 'example')} fit in a micro-batch{refused}")
     return found
