@@ -335,5 +335,6 @@ CASES: dict[str, str | tuple[str | bytes, str]] = {
     "column of what is kept": "compare kept kept/ --text-column x",
     "predictions of what is kept": "compare kept kept/ --prediction-column x",
     "files of other lengths": "compare good.csv book.txt --references good.csv",
+    "systems of two tasks": "compare ./classifier ./completer --data good.csv --text-column text",
     "no rows of a task": "compare ./bert ./masked --data book.txt",
 }  # fmt: skip

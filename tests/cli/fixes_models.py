@@ -35,6 +35,8 @@ CASES: dict[str, str | tuple[str | bytes, str]] = {
     "generator without weights": "generate ./no-weights --prompt x",
     "trained without weights": f"{FROM} ./no-weights",
     "file of a model": "predict ./bert/config.json --text x",
+    "file beside no model": "evaluate good.csv",
+    "model for a recipe": "finetune ./bert --data good.csv",
     "file of a model to train": f"{FROM} ./bert/config.json",
     "folder above a model": "chat ./above",
     "near name elsewhere": "predict ./above/modl --text x",
@@ -85,6 +87,7 @@ CASES: dict[str, str | tuple[str | bytes, str]] = {
     "long target": "finetune --model ./t5 --task seq2seq --data pairs.tsv --max-length 2 --max-target-length 2",
     "source and target": "finetune --model ./gpt2 --task completion --data pairs.tsv --max-length 60",
     "truncated": f"{TUNE} --max-length 3",
+    "no room in a window": f"{TUNE} --long-documents window --max-length 2",
     "window overlap alone": f"{TUNE} --window-overlap 7",
     "float16": f"{TUNE} --precision float16",
     # Settings.

@@ -83,7 +83,7 @@ def test_mistakes_raise_one_error_that_names_them_all() -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(hfkit.HfkitError) as caught:
         hfkit.generate("./gtp2", ["x"])
-    assert caught.value.problems == [("./gtp2: no such directory", "did you mean 'gpt2'?")]
+    assert caught.value.problems == [("./gtp2: no such directory", "did you mean './gpt2'?")]
     assert caught.value.exit_code == 5
 
 

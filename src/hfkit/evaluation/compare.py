@@ -183,7 +183,7 @@ def require_same(systems: Mapping[str, Sequence[Row]]) -> None:
             raise DataError(
                 f"{first} and {other} were measured on different data: {len(systems[first]):,} rows ({whole[:8]}) and "
                 f"{len(systems[other]):,} rows ({found[:8]})",
-                "--data FILE measures both on the same",
+                "--data FILE, and systems of one task",
             )
 
 

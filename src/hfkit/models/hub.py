@@ -77,7 +77,9 @@ def _check_directory(path: Path, name: str, weights: bool) -> None:
             fix += f"; hf:{name} is the Hub's"
         raise ModelError(f"{name}: no such directory", fix)
     if not path.is_dir():
-        raise ModelError(f"{name} is a file, and a model is a directory", f"give {shlex.quote(str(path.parent))}")
+        is_inside = (path.parent / "config.json").exists()
+        fix = shlex.quote(str(path.parent)) if is_inside else "a directory with a config.json, or a Hub name"
+        raise ModelError(f"{name} is a file, and a model is a directory", f"give {fix}")
     if checkpoints.is_ours(path) and (reason := checkpoints.defect(path)):
         whole = checkpoints.newest(path.parent)[0]
         raise ModelError(f"{name}: {reason}", f"take {whole}" if whole else "train again: no checkpoint is whole")

@@ -138,9 +138,7 @@ class EncodedTexts(Examples):
         others = counts.sum(axis=0) - counts[divided]
         rooms = self.limit - self.frame.size - others  # tokens of the divided text in a window
         room = self.limit - self.frame.size
-        if overlap >= room:
-            problem = f"data.window_overlap {overlap}: a window has room for {room} tokens"
-            raise UsageError(problem, f"--window-overlap {max(0, room // 4)}")
+        require_room(overlap, room, self.limit)
         if (rooms[self.is_long] <= overlap).any():
             which = "first" if divided else "second"
             problem = f"a {which} text of a pair fills a whole window of {self.limit} tokens"
