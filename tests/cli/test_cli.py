@@ -191,7 +191,7 @@ def test_every_setting_with_a_flag_can_be_typed(command: str, capsys: pytest.Cap
         ("finetune finetune-docstring",
          "finetune-docstring: no such recipe (fix: did you mean 'finetune-docstrings'?)"),
         ("finetune --max-steps x --dry-run", "--max-steps: must be a whole number, not 'x' (fix: e.g. 8)"),
-        ("finetune . --dry-run", ".: Is a directory (fix: write --model before it, if it is a model)"),
+        ("finetune . --dry-run", ".: Is a directory (fix: hfkit recipes list)"),
         (f"finetune {'x' * 300}", f"{'x' * 300}: no such recipe (fix: hfkit recipes list)"),
     ],
 )  # fmt: skip

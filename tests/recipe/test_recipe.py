@@ -476,7 +476,7 @@ def test_a_missing_recipe_a_directory_and_an_endless_file_are_refused(tmp_path: 
     assert problems(recipe=tmp_path / "no.yaml") == [
         f"{tmp_path}/no.yaml: No such file or directory (fix: hfkit recipes list)"
     ]
-    assert problems(recipe=tmp_path) == [f"{tmp_path}: Is a directory (fix: write --model before it, if it is a model)"]
+    assert problems(recipe=tmp_path) == [f"{tmp_path}: Is a directory (fix: hfkit recipes list)"]
     assert problems(recipe=Path("/dev/zero")) == [
         "/dev/zero: larger than 100,000 bytes (fix: a recipe is a short YAML file)"
     ]

@@ -35,7 +35,7 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         line = content[: error.start].count(b"\n") + 1
         raise UsageError(f"{path}: line {line}: {content[error.start]:#04x} is not UTF-8", "save it as UTF-8") from None
     except OSError as error:
-        fix = "write --model before it, if it is a model" if path.is_dir() else "hfkit recipes list"
+        fix = f"hfkit finetune --model {path}" if (path / "config.json").exists() else "hfkit recipes list"
         raise UsageError(f"{path}: {error.strerror}", fix) from None
     values, lines = parse_yaml(text, f"{path}: ")
     if not isinstance(values, dict | None):
