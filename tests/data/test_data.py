@@ -200,7 +200,9 @@ def test_a_zip_of_one_file() -> None:
     locked = bytearray(whole)
     locked[6] |= 1  # the flag of encryption, here and in the directory
     locked[whole.index(b"PK\1\2") + 8] |= 1
-    expected = "locked.zip: encrypted, or compressed in a way that Python can't read (fix: unpack it, then --data FILE)"
+    expected = (
+        "locked.zip: encrypted, or compressed in a way that Python can't read (fix: unpack it, and give the file in it)"
+    )
     assert problem(write("locked.zip", bytes(locked))) == expected
 
 

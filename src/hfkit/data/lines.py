@@ -42,7 +42,7 @@ def _open_zip(path: Path) -> Iterator[IO[bytes]]:
             file = archive.open(member)
         except (RuntimeError, NotImplementedError):
             problem = f"{path}: encrypted, or compressed in a way that Python can't read"
-            raise DataError(problem, "unpack it, then --data FILE") from None
+            raise DataError(problem, "unpack it, and give the file in it") from None
         with file:
             yield file
 
