@@ -12,6 +12,7 @@ from hfkit import settings
 from hfkit.cli.main import main
 from hfkit.models.new_tokenizer import ALGORITHMS, train_tokenizer
 from hfkit.training.prepare import tokenizer_of
+from tiny_models import make_bert
 
 CORPUS = [
     "The quick brown fox\n\tjumps over the lazy dog, again and again.\n" * 20,
@@ -322,3 +323,16 @@ print(codes, {"torch", "transformers", "datasets", "tokenizers", "numpy"} & set(
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[0, 0, 2] set()\n"
+
+
+def test_a_tokenizer_that_misses_its_unknown_token_is_refused(tmp_path, capsys):
+    make_bert(tmp_path / "bert")
+    file = tmp_path / "bert" / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    saved["model"]["vocab"]["other"] = saved["model"]["vocab"].pop("[UNK]")
+    saved["added_tokens"] = [token for token in saved["added_tokens"] if token["content"] != "[UNK]"]
+    file.write_text(json.dumps(saved))
+    (tmp_path / "bert" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "a.csv").write_text("text,label\na,1\nb,0\n")
+    assert main(["finetune", "--model", str(tmp_path / "bert"), "--data", str(tmp_path / "a.csv")]) == 5
+    assert "its tokenizer can't read every text: WordPiece error: Missing [UNK]" in capsys.readouterr().err

@@ -276,10 +276,12 @@ def test_a_wrong_value_is_named_with_what_it_must_be(key: str, value: Any, expec
         ("train.extra.torch_empty_cache_steps", 1.5, "a whole number"),
         ("train.extra.use_cpu", 1, "true or false"),
         ("train.extra.run_name", 3, "text"),
+        ("train.extra.lr_scheduler_kwargs", 3, "a mapping"),
     ],
 )
 def test_types_of_training_arguments_are_checked(key: str, value: Any, kind: str) -> None:
-    assert problems("pretrain", sets={key: value}) == [f"{key}: must be {kind}, not {json.dumps(value)}"]
+    fix = " (fix: write {key: value})" if kind == "a mapping" else ""
+    assert problems("pretrain", sets={key: value}) == [f"{key}: must be {kind}, not {json.dumps(value)}{fix}"]
 
 
 def test_other_fields_of_training_arguments_pass_as_they_are() -> None:

@@ -87,6 +87,8 @@ def _wrong_extra(key: str, value: Any) -> Problem | None:
         is_flag = isinstance(value, bool)
         if not isinstance(value, kinds[kind]) or is_flag != (kind == "bool"):
             return f"must be {MUST_BE[kind]}, not {shown(value)}", ""
+    if key == name and kind.startswith("dict") and not isinstance(value, dict | str | None):
+        return f"must be a mapping, not {shown(value)}", "write {key: value}"
     return None
 
 

@@ -133,8 +133,10 @@ def completion_limits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     most = min((one for one in limits if one is not None), default=NO_LIMIT)
     target = data.max_target_length or min(MAX_LENGTH, most // 2)
     source = data.max_length or min(MAX_LENGTH, most - target)
-    if source < 1 or source + target > most:
+    if target >= most:
+        problem = f"a target of {target:,} tokens leaves no room for its source: the model has {most:,} positions"
+        raise UsageError(problem, f"--max-target-length {most // 2}")
+    if source + target > most:
         problem = f"{source} tokens of a source and {target} of its target are more than the model's {most} positions"
-        fix = f"--max-length {most - target}" if target < most else f"--max-target-length {most // 2}"
-        raise UsageError(problem, fix)
+        raise UsageError(problem, f"--max-length {most - target}")
     return source, target, most
