@@ -328,7 +328,7 @@ def test_model_without_chat_template_is_refused_unless_one_is_given(tmp_path, mo
     type_in(monkeypatch, "hello")
     assert main(["chat", str(directory)]) == 5
     message = f"{directory} has no chat template to put messages into"
-    fix = "--chat-template FILE.jinja, or hfkit generate, which continues a text"
+    fix = "--chat-template chatml or FILE.jinja, or hfkit generate, which continues a text"
     assert capsys.readouterr().err == f"error: {message} (fix: {fix})\n"
     (tmp_path / "plain.jinja").write_text("{{ messages[-1].content }}")
     more = ["--chat-template", str(tmp_path / "plain.jinja"), "--max-new-tokens", "5"]
@@ -345,9 +345,24 @@ def test_chat_without_a_model_is_a_usage_error(capsys):
 def test_template_that_refuses_the_messages_says_why(gpt2, tmp_path, monkeypatch, capsys):
     template = tmp_path / "strict.jinja"
     template.write_text(
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
-        "{{ messages[-1].content }}"
+        "{% if messages | length > 1 %}{{ raise_exception('one message alone') }}{% endif %}{{ messages[-1].content }}"
     )
+    type_in(monkeypatch, "hello", "again")
+    assert main(["chat", gpt2, "--chat-template", str(template), "--max-new-tokens", "2"]) == 3
+    assert "error: the chat template refuses the messages: one message alone" in capsys.readouterr().err
+
+
+def test_template_without_system_role_gets_it_in_the_first_question(gpt2, tmp_path, monkeypatch, capsys):
+    template = tmp_path / "gemma.jinja"
+    template.write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}|{% endfor %}"
+    )
+    flags = ["--chat-template", str(template), "--max-new-tokens", "5"]
     type_in(monkeypatch, "hello")
-    assert main(["chat", gpt2, "--chat-template", str(template), "--system", "be brief"]) == 3
-    assert "error: the chat template refuses the messages: no system messages" in capsys.readouterr().err
+    assert main(["chat", gpt2, *flags, "--system", "be brief"]) == 0
+    said = capsys.readouterr()
+    assert "the chat template has no system role: system messages go to the beginning of the first user" in said.err
+    type_in(monkeypatch, '"""be brief', "", 'hello"""')
+    assert main(["chat", gpt2, *flags]) == 0
+    assert capsys.readouterr().out == said.out

@@ -191,7 +191,7 @@ def test_messages_need_a_chat_template(gpt2, said):
     write_jsonl("a.jsonl", [{"messages": [{"role": "user", "content": "hello"}]}])
     code, _, err = said(gpt2, "--input", "a.jsonl")
     assert code == 5
-    assert "the model has no chat template to put messages into (fix: --chat-template FILE.jinja)" in err
+    assert "the model has no chat template to put messages into (fix: --chat-template chatml, or" in err
 
 
 SEVEN = [{"prompt": "hello"}] * 6

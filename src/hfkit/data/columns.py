@@ -37,9 +37,21 @@ QUESTION_NAMES = {
 
 SOURCE_NAMES = (
     "source", "src", "document", "article", "dialogue", "input", "text", "abstract", "content", "report", "question",
+    "prompt",
 )  # fmt: skip
 
-TARGET_NAMES = ("target", "tgt", "summary", "highlights", "output", "translation", "abstract", "title", "answer")
+TARGET_NAMES = (
+    "target",
+    "tgt",
+    "summary",
+    "highlights",
+    "output",
+    "translation",
+    "abstract",
+    "title",
+    "answer",
+    "completion",
+)
 
 SOURCE_TARGET_NAMES = (  # pairs of names that nothing else has
     ("source", "target"), ("src", "tgt"), ("document", "summary"), ("article", "summary"), ("article", "highlights"),

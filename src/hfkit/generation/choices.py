@@ -119,7 +119,7 @@ def _parted(generator: Generator, prompt: str, choices: Sequence[str]) -> tuple[
     if generator.is_chat:
         message = [{"role": "user", "content": prompt}]
         alone = generator.encode(prompt)
-        begun = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        begun = generator.template.render(message, generation_prompt=True)
         wholes = [tokenizer(begun + choice, add_special_tokens=False)["input_ids"] for choice in choices]
     else:
         alone = prompt_ids(prompt.rstrip(), tokenizer, decoder=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.sources import offline_for
-from hfkit.errors import DataError, ModelError, UsageError, first_line
+from hfkit.errors import ModelError, UsageError
+from hfkit.models.chat_template import ChatTemplate, set_template
 from hfkit.models.config import DEFAULT_NEW_TOKENS, trained_suffix
 from hfkit.system import compat, network
 from hfkit.system.console import say, warn
@@ -71,12 +72,12 @@ def _load(recipe: Recipe, conversation: bool) -> Generator:
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.model)
     generation = recipe.generation
     if generation.chat_template is not None:
-        tokenizer.chat_template = _template(generation.chat_template)
+        set_template(tokenizer, generation.chat_template)
     completes = not unpacked and trained_suffix(config) is not None  # it was trained on prompts without a template
     is_chat = tokenizer.chat_template is not None and not generation.raw and not completes
     if conversation and not is_chat:
         fix = "hfkit generate, which continues a text"
-        fix = fix if completes else f"--chat-template FILE.jinja, or {fix}"
+        fix = fix if completes else f"--chat-template chatml or FILE.jinja, or {fix}"
         raise ModelError(f"{recipe.model.name} has no chat template to put messages into", fix)
     model = unpacked or load_model(recipe.model, config, tokenizer)
     own = own_new_tokens(model)
@@ -192,18 +193,12 @@ class Generator:
             return self._truncated(
                 prompt_ids(f"{self.prefix}{prompt}{self.suffix}", self.tokenizer, decoder=self.is_decoder)
             )
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if self.tokenizer.chat_template is None:
-            raise ModelError("the model has no chat template to put messages into", "--chat-template FILE.jinja")
+        if not isinstance(prompt, str):
+            return self.template.prompt_ids(prompt)
         try:
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except Exception as error:  # templates are programs that raise what they like
-            what = f"the chat template refuses the messages: {first_line(error)}"
-            fix = "--raw" if isinstance(prompt, str) else "change the messages, or --chat-template FILE.jinja"
-            raise DataError(what, fix) from error
-        return ids
+            return self.template.prompt_ids([{"role": "user", "content": prompt}])
+        except DataError as error:
+            raise DataError(error.problems[0][0], "--raw") from None
 
     def _truncated(self, ids: list[int]) -> list[int]:
         """The prompt as training truncated its sources, the special tokens behind it kept."""
@@ -225,6 +220,11 @@ class Generator:
             what = "the prompt was" if len(self.truncated) == 1 else f"{len(self.truncated):,} prompts were"
             warn(f"{what} truncated to {limit} tokens, as in training", "--raw reads all of it, without a prefix")
             self.truncated.clear()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """How messages become text; ModelError if the model has no template."""
+        return ChatTemplate(self.tokenizer)
 
     @cached_property
     def positions(self) -> int | None:
@@ -387,14 +387,6 @@ def continuation(ids: list[int], prompt: int, tokenizer: PreTrainedTokenizerBase
     whole: str = tokenizer.decode(ids, skip_special_tokens=True)
     alone: str = tokenizer.decode(ids[prompt:], skip_special_tokens=True)
     return whole[len(before) :] if whole.startswith(before) else alone
-
-
-def _template(name: str) -> str:
-    """The chat template in a Jinja file."""
-    try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--chat-template {name}: {first_line(error)}", "give a file with a Jinja template") from error
 
 
 def _compile(model: PreTrainedModel) -> None:

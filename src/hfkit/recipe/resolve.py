@@ -26,6 +26,8 @@ from hfkit.tasks import DEFAULT_TASKS, TASKS
 
 _RECIPE = TypeAdapter(Recipe)
 
+SAVED = ("model.", "data.chat_template")  # settings of a run that its model holds
+
 
 def resolve(
     command: str,
@@ -194,7 +196,7 @@ def _task_of_files(given: _Given, choices: Sequence[str]) -> str | None:
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         return None  # which is reported later
     for name in choices:
-        if reason := TASKS[name].claims(sources):
+        if all(acts_for(name, key) for key in given.values) and (reason := TASKS[name].claims(sources)):
             say(f"task: {name}, because {reason} (change with --task)")
             return name
     return None
@@ -213,7 +215,7 @@ def _with_settings_of_run(command: str, run: str | None, given: _Given, files: S
         if all((path / name).exists() for name in ("recipe.yaml", "run.json")):
             settings, lines = read_recipe(path / "recipe.yaml")
             known = {key: value for key, value in flatten(settings) if setting_of(key)}
-            values = {key: value for key, value in known.items() if not key.startswith("model.")}
+            values = {key: value for key, value in known.items() if not key.startswith(SAVED)}
             values |= _from_where_typed(values, read_json(path / "run.json").get("directory"))
             given.where = {key: lines[key] for key in values.keys() & lines.keys()} | given.where
         if command in ("generate", "chat"):  # a prompt is not training data, and any text can be scored

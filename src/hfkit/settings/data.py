@@ -81,9 +81,14 @@ class Data(Section):
     block_size: int | None = setting("--block-size", only="pretrain", ge=2, help="Tokens in a training block.")
     document_masking: bool = setting("--document-masking/--no-document-masking", True, only="pretrain",
         help="Mask attention between the documents packed into one block.")
-    packing: bool = setting("--packing/--no-packing", True, only="pretrain evaluate", rare=True,
+    packing: bool = setting("--packing/--no-packing", True, only="pretrain finetune evaluate", rare=True,
         help="Fill blocks with several documents; otherwise each document has examples of its own, padded and ordered "
-             "by length.")
+             "by length (default in conversations: no packing).")
+    chat_template: str | None = setting("--chat-template", only="finetune evaluate",
+        help="Chat template of conversations: chatml, or a Jinja file; saved with the model (default: the tokenizer's "
+             "own).")
+    train_on: Literal["all", "assistant", "last"] = setting("--train-on", "assistant", only="finetune evaluate",
+        help="What is learned of a conversation: all of it, the assistant's answers, or the last answer.")
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = setting(
         "--problem-type", only="finetune evaluate",
         help="What a label is: single_label_classification, multi_label_classification (any number of labels per "

@@ -46,7 +46,7 @@ class Generation(Section):
     raw: bool = setting("--raw", False, only="generate",
         help="Continue the prompt as it is, even if the model has a chat template.")
     chat_template: str | None = setting("--chat-template", unless="generation.raw",
-        help="A Jinja file with the chat template to use.")
+        help="Chat template to use: chatml, or a Jinja file (default: the tokenizer's own).")
     batch_tokens: int = setting("--batch-tokens", 8192, only="generate", ge=1,
         help="Maximum tokens in a batch, including new tokens and padding; more is faster.")
     assistant_model: str | None = setting("--assistant-model",

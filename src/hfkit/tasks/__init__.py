@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hfkit.tasks.base import Task
+from hfkit.tasks.chat import Chat
 from hfkit.tasks.clm import CausalLM
 from hfkit.tasks.completion import Completion
 from hfkit.tasks.denoising import Denoising
@@ -23,6 +24,7 @@ TASKS: dict[str, Task] = {
     "question-answering": QuestionAnswering(),
     "seq2seq": Seq2Seq(),
     "completion": Completion(),
+    "chat": Chat(),
 }
 
 # What a command does by default.

@@ -17,7 +17,7 @@ from hfkit.tasks.language_modeling import (
     LanguageModel,
     next_tokens,
     nll_scores,
-    pad_blocks,
+    pad_packed,
     token_statistics,
 )
 from hfkit.tasks.packing import Blocks, pack
@@ -63,29 +63,12 @@ class CausalLM(LanguageModel):
         return PackedText(blocks)
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        """Blocks without an attention mask: padding only ever follows the text, where a causal model can't see it.
-
-        With several documents `position_ids` start again at each, from which the library makes a mask between them
-        (transformers.masking_utils.find_packed_sequence_indices), if it gets no attention mask.
-        """
-        import torch
-
-        batch = pad_blocks(examples, tokenizer)
-        del batch["attention_mask"]
-        longest = batch["input_ids"].shape[1]
-        if "position_ids" in examples[0]:
-            positions = torch.arange(longest).repeat(len(examples), 1)
-            for row, example in zip(positions, examples, strict=True):
-                length = len(example["position_ids"])
-                row[:length] = torch.from_numpy(example["position_ids"])
-                row[length:] -= length - 1 - row[length - 1].item()  # padding goes on where the last document ends
-            batch["position_ids"] = positions
-        return batch
+        return pad_packed(examples, tokenizer)
 
     def adapt(self, model: PreTrainedModel, batch: Batch, rows: Examples | None = None) -> None:
         model.config.use_cache = False  # training needs none, and with one the library makes no mask between documents
         if "position_ids" in batch:
-            check_document_masking(model, batch)
+            check_document_masking(model, batch, "--no-document-masking")
 
     def align(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return logits, next_tokens(labels)
@@ -190,13 +173,13 @@ class PackedText(Examples):
         return example
 
 
-def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:
-    """ModelError if a document's logits in a block of `batch` are not those that it has alone."""
+def check_document_masking(model: PreTrainedModel, batch: Batch, fix: str) -> None:
+    """ModelError, with `fix`, if a document's logits in a block of `batch` are not those that it has alone."""
     import torch
 
     seen = f"{model.config.model_type} lets the documents in one block see each other"
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ModelError(f"{seen}: it takes no position_ids", "--no-document-masking")
+        raise ModelError(f"{seen}: it takes no position_ids", fix)
     block = int((batch["position_ids"][:, 1:] == 0).sum(1).argmax())  # the one with the most documents
     positions = batch["position_ids"][block]
     if positions[1:].ne(0).all():  # one alone: it is taken for two
@@ -211,7 +194,7 @@ def check_document_masking(model: PreTrainedModel, batch: Batch) -> None:
     model.train(was_training)
     difference = (packed - torch.cat(alone)).abs().max().item()
     if difference > (1e-3 if packed.dtype == torch.float32 else 0.3):
-        raise ModelError(f"{seen}: packed and alone, their logits differ by {difference:.2g}", "--no-document-masking")
+        raise ModelError(f"{seen}: packed and alone, their logits differ by {difference:.2g}", fix)
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:

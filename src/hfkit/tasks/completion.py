@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.conversations import are_plain, first_row
 from hfkit.data.labels import IGNORED
 from hfkit.errors import UsageError
 from hfkit.models.config import trained_suffix
@@ -69,7 +70,7 @@ class EncodedCompletions(EncodedPairs):
 
 class Completion(Seq2Seq):
     summary = "texts from texts by a decoder: prompts and their completions"
-    aliases = ("prompt-completion", "sft", "instruction-tuning")
+    aliases: tuple[str, ...] = ("prompt-completion", "sft", "instruction-tuning")
     auto_model = "AutoModelForCausalLM"
     guessed = False  # a decoder is evaluated as a language model, unless somebody says what it completes
     pairs = EncodedCompletions
@@ -77,7 +78,7 @@ class Completion(Seq2Seq):
     settings = Seq2Seq.settings | {"data.source_suffix"}  # a language chooses a column here
 
     def claims(self, sources: Sequence[str]) -> str:
-        return ""
+        return "the data has texts in the columns prompt and completion" if are_plain(first_row(sources)) else ""
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         return pad_blocks(examples, tokenizer)

@@ -221,6 +221,27 @@ def pad_blocks(
     return {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
 
 
+def pad_packed(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """Blocks without an attention mask: padding only ever follows the text, where a causal model can't see it.
+
+    With several documents `position_ids` start again at each, from which the library makes a mask between them
+    (transformers.masking_utils.find_packed_sequence_indices), if it gets no attention mask.
+    """
+    import torch
+
+    batch = pad_blocks(examples, tokenizer)
+    del batch["attention_mask"]
+    longest = batch["input_ids"].shape[1]
+    if "position_ids" in examples[0]:
+        positions = torch.arange(longest).repeat(len(examples), 1)
+        for row, example in zip(positions, examples, strict=True):
+            length = len(example["position_ids"])
+            row[:length] = torch.from_numpy(example["position_ids"])
+            row[length:] -= length - 1 - row[length - 1].item()  # padding goes on where the last document ends
+        batch["position_ids"] = positions
+    return batch
+
+
 def pad_pairs(examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
     """Arrays of the encoder and of the decoder, each padded to its own longest."""
     encoder = pad_blocks([{"input_ids": example["input_ids"]} for example in examples], tokenizer)

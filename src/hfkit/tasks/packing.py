@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import os
@@ -117,6 +118,20 @@ def pack(
         say_once(f"tokens: {count:,} of {documents}, none dropped, in {len(blocks):,} blocks of {size}")
         if packed and len(blocks) == 1 and blocks.lengths[0] < size:
             warn(f"that is less than one block of {size} tokens", f"--block-size {count // 2}, or give more text")
+    return blocks
+
+
+def fill(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Which examples lie in one block of at most `size` tokens: the longest first, each where least room is left."""
+    blocks: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # tokens left in a block, and its number, in order
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        fitting = bisect.bisect_left(rooms, (lengths[place], -1))
+        room, number = rooms.pop(fitting) if fitting < len(rooms) else (size, len(blocks))
+        if number == len(blocks):
+            blocks.append([])
+        blocks[number].append(place)
+        bisect.insort(rooms, (room - lengths[place], number))
     return blocks
 
 

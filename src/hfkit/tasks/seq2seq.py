@@ -58,14 +58,14 @@ SAMPLES = 2  # texts that are shown at each evaluation
 
 class Seq2Seq(Task):
     summary = "texts from texts: summaries, translations"
-    aliases = ("summarization", "translation", "text2text-generation")
+    aliases: tuple[str, ...] = ("summarization", "translation", "text2text-generation")
     command = "finetune"
     auto_model = "AutoModelForSeq2SeqLM"
-    roles = ("text", "target")
+    roles: tuple[str, ...] = ("text", "target")
     pairs: type[EncodedPairs] = EncodedPairs  # how a source and its target become token ids
     new_model: Mapping[str, str] = MappingProxyType({"model.type": "bart", "model.size": "mini"})  # if none is named
     watched = ("nll", "perplexity", *WATCHED)
-    metrics = (*OF_TEXTS, *OF_LIKELIHOODS)
+    metrics: tuple[str, ...] = (*OF_TEXTS, *OF_LIKELIHOODS)
     settings = OF_LANGUAGE_MODELS | {
         "data.columns.target", "data.source_prefix", "data.source_lang", "data.target_lang", "data.max_length",
         "data.max_target_length", "data.allow_truncation", "evaluation.num_beams",
@@ -174,7 +174,7 @@ class Seq2Seq(Task):
         """The first texts, greedily."""
         assert isinstance(rows, EncodedPairs)
         sources = [rows.sources[index] for index in range(min(SAMPLES, len(rows)))]
-        settings = _settings(model, 1)
+        settings = generation_settings(model, 1)
         made = generate_texts(model, tokenizer, sources, settings, batch_size=SAMPLES, alone=True)
         given = [tokenizer.decode(ids, skip_special_tokens=True) for ids in sources]
         return [
@@ -215,7 +215,7 @@ class Seq2Seq(Task):
         wanted = recipe.evaluation
         pairs = self.pairs(dataset, tokenizer, model, recipe)  # whose targets are references here, in full
         _say_long("sources", pairs.sources, "max-length", pairs.most, recipe)
-        settings = _settings(model, wanted.num_beams, recipe.data.max_target_length)
+        settings = generation_settings(model, wanted.num_beams, recipe.data.max_target_length)
         settings.max_new_tokens = min(settings.max_new_tokens, pairs.most)
         if model.generation_config.do_sample:
             fix = "hfkit generate --greedy makes the texts that are scored"
@@ -277,7 +277,7 @@ def baselines(sources: Sequence[str], references: Sequence[Sequence[str]]) -> di
     return found
 
 
-def _settings(model: PreTrainedModel, num_beams: int | None, most: int | None = None) -> GenerationConfig:
+def generation_settings(model: PreTrainedModel, num_beams: int | None, most: int | None = None) -> GenerationConfig:
     """The model's own generation settings without sampling, with these on top; `most`: new tokens at most."""
     settings = copy.deepcopy(model.generation_config)
     own = own_new_tokens(model) or most or DEFAULT_NEW_TOKENS
@@ -292,7 +292,7 @@ def _settings(model: PreTrainedModel, num_beams: int | None, most: int | None = 
 def generate_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[np.ndarray],
+    sources: Sequence[Sequence[int] | np.ndarray],
     settings: GenerationConfig,
     *,
     batch_size: int,
@@ -310,6 +310,8 @@ def generate_texts(
 
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    eos = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
+    ends = eos if isinstance(eos, list) else [eos]
     order = np.argsort([-len(ids) for ids in sources], kind="stable").tolist()
     starts = range(0, len(order), batch_size)
     made: list[tuple[int, str, bool]] = []  # place, text, and whether it was cut
@@ -323,7 +325,7 @@ def generate_texts(
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             ids = model.generate(**inputs, generation_config=settings, use_cache=True)
             ids = ids[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
-            are_cut = (ids != tokenizer.eos_token_id).all(dim=1).tolist()
+            are_cut = (~torch.isin(ids, torch.tensor(ends, device=ids.device))).all(dim=1).tolist()
             made += zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), are_cut, strict=True)
     model.train(was_training)
     if not alone:

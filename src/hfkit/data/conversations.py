@@ -1,0 +1,279 @@
+"""Conversations in the forms that people have: messages, prompts with completions, Alpaca's columns, ShareGPT's."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfkit.data.columns import FLAGS, as_splits, place_of, shared_columns
+from hfkit.data.lines import format_of, read_lines
+from hfkit.data.readers import FORMATS, Layout, read_rows
+from hfkit.data.sources import local_files
+from hfkit.errors import DataError, did_you_mean
+from hfkit.system.console import say, short, silence
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hfkit.settings import Data
+
+Messages = list[dict[str, Any]]
+
+ROLES = ("system", "user", "assistant", "tool", "developer", "function")
+
+# What ShareGPT and its kin call them.
+SHAREGPT_ROLES = {
+    **{"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"},
+    **{"bard": "assistant", "assistant": "assistant", "system": "system", "tool": "tool", "observation": "tool"},
+    "function_call": "assistant",
+}
+
+LIST_NAMES = ("messages", "conversations", "conversation")
+
+PROMPT, COMPLETION = "prompt", "completion"
+
+INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
+
+PEEKED = 1 << 20  # characters of a JSON file in which its first row has to end
+
+EXAMPLE = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+
+
+def form_of(row: Mapping[str, Any]) -> str:
+    """The form of the conversations, by the first row: the column of messages, prompt, instruction, or "" for none.
+
+    Prompts and completions that are plain texts count as well as messages.
+    """
+    lists = [name for name in LIST_NAMES if _are_objects(row.get(name))]
+    if lists:
+        return lists[0]
+    if {PROMPT, COMPLETION} <= row.keys():
+        return PROMPT
+    return INSTRUCTION if {INSTRUCTION, OUTPUT} <= row.keys() else ""
+
+
+def are_plain(row: Mapping[str, Any]) -> bool:
+    """Whether the row is a prompt and its completion as texts, which need no chat template."""
+    return form_of(row) == PROMPT and all(isinstance(row[name], str) for name in (PROMPT, COMPLETION))
+
+
+def is_conversing(dataset: Dataset) -> bool:
+    """Whether the data set holds conversations under their usual names."""
+    row = dataset[0] if len(dataset) else {}
+    return bool(form_of(row)) and not are_plain(row)
+
+
+def first_row(sources: Sequence[str]) -> Mapping[str, Any]:
+    """The first row of the first file, without reading the whole file; nothing where there is no file or no row."""
+    try:
+        files = local_files(sources[0]) if sources and not sources[0].startswith("builtin:") else []
+        if not files or not files[0].is_file():
+            return {}
+        if format_of(files[0])[0] in (".json", ".jsonl"):
+            return _first_object(files[0])
+        with silence():  # the reader says later what it finds
+            suffix = format_of(files[0])[0]
+            return next(read_rows(files[0], Layout()), ("", {}))[1] if suffix in FORMATS and suffix != ".txt" else {}
+    except (DataError, OSError):
+        return {}  # what is wrong is reported when the data is read
+
+
+def _first_object(path: Path) -> Mapping[str, Any]:
+    text = ""
+    for _, line in read_lines(path):
+        text += line
+        if len(text) > PEEKED:
+            break
+    try:
+        row, _ = json.JSONDecoder().raw_decode(text.lstrip("\ufeff \t\r\n[")[:PEEKED])
+    except (json.JSONDecodeError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def load_conversations(loaded: DatasetDict | dict[str, Dataset], data: Data) -> dict[str, Dataset]:
+    """The splits with the columns `messages` and `tools` (JSON texts), `text` and `target` (the last question and the
+    last answer), `row` and `split` (where each was read).
+
+    The form is printed. DataError at the first row that holds no conversation, with the number of all others.
+    """
+    splits = as_splits(loaded)
+    names = shared_columns(splits)
+    column = data.columns.text
+    if column is None:
+        column = form_of(next(iter(splits.values()))[0]) or next((name for name in LIST_NAMES if name in names), None)
+        if column is None:
+            found = ", ".join(names)
+            fix = f"{FLAGS['text']} NAME, or the columns messages, prompt and completion, or instruction and output"
+            raise DataError(f"{', '.join(data.train or data.test)}: no column holds conversations, found: {found}", fix)
+        if "train" in splits or not data.train:
+            say(f"conversations: {_described(column, names)}")
+    elif column not in names:
+        fix = did_you_mean(column, names) or f"{FLAGS['text']} {names[0]}"
+        raise DataError(f"there is no column '{column}', found: {', '.join(names)}", f"{FLAGS['text']} {fix}")
+    return {split: _converted(dataset, column, data, split) for split, dataset in splits.items()}
+
+
+def _described(form: str, names: Sequence[str]) -> str:
+    if form == PROMPT:
+        return f"columns {PROMPT} and {COMPLETION}"
+    if form == INSTRUCTION:
+        others = [name for name in ("system", INPUT, "history") if name in names]
+        return f"columns {', '.join([INSTRUCTION, *others])} and {OUTPUT}"
+    return f"column {form} (change with {FLAGS['text']})"
+
+
+def _converted(dataset: Dataset, form: str, data: Data, split: str) -> Dataset:
+    from datasets import Dataset
+
+    convert = {PROMPT: _of_completion, INSTRUCTION: _of_instruction}.get(form, _of_messages)
+    if form not in LIST_NAMES and data.columns.text is not None:
+        convert = _of_messages
+    columns: dict[str, list[Any]] = {name: [] for name in ("messages", "tools", "text", "target", "row", "split")}
+    problems: list[tuple[int, DataError]] = []
+    for number, row in enumerate(dataset):
+        try:
+            messages = convert(row, form)
+            _require_answer(messages)
+            tools = tools_of(row)
+        except DataError as error:
+            problems.append((number, error))
+            continue
+        last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
+        asked: dict[str, Any] = next((one for one in reversed(messages[:last]) if one["role"] == "user"), {})
+        values = (json.dumps(messages), json.dumps(tools), text_of(asked), text_of(messages[last]), number, split)
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    if problems:
+        raise first_of(problems, lambda row: place_of(data, split, row))
+    return Dataset.from_dict(columns, split=split)
+
+
+def first_of(problems: Sequence[tuple[int, DataError]], place: Callable[[int], str]) -> DataError:
+    """One error for all rows that have a problem: the first with its place, and how many others there are."""
+    row, error = problems[0]
+    others = f" (and {len(problems) - 1:,} other rows have a problem)" if len(problems) > 1 else ""
+    return DataError(f"{place(row)}: {error.problems[0][0]}{others}", error.problems[0][1])
+
+
+def _of_messages(row: Mapping[str, Any], column: str) -> Messages:
+    messages = messages_of(row[column], column)
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    return messages
+
+
+def _of_completion(row: Mapping[str, Any], _: str) -> Messages:
+    parts = []
+    for column, role in ((PROMPT, "user"), (COMPLETION, "assistant")):
+        value = row[column]
+        parts.append([{"role": role, "content": value}] if isinstance(value, str) else messages_of(value, column))
+    if not text_of(parts[0][-1]).strip() and isinstance(row[PROMPT], str):
+        raise DataError(f"column '{PROMPT}' is empty", "fill it in, or delete the row")
+    return [*parts[0], *parts[1]]
+
+
+def _of_instruction(row: Mapping[str, Any], _: str) -> Messages:
+    """An instruction and its input, a line feed between them, and the output; what was said before in `history`."""
+    for column in (INSTRUCTION, OUTPUT):
+        if not isinstance(row[column], str):
+            raise DataError(f"column '{column}' is empty", "fill it in, or delete the row")
+    if not row[INSTRUCTION].strip():
+        raise DataError(f"column '{INSTRUCTION}' is empty", "fill it in, or delete the row")
+    asked = "\n".join(part for part in (row[INSTRUCTION], row.get(INPUT)) if part)
+    turns = [*(row.get("history") or ()), [asked, row[OUTPUT]]]
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    texts = zip(itertools.cycle(("user", "assistant")), itertools.chain.from_iterable(turns), strict=False)
+    return [*system, *({"role": role, "content": text} for role, text in texts)]
+
+
+def messages_of(value: Any, column: str) -> Messages:
+    """A list of messages in the form of the Hub, of whatever form it was; DataError with the reason if it is none.
+
+    Keys without a value are those that only other rows have. All other keys stay, such as tool_calls.
+    """
+    fix = f"write {EXAMPLE}"
+    if isinstance(value, str):
+        raise DataError(f"column '{column}' holds text instead of a list of messages", f"{fix}, not a text of it")
+    if not value:
+        raise DataError(f"column '{column}' has no messages", "fill it in, or delete the row")
+    if not _are_objects(value):
+        raise DataError(f"column '{column}' holds no list of messages", fix)
+    messages: Messages = [_message(_without_none(one), number) for number, one in enumerate(value, 1)]
+    return messages
+
+
+def _message(given: dict[str, Any], number: int) -> dict[str, Any]:
+    """One message; number: its place in the conversation, from 1."""
+    if "from" in given and "role" not in given:
+        name, known, content = given.pop("from"), list(SHAREGPT_ROLES), given.pop("value", None)
+        role = SHAREGPT_ROLES.get(str(name))
+        given = {"role": role, "content": content, **given} if name != "function_call" else _call(content, number)
+    else:
+        name, known = given.get("role"), list(ROLES)
+        role = name if name in ROLES else None
+    if role is None:
+        problem = f"message {number} has no role" if name is None else f"message {number} has the unknown role '{name}'"
+        raise DataError(problem, f"one of {', '.join(known)}")
+    content = given.get("content")
+    if content is None and not given.get("tool_calls"):
+        raise DataError(f"message {number} ({name}) has no content", "fill it in, or delete the row")
+    if content is not None and not isinstance(content, str) and not _are_objects(content):
+        raise DataError(f"message {number} ({name}): its content is not text: {short(str(content))}", "write text")
+    return given
+
+
+def _call(content: Any, number: int) -> dict[str, Any]:
+    """The message of ShareGPT's function_call, whose text is {"name": ..., "arguments": {...}} or a list of those."""
+    try:
+        calls = json.loads(content)
+        calls = calls if isinstance(calls, list) else [calls]
+        functions = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
+    except (ValueError, TypeError, LookupError):
+        fix = 'write {"name": "...", "arguments": {...}}'
+        raise DataError(f"message {number} (function_call) holds no call of a function", fix) from None
+    tool_calls = [{"type": "function", "function": function} for function in functions]
+    return {"role": "assistant", "content": "", "tool_calls": tool_calls}
+
+
+def _require_answer(messages: Sequence[Mapping[str, Any]]) -> None:
+    if all(message["role"] != "assistant" for message in messages[1:]):
+        raise DataError("no message is an answer of the assistant", "add one, or delete the row")
+
+
+def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The tools that a row declares, as a list or as JSON text; DataError if they are neither."""
+    tools: Any = row.get("tools")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else _without_none(tools or None)
+    except ValueError:
+        tools = ""
+    if tools is not None and not _are_objects(tools):
+        raise DataError("column 'tools' holds no list of tools", 'write [{"type": "function", "function": {...}}]')
+    found: list[Any] | None = tools or None
+    return found
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message; its tool calls where it has none."""
+    content = message.get("content")
+    if isinstance(content, str) and content:
+        return content
+    if content:
+        return "".join(str(part.get("text", "")) for part in content)
+    return json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else ""
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+
+
+def _without_none(value: Any) -> Any:
+    """The value without keys that have none, which Arrow adds where other rows have them."""
+    if isinstance(value, dict):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return [_without_none(one) for one in value] if isinstance(value, list) else value
