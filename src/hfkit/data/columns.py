@@ -141,7 +141,7 @@ def find_text(splits: dict[str, Dataset], data: Data) -> str:
     """The column with the text, named or guessed; DataError if no column is clearly it."""
     columns = shared_columns(splits)
     free = [column for column in columns if column.lower() not in (*ID_NAMES, *LABEL_NAMES)]
-    text = _named(splits, data, "text") or _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
+    text = named_column(splits, data, "text") or _well_known(free, TEXT_NAMES) or only(_of_text(splits, free))
     text = text or only(_by_content(splits, free)[0])
     if text is None:
         raise _unclear(splits, data, "text", columns, _of_text(splits, free))
@@ -163,8 +163,8 @@ def source_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
 def find_sources(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
     """As `source_columns`, without a word."""
     columns = [name for name in shared_columns(splits) if name.lower() not in ID_NAMES]
-    source = _named(splits, data, "text") or of_language(columns, data.source_lang)
-    target = _named(splits, data, "target") or of_language(columns, data.target_lang)
+    source = named_column(splits, data, "text") or of_language(columns, data.source_lang)
+    target = named_column(splits, data, "target") or of_language(columns, data.target_lang)
     if source is None and target is None and len(columns) == 2:
         first, second = columns
         are_reversed = first.lower() in TARGET_NAMES and second.lower() in SOURCE_NAMES
@@ -219,7 +219,7 @@ def classification_columns(dataset: Dataset | DatasetDict, data: Data) -> tuple[
 def find_classification(splits: dict[str, Dataset], data: Data) -> tuple[str, str | None, str]:
     """(text, second text of a pair or None, label), each named or guessed; DataError if one is not clear."""
     columns = shared_columns(splits)
-    text, pair, label = (_named(splits, data, role) for role in ("text", "text_pair", "label"))
+    text, pair, label = (named_column(splits, data, role) for role in ("text", "text_pair", "label"))
 
     def free(*names: Sequence[str]) -> list[str]:
         taken = {text, pair, label, *itertools.chain(*names)}
@@ -260,7 +260,7 @@ def tagged_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
 def find_tagged(splits: dict[str, Dataset], data: Data) -> tuple[str, str]:
     """As `tagged_columns`, without a word; DataError if a column is not clear."""
     columns = shared_columns(splits)
-    words, tags = (_named(splits, data, role) for role in ("text", "label"))
+    words, tags = (named_column(splits, data, role) for role in ("text", "label"))
     words = words or next(_usual([column for column in columns if column != tags], TOKEN_NAMES), None)
     tags = tags or next(_usual([column for column in columns if column != words], TAG_NAMES), None)
     if words is not None and len(columns) == 1:
@@ -281,7 +281,7 @@ def question_columns(splits: dict[str, Dataset], data: Data) -> tuple[str, str, 
     found: dict[str, str] = {}
     for role, usual in QUESTION_NAMES.items():
         left = [name for name in columns if name not in found.values()]
-        column = _named(splits, data, role) or next(_usual(left, usual), None)
+        column = named_column(splits, data, role) or next(_usual(left, usual), None)
         if column is None:
             could_be = left if len(columns) >= len(QUESTION_NAMES) else []
             raise _unclear(splits, data, role, columns, could_be, called=usual[0])
@@ -323,7 +323,7 @@ def _sources_of(data: Data, split: str) -> list[str]:
     return sources
 
 
-def _named(splits: dict[str, Dataset], data: Data, role: str) -> str | None:
+def named_column(splits: dict[str, Dataset], data: Data, role: str) -> str | None:
     """The column that the settings name for `role`; DataError if a split does not have it."""
     column: str | None = getattr(data.columns, role)
     is_number = column is not None and column.replace(",", "").isdecimal()

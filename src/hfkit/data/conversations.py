@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.columns import FLAGS, as_splits, place_of, shared_columns
+from hfkit.data.columns import FLAGS, as_splits, named_column, place_of, shared_columns
 from hfkit.data.lines import format_of, read_lines
 from hfkit.data.readers import FORMATS, Layout, read_rows
 from hfkit.data.sources import local_files
-from hfkit.errors import DataError, did_you_mean
+from hfkit.errors import DataError
 from hfkit.system.console import say, short, silence
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def load_conversations(loaded: DatasetDict | dict[str, Dataset], data: Data) -> 
     """
     splits = as_splits(loaded)
     names = shared_columns(splits)
-    column = data.columns.text
+    column = named_column(splits, data, "text")
     if column is None:
         column = form_of(next(iter(splits.values()))[0]) or next((name for name in LIST_NAMES if name in names), None)
         if column is None:
@@ -111,9 +111,6 @@ def load_conversations(loaded: DatasetDict | dict[str, Dataset], data: Data) -> 
             raise DataError(f"{', '.join(data.train or data.test)}: no column holds conversations, found: {found}", fix)
         if "train" in splits or not data.train:
             say(f"conversations: {_described(column, names)}")
-    elif column not in names:
-        fix = did_you_mean(column, names) or f"{FLAGS['text']} {names[0]}"
-        raise DataError(f"there is no column '{column}', found: {', '.join(names)}", f"{FLAGS['text']} {fix}")
     return {split: _converted(dataset, column, data, split) for split, dataset in splits.items()}
 
 

@@ -216,8 +216,11 @@ def base_for(model: Model) -> Base:
 
 
 def complete(directory: Path, model: PreTrainedModel, base: Base) -> None:
-    """Adds what save_pretrained leaves out of an adapter: the model's config, and where its base is to be found."""
+    """Adds what save_pretrained leaves out of an adapter: the model's config, its settings of generation, and where its
+    base is to be found."""
     model.config.to_json_file(directory / MODEL_CONFIG)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
     settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
     settings |= {"base_model_name_or_path": base[0], "revision": base[1]}
     if isinstance(settings["target_modules"], list):

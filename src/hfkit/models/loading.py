@@ -116,6 +116,7 @@ def load_weights(
         if new_head:
             fix = f"hfkit export {name} --merge --output-dir NEW, then --model NEW"
             raise UsageError(f"{name} is an adapter, and training begins with a whole model", fix)
+    own = stored_generation(directory, name)
     with readable(name):
         model, info = auto_class.from_pretrained(
             base,
@@ -126,7 +127,7 @@ def load_weights(
             use_safetensors=None if permissions.allows(permissions.PICKLE) else True,  # None: where there are any
             trust_remote_code=trusted(),
             ignore_mismatched_sizes=True,
-            generation_config=stored_generation(base, name),
+            generation_config=stored_generation(base, name) if own is None and base != directory else own,
         )
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if base is not directory:

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.conversations import are_plain, first_row, form_of
-from hfkit.errors import UsageError
+from hfkit.data.conversations import LIST_NAMES, are_plain, first_row, form_of
 from hfkit.models.chat_template import set_template
 from hfkit.system.console import short
 from hfkit.tasks.base import Batch, Examples, finetuning_defaults
@@ -60,15 +59,13 @@ class Chat(Completion):
         form = form_of(row)
         if not form or are_plain(row):
             return ""
-        return f"the data has {'columns of prompts and answers' if form not in row else f'the column {form}'}"
+        return f"the data has {f'the column {form}' if form in LIST_NAMES else 'columns of prompts and answers'}"
 
     def load(self, recipe: Recipe) -> dict[str, Dataset]:
         from hfkit.data.conversations import load_conversations
         from hfkit.data.loading import load_data
         from hfkit.data.splits import hold_out_groups
 
-        if recipe.model.name is None:
-            raise UsageError("no model is named, and a new one can't learn to chat", "--model NAME")
         splits = load_conversations(load_data(recipe.data), recipe.data)
         if "train" in splits and "validation" not in splits and recipe.data.validation_split > 0:
             splits |= hold_out_groups(splits["train"], "text", recipe.data.validation_split, recipe.train.seed)
