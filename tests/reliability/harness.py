@@ -65,6 +65,14 @@ class Material:
         self.tags.write_text("\n".join(tagged), encoding="utf-8")
         asked = ({"question": row.split()[0], "context": row, "answers": [row.split()[-1]]} for row in rows)
         self.questions.write_text("".join(json.dumps(one) + "\n" for one in asked), encoding="utf-8")
+        self.chats, self.template = folder / "chats.jsonl", folder / "chat.jinja"
+        turns = [[(role, word) for word in row.split()[:4] for role in ("user", "assistant")] for row in rows]
+        said = ({"messages": [{"role": role, "content": word} for role, word in turn]} for turn in turns)
+        self.chats.write_text("".join(json.dumps(one) + "\n" for one in said), encoding="utf-8")
+        self.template.write_text(
+            "{% for m in messages %}{{ m.role[0] + m.content + eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}a{% endif %}"
+        )
 
     def command(self, task: str, run: Path, *more: str) -> list[str]:
         """The command line of a run of STEPS steps with dropout, saved and evaluated every EVERY steps."""
@@ -81,6 +89,10 @@ class Material:
                 *("finetune", "--task", "completion", "--model", str(self.gpt2), "--data", str(self.questions)),
                 *("--text-column", "context", "--target-column", "question", "--max-length", "50"),
                 *("--max-target-length", "14", "--allow-truncation", "--metrics", "chrf"),
+            ],
+            "chat": [
+                *("finetune", "--model", str(self.gpt2), "--data", str(self.chats)),
+                *("--chat-template", str(self.template)),
             ],
         }[task]
         settings = {
@@ -316,7 +328,8 @@ def state_hash(run: Path, last: Path | None = None) -> str:
     last = last or run / f"checkpoint-{committed(run)[-1]}"
     total = hashlib.sha256(last.name.encode())
     optimizer = torch.load(last / "optimizer.pt", weights_only=True)["state"]
-    for state in (load_file(run / "model.safetensors"), load_file(last / "model.safetensors"), *optimizer.values()):
+    file = "model.safetensors" if (run / "model.safetensors").exists() else "adapter_model.safetensors"
+    for state in (load_file(run / file), load_file(last / file), *optimizer.values()):
         for name in sorted(state):
             tensor = torch.as_tensor(state[name]).detach().contiguous()
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

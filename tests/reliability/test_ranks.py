@@ -27,6 +27,7 @@ Unbroken = Callable[..., str]
         pytest.param("tags", (), id="tags"),
         pytest.param("questions", (), id="questions"),
         pytest.param("completion", (), id="completion"),
+        pytest.param("chat", (), id="chat"),
         pytest.param("clm", STREAMING, id="clm-streaming"),
         pytest.param("mlm", STREAMING, id="mlm-streaming"),
     ],
