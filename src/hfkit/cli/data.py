@@ -54,6 +54,8 @@ def inspect(
     quoting: Annotated[bool | None, _option("data.csv.quoting", "")] = None,
     encoding: Annotated[str, _option("data.encoding", "TEXT")] = "utf-8",
     max_length: Annotated[int | None, _option("data.max_length", "N")] = None,
+    chat_template: Annotated[str | None, _option("data.chat_template", "NAME")] = None,
+    train_on: Annotated[Literal["all", "assistant", "last"], _option("data.train_on")] = "assistant",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
     debug: Debug = False,
@@ -67,6 +69,8 @@ def inspect(
     hfkit data inspect reviews.csv --validation dev.csv --model ./bert
 
     hfkit data inspect book.txt --task mlm --tokenizer gpt2
+
+    hfkit data inspect chats.jsonl --model ./my-chat-model
     """
     from hfkit.inspection import data, data_tables
 
@@ -75,7 +79,7 @@ def inspect(
         columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column, target=target_column),
         documents=documents, source_lang=source_lang, target_lang=target_lang,
         max_length=max_length, label_separator=label_separator, csv=Csv(separator=separator, quoting=quoting),
-        encoding=encoding,
+        encoding=encoding, chat_template=chat_template, train_on=train_on,
     )  # fmt: skip
     facts = data.inspect(source, task=task, model=model, tokenizer=tokenizer)
     if json:

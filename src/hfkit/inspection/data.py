@@ -24,6 +24,7 @@ from hfkit.data.columns import (
     question_columns,
     shared_columns,
 )
+from hfkit.data.conversations import form_of, is_conversing
 from hfkit.data.labels import MULTIPLE, REGRESSION, SINGLE, flat, label_columns, labels_of, with_labels
 from hfkit.data.loading import load_data
 from hfkit.data.pairs import look_parallel, open_pairs
@@ -33,9 +34,12 @@ from hfkit.data.sources import is_local, local_files, offline_for, type_name
 from hfkit.data.tagged import load_tagged, words_of
 from hfkit.data.tags import entities
 from hfkit.errors import DataError, UsageError, did_you_mean
+from hfkit.inspection.conversations import rendered
 from hfkit.inspection.findings import Facts, Findings, of_rows, pair_facts, split_findings
+from hfkit.inspection.lengths import distribution
 from hfkit.settings import Data, Model, Recipe, Tokenizer
 from hfkit.tasks import DEFAULT_TASKS, TASKS
+from hfkit.tasks.encoded_conversations import USUAL_LENGTH
 from hfkit.tasks.windows import MAX_LENGTH
 
 if TYPE_CHECKING:
@@ -48,9 +52,9 @@ PAIRING = [name for name, task in TASKS.items() if "target" in task.roles]  # th
 
 ASKING = next(name for name, task in TASKS.items() if "context" in task.questions)  # that of questions about texts
 
-BATCH_ROWS = 1000
+CHATTING = next(name for name, task in TASKS.items() if "messages" in task.questions)  # that of conversations
 
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+BATCH_ROWS = 1000
 
 EXAMPLES = 3
 
@@ -85,6 +89,8 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
         task = TAGGING
     if task is None and all(is_asking(dataset) for dataset in splits.values()):
         task = ASKING
+    if task is None and all(map(is_conversing, splits.values())):
+        task = CHATTING
     roles = _roles(splits, recipe, task, findings)
     facts: Facts = {
         "task": task or DEFAULT_TASKS["finetune" if "label" in roles else "pretrain"],
@@ -98,8 +104,10 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
         splits, roles = _questions(splits, recipe, facts), {"text": "question", "text_pair": "context"}
     if roles:
         encoder, longest = _tokenizer(recipe)
+        if task == CHATTING:
+            splits, roles = rendered(splits, data, encoder, facts, findings), {"text": "text"}
         labels = _labels(splits, roles, recipe, findings) if "label" in roles else {}
-        limit = _max_length(data, longest)
+        limit = _max_length(data, longest, USUAL_LENGTH if task == CHATTING else MAX_LENGTH)
         texts = [roles[role] for role in ("text", "text_pair") if role in roles]
         hashes = {split: _hashes(dataset, texts) for split, dataset in splits.items()}
         for split, dataset in splits.items():
@@ -109,10 +117,12 @@ def _facts(recipe: Recipe, task: str | None) -> Facts:
             if split != "train" and "train" in splits:
                 part["also_in_train"] = _also_in(dataset, texts, hashes[split], hashes["train"])
             if encoder is not None:
-                part["tokens"] = _tokens(dataset, texts, encoder, limit if "label" in roles else None)
+                part["tokens"] = _tokens(
+                    dataset, texts, encoder, limit if "label" in roles or task == CHATTING else None, "label" in roles
+                )
             if split in labels:
                 part |= _label_facts(labels[split])
-            findings += _missing(split, dataset, roles, recipe) if task not in (TAGGING, ASKING) else []
+            findings += _missing(split, dataset, roles, recipe) if task not in (TAGGING, ASKING, CHATTING) else []
             findings += split_findings(split, facts, longest)
     facts["findings"] = [{"problem": problem, "fix": fix} for problem, fix in findings]
     return facts
@@ -200,6 +210,9 @@ def _roles(splits: dict[str, Dataset], recipe: Recipe, task: str | None, finding
     try:
         if task == TAGGING:
             return dict(zip(("text", "label"), find_tagged(splits, recipe.data), strict=True))
+        if task == CHATTING:
+            column = recipe.data.columns.text or form_of(next(iter(splits.values()))[0])
+            return {"text": column}
         if task == ASKING:
             return dict(zip(("text", "text_pair", "label"), question_columns(splits, recipe.data), strict=True))
         if has_label:
@@ -263,9 +276,9 @@ def _tokenizer(recipe: Recipe) -> tuple[PreTrainedTokenizerBase | None, int | No
     return tokenizer, min((one for one in limits if one is not None), default=None)
 
 
-def _max_length(data: Data, longest: int | None) -> int:
-    """The number of tokens at which a classifier truncates its input."""
-    limit = data.max_length or min(longest or MAX_LENGTH, MAX_LENGTH)
+def _max_length(data: Data, longest: int | None, usual: int = MAX_LENGTH) -> int:
+    """The number of tokens at which a task truncates its input: at most the `usual` one where none is named."""
+    limit = data.max_length or min(longest or usual, usual)
     if longest is not None and limit > longest:
         problem = f"data.max_length {limit} is longer than the model's {longest} tokens"
         raise UsageError(problem, f"--max-length {longest}")
@@ -347,15 +360,7 @@ def _sizes(dataset: Dataset, texts: Sequence[str]) -> Facts:
         for row in zip(*batch, strict=True):
             empty += any(not text.strip() for text in row)
             lengths.append(sum(map(len, row)))
-    return {"bytes": size, "empty": empty, "characters": _distribution(np.array(lengths))}
-
-
-def _distribution(lengths: np.ndarray) -> Facts:
-    """Sum, quantiles and a histogram by powers of two: {"8": 3} means three rows of 8 to 15."""
-    bins = Counter(int(length).bit_length() for length in lengths)
-    quantiles = {name: int(np.quantile(lengths, share, method="inverted_cdf")) for name, share in QUANTILES.items()}
-    histogram = {str(2**bits >> 1): bins[bits] for bits in range(min(bins), max(bins) + 1)}
-    return {"sum": int(lengths.sum()), **quantiles, "histogram": histogram}
+    return {"bytes": size, "empty": empty, "characters": distribution(np.array(lengths))}
 
 
 def _repeated(dataset: Dataset, texts: Sequence[str], hashes: np.ndarray, labels: list[Any] | None) -> Facts:
@@ -382,22 +387,24 @@ def _example(dataset: Dataset, texts: Sequence[str], row: int) -> str:
     return " + ".join(dataset[int(row)][column] or "" for column in texts)[:200]
 
 
-def _tokens(dataset: Dataset, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Facts:
-    """Lengths in tokens and the number of unknown tokens.
+def _tokens(
+    dataset: Dataset, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int | None, special: bool = True
+) -> Facts:
+    """Lengths in tokens, `special` ones that the tokenizer adds included, and the number of unknown tokens.
 
-    With `limit`, special tokens count, and so do the rows that a classifier would truncate to `limit` tokens. Without,
-    neither does: a language model reads one document after the other, and nothing is truncated.
+    With `limit` also the rows that a task would truncate to `limit` tokens. A language model has none: it reads one
+    document after the other.
     """
     lengths: list[int] = []
     unknown = 0
     for batch in _batches(dataset, texts):
-        encoded = tokenizer(*batch, add_special_tokens=limit is not None, return_attention_mask=False, verbose=False)
+        encoded = tokenizer(*batch, add_special_tokens=special, return_attention_mask=False, verbose=False)
         lengths += map(len, encoded["input_ids"])
         if (
             tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id
         ):  # as in BERT, not GPT-2
             unknown += sum(row.count(tokenizer.unk_token_id) for row in encoded["input_ids"])
-    facts = {**_distribution(np.array(lengths)), "unknown": unknown}
+    facts = {**distribution(np.array(lengths)), "unknown": unknown}
     return facts if limit is None else {**facts, "limit": limit, "cut": sum(length > limit for length in lengths)}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hfkit.data.columns import FLAGS
@@ -43,7 +44,11 @@ def as_text(facts: Facts) -> str:
     if "characters" in part and part["rows"] > 1:
         unit = "tokens" if "tokens" in part else "characters"
         blocks.append(table([[f"{unit} in a row, {first}"], *_bars(part[unit]["histogram"])], "<><"))
-    for name in ("labels", "entities"):
+    if "turns" in part:
+        blocks.append(table([[f"answers in a conversation, {first}"], *_bars(part["turns"]["histogram"])], "<><"))
+    if "conversation" in facts:
+        blocks.append(_marked(facts["conversation"]["text"], facts["conversation"]["learned"]))
+    for name in ("labels", "entities", "roles"):
         if part.get(name):
             blocks.append(table(_label_counts(splits, name), "<>"))
     if "values" in part:
@@ -55,8 +60,19 @@ def as_text(facts: Facts) -> str:
     return "\n\n".join(blocks)
 
 
+def _marked(text: str, spans: Sequence[Sequence[int]]) -> str:
+    """A conversation with what is learned of it in green in a terminal, elsewhere between double brackets."""
+    (begin, end), how = (("\x1b[32m", "\x1b[0m"), "in green") if sys.stdout.isatty() else (("[[", "]]"), "in [[ ]]")
+    parts, last = [], 0
+    for first, stop in spans:
+        parts += [text[last:first], begin, text[first:stop], end]
+        last = stop
+    marked = "".join([*parts, text[last:]]).rstrip("\n")
+    return f"the first conversation, what is learned of it {how}\n{marked}"
+
+
 def _label_counts(splits: Facts, name: str) -> list[list[str]]:
-    """For each of the most frequent labels (or types of "entities") of the first split, its count in every split."""
+    """For the most frequent labels, types of "entities" or "roles" of the first split, the count in every split."""
     labels = next(iter(splits.values()))[name]
     rows = [[name, *(f"{len(part[name]):,} in {split}" for split, part in splits.items())]]
     for label in list(labels)[:LABELS_SHOWN]:

@@ -44,7 +44,7 @@ def _text_findings(split: str, facts: Facts) -> Findings:
     """Empty and repeated texts, texts with different labels, and texts that are also in train."""
     part: Facts = facts["splits"][split]
     rows, repeated = part["rows"], part["repeated"]
-    has_labels = bool({"problem_type", "entities", "contexts", "pairs"} & part.keys())
+    has_labels = bool({"problem_type", "entities", "contexts", "pairs", "turns"} & part.keys())
     findings: Findings = []
     if part["empty"]:
         fix = "delete them" if has_labels else "hfkit pretrain ... --set data.clean.white_space=true"
