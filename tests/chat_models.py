@@ -79,12 +79,18 @@ PLAIN = (  # no token ends an answer
 
 
 def chat_tokenizer(template: str | None, *, control: bool = True):
-    """A byte-level BPE tokenizer whose pad token is its EOS; with `control`, the control tokens of all templates."""
+    """A byte-level BPE tokenizer that begins texts with BOS and trims blanks off the offsets of tokens.
+
+    Its pad token is its EOS. With `control` it has the control tokens of all templates.
+    """
     from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
     from transformers import GPT2TokenizerFast
 
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(TEXT, vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False)
+    bos = TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)])
+    bpe._tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=True), bos])
     tokenizer = GPT2TokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>", unk_token="</s>", pad_token="</s>"
     )

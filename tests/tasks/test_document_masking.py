@@ -105,7 +105,7 @@ def test_the_check_finds_documents_that_see_each_other():
     single = {name: tensor[2:] for name, tensor in batch.items()}  # a block of one document
     for some in (batch, single):
         model.config.use_cache = False
-        check_document_masking(model, some)
+        check_document_masking(model, some, "--no-packing")
         model.config.use_cache = True  # what turns the library's mask off
         with pytest.raises(ModelError, match="llama lets the documents in one block see each other"):
-            check_document_masking(model, some)
+            check_document_masking(model, some, "--no-packing")

@@ -356,15 +356,18 @@ def test_classification_scores_agree_with_scikit_learn(bert, bert_tokenizer):
 
 
 def test_nothing_outside_tasks_names_a_task():
-    """Neither by its name nor by its module: a new task is one new file and one line in TASKS."""
+    """Neither by its name nor by its module: a new task is one new file and one line in TASKS.
+
+    Two names are others', too: that of a command, and that of a column."""
     source = Path(hfkit.__file__).parent
     modules = {type(task).__module__ for task in TASKS.values()}
+    names = TASKS.keys() - {"chat", "completion"}
     found = []
     for file in source.rglob("*.py"):
         if file.is_relative_to(source / "tasks"):
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            named = isinstance(node, ast.Constant) and node.value in TASKS
+            named = isinstance(node, ast.Constant) and node.value in names
             if named or (isinstance(node, ast.ImportFrom) and node.module in modules):
                 found.append(f"{file.relative_to(source)}:{node.lineno}")
     assert found == []

@@ -57,6 +57,7 @@ class Task(ABC):
     roles: tuple[str, ...] = ("text",)  # the columns that it reads, by their names in data.columns
     questions: tuple[str, ...] = ("text", "text_pair")  # what `encode` takes of a row without labels
     aliases: tuple[str, ...] = ()  # what others call it, for messages
+    scores_before = False  # whether a model is worth scoring before it trains: it has learned this already
     guessed = True  # whether a model that has this head alone is taken for one of this task
     summary = ""  # what is learned, in a few words, for the help
     settings: frozenset[str] = frozenset()  # dotted keys of its settings that not every task has

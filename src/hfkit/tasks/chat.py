@@ -33,6 +33,7 @@ class Chat(Completion):
     aliases = ("conversation", "conversational", "chatml", "alpaca", "sharegpt", "instruct")
     roles = ("text",)
     questions = ("messages",)
+    scores_before = True
     watched = ("nll", "perplexity")
     metrics = OF_LIKELIHOODS
     settings = frozenset(

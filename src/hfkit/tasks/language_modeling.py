@@ -32,6 +32,7 @@ class LanguageModel(Task):
     """A pretraining task: documents in, the mean negative log-likelihood out."""
 
     command = "pretrain"
+    scores_before = True
     new_type: str  # the architecture of a new model if none is named
     documents = "blank-line"  # what a document is in a .txt file by default
 

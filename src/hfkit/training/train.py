@@ -183,12 +183,12 @@ def batch_line(batch: BatchSize, mean_tokens: float) -> str:
 
 
 def score_before_training(ready: Prepared, run: Run, checkpoint: Path | None) -> dict[str, Score]:
-    """The scores of a language model that has not trained yet, kept in the manifest; none for other tasks.
+    """The scores of a model that has not trained yet, kept in the manifest; none for tasks that begin with a new head.
 
     A run that resumes from a checkpoint has them there. One that starts anew measures them on all ranks, whatever the
     manifest of an interrupted start says.
     """
-    if checkpoint is not None or ready.task.command != "pretrain" or ready.held_out is None:
+    if checkpoint is not None or not ready.task.scores_before or ready.held_out is None:
         return run.scores_before()
     with distributed_inference(run.safe):
         data = ready.splits["validation"]
