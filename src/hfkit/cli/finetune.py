@@ -11,7 +11,7 @@ from hfkit.cli.training import run_training
 
 @with_settings("finetune", partial(run_training, "finetune"))
 def finetune(settings: dict[str, Any], **options: Any) -> None:
-    """Fine-tune a model on labeled text, tagged words, questions or pairs of texts.
+    """Fine-tune a model on labels, tagged words, questions, pairs of texts or chats.
 
     [bold]Examples[/bold]
 
@@ -26,6 +26,8 @@ def finetune(settings: dict[str, Any], **options: Any) -> None:
     hfkit finetune --model bert-base-cased --task question-answering --data a.json
 
     hfkit finetune --task completion --model gpt2 --data pairs.jsonl --lora
+
+    hfkit finetune --task chat --model ./smollm2 --data chats.jsonl --lora
 
     hfkit finetune finetune-docstrings --model bert-base-uncased --epochs 2
 
