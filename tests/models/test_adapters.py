@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from hfkit import predict
 from hfkit.cli.main import main
 from hfkit.errors import ModelError
+from hfkit.models.adapters import require_same
 from hfkit.models.saving import export
 from stand_in_hub import StandInHub
 from tiny_models import TEXT, make_bert, make_causal_model, make_gpt2, make_word_tokenizer
@@ -178,6 +179,15 @@ def test_merged_model_is_a_plain_one_of_the_same_answers(run, tmp_path, capsys):
     halves = load_file(tmp_path / "half" / "model.safetensors")
     assert {weight.dtype for weight in halves.values()} == {torch.bfloat16}
     assert torch.equal(halves["classifier.weight"], model.classifier.weight.to(torch.bfloat16))
+
+
+def test_logits_are_the_same_within_the_rounding_of_the_largest():
+    before = torch.tensor([[38.7, 0.001]])
+    require_same(before, before + 9e-4, "the model", 1e-4)
+    with pytest.raises(ModelError, match=r"the model: logits differ by 0.009"):
+        require_same(before, before + 9e-3, "the model", 1e-4)
+    with pytest.raises(ModelError, match="logits differ by nan"):
+        require_same(before, before * torch.nan, "the model", 1e-4)
 
 
 def test_export_of_a_run_is_its_model_alone(run, tmp_path):

@@ -244,11 +244,13 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def require_same(before: Tensor, after: Tensor, what: str, tolerance: float) -> None:
-    """ModelError if two answers to the sample batch differ by more than `tolerance`, absolute and relative."""
-    import torch
+    """ModelError if two answers to the sample batch differ by more than `tolerance` of the largest logit.
 
-    if not torch.allclose(before, after, rtol=tolerance, atol=tolerance):
-        difference = (before - after).abs().max()
+    Rounding grows with the largest numbers of a model: the small logits of SmolLM2-135M are 5e-4 off in float32, where
+    its largest is 39.
+    """
+    difference = (before - after).abs().max()
+    if not difference <= tolerance * before.abs().max().clamp(min=1):
         raise ModelError(f"{what}: logits differ by {difference:.2g}: nothing is saved", "report this as a bug")
 
 
