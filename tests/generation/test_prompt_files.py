@@ -214,8 +214,8 @@ NO_MESSAGES = "is no list of messages (fix: write "
         ),
         ([{"n": 3, "m": 4}], ["--text-column", "n"], "a.jsonl: line 1: column 'n': 3 is neither text nor messages"),
         ([{"messages": ["hello"]}], [], f"a.jsonl: line 1: column 'messages': {NO_MESSAGES}"),
-        ([{"messages": [{"role": "user"}]}], [], f"a.jsonl: line 1: column 'messages': {NO_MESSAGES}"),
-        ([{"messages": []}], [], f"a.jsonl: line 1: column 'messages': {NO_MESSAGES}"),
+        ([{"messages": [{"role": "user"}]}], [], "a.jsonl: line 1: column 'messages': message 1 (user) has no content"),
+        ([{"messages": []}], [], "a.jsonl: line 1: column 'messages': has no messages (fix: fill it in"),
         (
             [{"messages": [{"role": "assistant", "content": "x"}]}],
             [],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chat_models import CHATML, make_chat_model
 from hfkit.cli.main import main
 from hfkit.recipe.shipped import headline, shipped_recipes
 from hfkit.recipe.yaml import read_recipe
@@ -36,6 +37,11 @@ def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.
         Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         line += ["--data", "rows.jsonl"] + ([] if "validation_split" in data else ["--validation", "rows.jsonl"])
         line += ["--vocab-size", "300"] if "type" in settings["model"] else ["--model", str(make_t5(tmp_path / "t5"))]
+    elif "messages" in TASKS[settings["task"]].questions:
+        make_chat_model(tmp_path / "chat", CHATML)
+        rows = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in TEXT]
+        Path("rows.jsonl").write_text("".join(f"{json.dumps({'messages': row})}\n" for row in rows), encoding="utf-8")
+        line += ["--model", "./chat", "--data", "rows.jsonl", "--validation-split", "0.2"]
     else:
         make_bert(tmp_path / "bert")
         file = write_rows(TASKS[settings["task"]].questions, data)

@@ -100,6 +100,17 @@ def test_longer_run(killed: Path, resumed: Resumed) -> None:
     assert status(killed)["step"] == 25
 
 
+def test_edited_chat_template(material: Material, tmp_path: Path) -> None:
+    template, run = tmp_path / "chat.jinja", tmp_path / "run"
+    shutil.copy(material.template, template)
+    command = [str(template) if word == str(material.template) else word for word in material.command("chat", run)]
+    hfkit(command, tmp_path / "said", faults=[at_step(12)])
+    template.write_text(template.read_text().replace("eos_token }}{% endfor %}", "eos_token + 'x' }}{% endfor %}"))
+    again = hfkit([*command, "--resume", "auto"], tmp_path / "again")
+    assert again.code == 2
+    assert "checkpoint-10 is of another run: chat template: " in again.err
+
+
 def test_edited_data_of_the_same_size_and_time(material: Material, tmp_path: Path) -> None:
     data, run = tmp_path / "text.txt", tmp_path / "run"
     shutil.copy(material.text, data)

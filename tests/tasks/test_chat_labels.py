@@ -254,3 +254,10 @@ def test_a_conversation_of_very_many_turns_is_cut_too():
     rows, _ = encoded(CHATML, TWO_TURNS * 25_000, settings=settings)
     same, _ = encoded(CHATML, TWO_TURNS)
     assert rows.example(0)["input_ids"].tolist() == same.example(0)["input_ids"].tolist()
+
+
+def test_messages_that_are_not_learned_are_counted(capsys):
+    encoded(CHATML, [ASK, ANSWER, ASK_AGAIN], [ANSWER, ASK, ANSWER_AGAIN], [ASK, ANSWER])
+    said = capsys.readouterr().err
+    assert "1 of 3 conversations end with a message without an answer: left out" in said
+    assert "1 of 3 conversations begin with the assistant: read, not learned" in said

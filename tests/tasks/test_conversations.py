@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chat_models import CHATML, GEMMA, MARKED, OWN_SYSTEM, make_chat_model
+from chat_models import CHATML, GEMMA, MARKED, OWN_SYSTEM, TOOLS, make_chat_model
 from hfkit.cli.main import main
 
 WORDS = ["fox", "dog", "lazy", "quick", "brown", "world", "tiny", "model", "jumps", "over"]
@@ -196,8 +196,8 @@ def test_lora_learns_conversations_and_merges_to_the_same_model(folder, run, tmp
     assert ends[0] == ends[1] == sorted([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")])
     scores, texts = [], []
     for name in ("run", "merged"):
-        code, out, _ = run("evaluate", tmp_path / name, "--task", "chat", "--data", "messages.jsonl", "--json")
-        assert code == 0
+        code, out, err = run("evaluate", tmp_path / name, "--data", "messages.jsonl", "--json")
+        assert (code, "task: chat, because the data has the column messages" in err) == (0, name == "merged")
         scores.append(json.loads(out)["metrics"]["nll"]["value"])
         texts.append(run("generate", tmp_path / name, "--prompt", ROWS[0][0], "--max-new-tokens", "8")[1])
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
@@ -228,7 +228,7 @@ def test_a_text_where_a_list_is_due_is_named(folder, run, tmp_path):
     write(tmp_path / "text.jsonl", [{"messages": json.dumps(messages_of("a", "b"))}])
     code, _, err = run("finetune", "--task", "chat", "--model", "./chatml", "--data", tmp_path / "text.jsonl")
     assert code == 3
-    assert "text.jsonl: line 1: column 'messages' holds text instead of a list of messages" in err
+    assert "text.jsonl: line 1: column 'messages' is text instead of a list of messages" in err
 
 
 @pytest.mark.parametrize(
@@ -262,3 +262,31 @@ def test_the_same_messages_are_refused_in_training_and_use(folder, run, tmp_path
     code, _, err = run("generate", "./chatml", "--input", tmp_path / "asked.jsonl", *template)
     assert code == 3
     assert "the chat template refuses the messages: Conversation roles must alternate" in err
+
+
+def test_tools_and_sharegpt_reach_the_template_in_generation_as_in_training(folder, run, tmp_path):
+    make_chat_model(tmp_path / "tools", TOOLS, positions=512)
+    call = {"type": "function", "function": {"name": "dog", "arguments": {"n": 1}}}
+    asked = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "fox"},
+    ]
+    tools = [{"type": "function", "function": {"name": "dog"}}]
+    sharegpt = [
+        {"from": "human", "value": "hello"},
+        {"from": "function_call", "value": json.dumps(call["function"])},
+        {"from": "observation", "value": "fox"},
+    ]
+    write(tmp_path / "a.jsonl", [{"messages": asked, "tools": tools}])
+    write(tmp_path / "b.jsonl", [{"conversations": sharegpt, "tools": json.dumps(tools)}])
+    texts = []
+    for name in "ab":
+        command = ("generate", tmp_path / "tools", "--input", tmp_path / f"{name}.jsonl", "--max-new-tokens", "6")
+        assert run(*command, "--output", tmp_path / f"{name}.out.jsonl")[0] == 0
+        texts.append(json.loads((tmp_path / f"{name}.out.jsonl").read_text())["text"])
+    model, tokenizer = (kind.from_pretrained(tmp_path / "tools") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    ids = tokenizer.apply_chat_template(asked, tools=tools, add_generation_prompt=True, return_tensors="pt")
+    made = model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=1)
+    expected = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert texts == [expected, expected]

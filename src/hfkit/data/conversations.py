@@ -135,7 +135,7 @@ def _converted(dataset: Dataset, form: str, data: Data, split: str) -> Dataset:
         try:
             messages = convert(row, form)
             _require_answer(messages)
-            tools = tools_of(row)
+            tools = tools_of(row.get("tools"))
         except DataError as error:
             problems.append((number, error))
             continue
@@ -188,18 +188,19 @@ def _of_instruction(row: Mapping[str, Any], _: str) -> Messages:
     return [*system, *({"role": role, "content": text} for role, text in texts)]
 
 
-def messages_of(value: Any, column: str) -> Messages:
+def messages_of(value: Any, column: str | None = None) -> Messages:
     """A list of messages in the form of the Hub, of whatever form it was; DataError with the reason if it is none.
 
-    Keys without a value are those that only other rows have. All other keys stay, such as tool_calls.
+    Keys without a value are those that only other rows have. All other keys stay, such as tool_calls. `column`: for the
+    reason, if it is not named elsewhere.
     """
-    fix = f"write {EXAMPLE}"
+    fix, it = f"write {EXAMPLE}", "" if column is None else f"column '{column}' "
     if isinstance(value, str):
-        raise DataError(f"column '{column}' holds text instead of a list of messages", f"{fix}, not a text of it")
+        raise DataError(f"{it}is text instead of a list of messages", f"{fix}, not a text of it")
+    if not _are_objects(value or [{}]):
+        raise DataError(f"{it}is no list of messages", fix)
     if not value:
-        raise DataError(f"column '{column}' has no messages", "fill it in, or delete the row")
-    if not _are_objects(value):
-        raise DataError(f"column '{column}' holds no list of messages", fix)
+        raise DataError(f"{it}has no messages", "fill it in, or delete the row")
     messages: Messages = [_message(_without_none(one), number) for number, one in enumerate(value, 1)]
     return messages
 
@@ -242,9 +243,8 @@ def _require_answer(messages: Sequence[Mapping[str, Any]]) -> None:
         raise DataError("no message is an answer of the assistant", "add one, or delete the row")
 
 
-def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """The tools that a row declares, as a list or as JSON text; DataError if they are neither."""
-    tools: Any = row.get("tools")
+def tools_of(tools: Any) -> list[Any] | None:
+    """The tools that a row declares, a list or JSON text; DataError if they are neither."""
     try:
         tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else _without_none(tools or None)
     except ValueError:

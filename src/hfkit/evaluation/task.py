@@ -9,6 +9,7 @@ from hfkit.evaluation.files import changed
 from hfkit.models.config import was_saved_with
 from hfkit.recipe.effect import acts_for
 from hfkit.settings import Recipe, acts
+from hfkit.system.console import say
 from hfkit.tasks import TASKS
 from hfkit.tasks.base import Task
 
@@ -18,6 +19,8 @@ GENERATING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")  # the heads that
 def task_of(config: PreTrainedConfig, recipe: Recipe) -> str:
     """The task whose head the model was saved with, and in which all settings act; UsageError if it is not just one."""
     fitting = _fitting(config) if config.architectures else []
+    if len(fitting) > 1 and (claimed := _claimed(fitting, recipe)):
+        return claimed
     if len(fitting) > 1:
         wanted = recipe.evaluation.metrics
         acting = [
@@ -34,6 +37,17 @@ def task_of(config: PreTrainedConfig, recipe: Recipe) -> str:
         fix = f"--task {' or '.join(fitting or TASKS)}"
         raise UsageError(f"{recipe.model.name}: can't tell its task from {names}", fix)
     return fitting[0]
+
+
+def _claimed(fitting: list[str], recipe: Recipe) -> str | None:
+    """The one of the `fitting` tasks whose kind of data this is, which is printed; None if there is none."""
+    for name in fitting:
+        task, wanted = TASKS[name], recipe.evaluation.metrics
+        acts = not without_effect(recipe, name) and not (wanted and task.unknown_metrics(wanted))
+        if acts and (reason := task.claims(recipe.data.test)):
+            say(f"task: {name}, because {reason} (change with --task)")
+            return name
+    return None
 
 
 def without_effect(recipe: Recipe, task: str) -> list[str]:

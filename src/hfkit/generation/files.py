@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.conversations import Messages, messages_of, tools_of
 from hfkit.data.lines import format_of, is_text, read_lines
 from hfkit.data.readers import FIXED, FORMATS, TEXT, has_effect
 from hfkit.errors import DataError, OutOfMemoryError, StoppedError, StorageError, UsageError
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
     from hfkit.settings import Recipe
 
 PROMPT_NAMES = (  # columns, the first that is there
-    "prompt", "messages", "text", "instruction", "question", "input", "source", "document", "article", "dialogue",
+    "prompt", "messages", "conversations", "text", "instruction", "question", "input", "source", "document", "article",
+    "dialogue",
 )  # fmt: skip
+
+TOOLS = "tools"  # the column of tools that a conversation can use
 
 REFERENCE = "reference"  # the column of references that come from a file of their own
 
@@ -95,6 +99,7 @@ class Prompts:
     column: str
     values: Sequence[Any]
     references: Sequence[Any] | None
+    tools: Sequence[Any] | None  # that each conversation declares
     place: Callable[[int], str]  # where a row is, for messages
     aligned: bool  # whether every line of the file is a prompt, though it is blank: its answer is nothing
 
@@ -142,7 +147,8 @@ def read_prompts(recipe: Recipe, file: str, references: str | None = None, *, al
     others = dataset if references is None else dataset.remove_columns(references)
     column = input_column(others, data, "prompt", PROMPT_NAMES)
     expected = None if references is None else dataset[references]
-    prompts = Prompts(name, column, dataset[column], expected, place, aligned and names[0] == "text")
+    tools = dataset[TOOLS] if TOOLS in names and column != TOOLS else None
+    prompts = Prompts(name, column, dataset[column], expected, tools, place, aligned and names[0] == "text")
     if all(map(prompts.is_blank, range(len(prompts)))):
         raise DataError(f"{name}: every line is blank", "give text")
     for number, value in enumerate(prompts.references or ()):
@@ -178,7 +184,8 @@ def encoded(generator: Generator, prompts: Prompts) -> list[array[int]]:
             found.append(array("i"))
             continue
         try:
-            ids = generator.encode(conversation(value) if isinstance(value, list) else _text(value))
+            tools = None if prompts.tools is None else tools_of(prompts.tools[number])
+            ids = generator.encode(conversation(value) if isinstance(value, list) else _text(value), tools)
             generator.room(ids)
             found.append(array("i", ids))  # a tenth of a list
         except (DataError, UsageError) as error:
@@ -199,19 +206,9 @@ def _text(value: Any) -> str:
     return value
 
 
-def conversation(messages: list[Any]) -> list[dict[str, str]]:
-    """The messages without the keys that only other rows have; DataError if the model has nothing to answer."""
-    plain = [
-        {key: value for key, value in message.items() if value is not None}
-        for message in messages
-        if isinstance(message, dict)
-    ]
-    if (
-        not messages
-        or len(plain) < len(messages)
-        or not all(isinstance(message.get(key), str) for message in plain for key in ("role", "content"))
-    ):
-        raise DataError("is no list of messages", 'write [{"role": "user", "content": "..."}]')
+def conversation(messages: list[Any]) -> Messages:
+    """The messages, of whatever form they were; DataError if the model has nothing to answer."""
+    plain = messages_of(messages)
     if plain[-1]["role"] == "assistant":
         raise DataError("the last message is the assistant's: nothing to answer", "leave it out")
     return plain

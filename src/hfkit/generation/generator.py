@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hfkit.settings import Generation, Model, Recipe
 
-Messages = list[dict[str, str]]  # {"role": "system", "user" or "assistant", "content": text}, oldest first
+Messages = list[dict[str, Any]]  # {"role": "system", "user" or "assistant", "content": text}, oldest first
 
 Prompt = str | Messages
 
@@ -187,16 +187,19 @@ class Generator:
         """Whether the library can't take prompts together: speculative decoding can't."""
         return self.assistant is not None or self.settings.prompt_lookup_num_tokens is not None
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt as the model will see it; UsageError for an empty one that it can't begin with."""
+    def encode(self, prompt: Prompt, tools: Sequence[Any] | None = None) -> list[int]:
+        """The token ids of a prompt as the model will see it; UsageError for an empty one that it can't begin with.
+
+        `tools`: that a conversation declares to its chat template.
+        """
         if isinstance(prompt, str) and not self.is_chat:
             return self._truncated(
                 prompt_ids(f"{self.prefix}{prompt}{self.suffix}", self.tokenizer, decoder=self.is_decoder)
             )
         if not isinstance(prompt, str):
-            return self.template.prompt_ids(prompt)
+            return self.template.prompt_ids(prompt, tools)
         try:
-            return self.template.prompt_ids([{"role": "user", "content": prompt}])
+            return self.template.prompt_ids([{"role": "user", "content": prompt}], tools)
         except DataError as error:
             raise DataError(error.problems[0][0], "--raw") from None
 

@@ -41,7 +41,7 @@ class EncodedConversations(Examples):
 
     `conversations`: in the order of the data set, which can have several for a row, or none. `ends`: the ids of the
     tokens that end an answer. `num_cut`, `num_dropped`: rows that lost their last turns, and rows without any answer
-    that fits.
+    that fits. `num_open`, `num_greeting`: rows that end with a message without an answer, or begin with the assistant.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class EncodedConversations(Examples):
 
         self.dataset, self.encoder = dataset, ConversationEncoder(tokenizer, recipe.data.train_on)
         self.limit, self.most = token_limits(tokenizer, model, recipe, usual=USUAL_LENGTH)
-        self.longest = self.num_cut = self.num_dropped = 0
+        self.longest = self.num_cut = self.num_dropped = self.num_open = self.num_greeting = 0
         self.conversations: list[Conversation] = []
         self.ends: set[int] = set()
         problems: list[tuple[int, DataError]] = []
@@ -77,6 +77,8 @@ class EncodedConversations(Examples):
         self.longest = max(self.longest, length)
         self.num_cut += bool(kept) and length > self.limit
         self.num_dropped += not kept
+        self.num_open += messages[-1]["role"] != "assistant"
+        self.num_greeting += messages[0]["role"] == "assistant"
         for found in self.encoder.learned(kept, tools) if kept else ():
             ids, learned = self.encoder.tokens(found)
             if not learned[1 : len(ids) - len(self.encoder.closing)].any():
@@ -103,6 +105,10 @@ class EncodedConversations(Examples):
                 f"of these {self.num_cut:,} end with an earlier answer, {self.num_dropped:,} have no answer that fits "
                 "and are left out"
             )
+        if self.num_open and self.encoder.train_on != "all":
+            say_once(f"{self.num_open:,} of {num_rows:,} conversations end with a message without an answer: left out")
+        if self.num_greeting and self.encoder.train_on != "all":
+            say_once(f"{self.num_greeting:,} of {num_rows:,} conversations begin with the assistant: read, not learned")
         num_more = len(self.conversations) - (num_rows - self.num_dropped)
         if num_more:
             say_once(

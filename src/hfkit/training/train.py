@@ -151,6 +151,8 @@ def start(
         "train.max_steps": schedule.steps,
         "processes": args.world_size,
     }
+    if recipe.data.chat_template is not None:  # a file can change
+        facts["chat template"] = text_hash(str(ready.tokenizer.chat_template))
     require_same({**identity(recipe, **facts), **versions()})
     num_trained = ready.model.num_parameters(only_trainable=recipe.lora.enabled)
     same, fits = identity(recipe, **facts), partial(require_fit, ready.model)
