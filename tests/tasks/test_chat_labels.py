@@ -128,6 +128,23 @@ def test_train_on_says_what_is_learned(template, train_on, parts):
     check(*encoded(template, TWO_TURNS, settings={"data.train_on": train_on}), parts)
 
 
+@pytest.mark.parametrize("train_on", ["all", "assistant", "last"])
+@pytest.mark.parametrize(
+    ("template", "end"), [(CHATML, "<|im_end|>"), (GEMMA, "<end_of_turn>"), (MISTRAL, "</s>"), (PLAIN, "</s>")]
+)
+def test_what_ends_an_answer_is_known(template, end, train_on):
+    rows, tokenizer = encoded(template, TWO_TURNS, settings={"data.train_on": train_on})
+    assert rows.ends == {tokenizer.convert_tokens_to_ids(end)}
+
+
+def test_another_end_of_some_answers_is_known_too():
+    two_ends = CHATML.replace("'<|im_end|>\\n'", "('<|eot_id|>' if 'dog' in m.content else '<|im_end|>\\n')")
+    rows, tokenizer = encoded(two_ends, TWO_TURNS)
+    check(rows, tokenizer, [f"{U}hello<|im_end|>\n{A}", "a fox<|im_end|>",
+                            f"\n{U}and a dog?<|eot_id|>{A}", "the lazy dog<|eot_id|>"])  # fmt: skip
+    assert rows.ends == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|eot_id|>"]))
+
+
 def test_an_answer_whose_thoughts_are_left_out_later_is_learned_as_it_is_given(capsys):
     thoughtful = [ASK, {**ANSWER, "reasoning_content": "hm"}, ASK_AGAIN, {**ANSWER_AGAIN, "reasoning_content": "so"}]
     first = [f"{U}hello<|im_end|>\n{A}", "<think>\nhm\n</think>\n\na fox<|im_end|>", "\n"]

@@ -53,7 +53,7 @@ class EncodedConversations(Examples):
         self.limit, self.most = token_limits(tokenizer, model, recipe, usual=USUAL_LENGTH)
         self.longest = self.num_cut = self.num_dropped = self.num_open = self.num_greeting = 0
         self.conversations: list[Conversation] = []
-        self.ends: set[int] = set()
+        self.ends = {*self.encoder.closing, *self.encoder.usual_end}
         problems: list[tuple[int, DataError]] = []
         for row, (messages, tools) in enumerate(zip(dataset["messages"], dataset["tools"], strict=True)):
             try:
@@ -145,7 +145,8 @@ class ConversationEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: str) -> None:
         self.template, self.train_on = ChatTemplate(tokenizer), train_on
         self.backend = _with_whole_offsets(tokenizer)
-        self.special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+        self.special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.usual_end = [tokenizer.convert_tokens_to_ids(end) for end in [self.template.end] if end]
         self.num_split = self.num_texts = 0
         self.closing: list[int] = []
         if not self.template.has_answers:
