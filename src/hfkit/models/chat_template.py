@@ -54,7 +54,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             raise ModelError("the tokenizer has no token that ends a turn", "a model whose tokenizer has an eos_token")
         end = tokenizer.eos_token
         say_once(f"chatml: each turn ends with {end}, since the tokenizer has no token <|im_end|>")
-    tokenizer.chat_template = CHATML_TEMPLATE.replace("END", json.dumps(end))
+    tokenizer.chat_template = CHATML_TEMPLATE.replace("END", json.dumps(end, ensure_ascii=False))
 
 
 class ChatTemplate:
@@ -79,7 +79,7 @@ class ChatTemplate:
         self.keeps_system = not alone or PROBES[0] in with_system
         self.has_answers = PROBES[2] in answered
         self.end = self._end_of(answered.rpartition(PROBES[2])[2]) if self.has_answers else ""
-        self.own_system = _own_system(with_system, alone) if PROBES[0] in with_system else ""
+        self.own_system = _own_system(with_system, alone)
 
     def _probe(self, messages: Sequence[Message]) -> str:
         """The messages as text; nothing if the template refuses them."""
@@ -89,10 +89,10 @@ class ChatTemplate:
             return ""
 
     def _end_of(self, tail: str) -> str:
-        """The special token that follows an answer, in the text behind it."""
+        """The first special token in the text behind an answer."""
         added = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if not str(token).isspace()}
-        ends = [token for token in added | set(self.tokenizer.all_special_tokens) if tail.lstrip().startswith(token)]
-        return max(ends, key=len, default="")
+        ends = [(tail.find(token), -len(token), token) for token in added if token in tail]
+        return min(ends)[2] if ends else ""
 
     def fitted(self, messages: Sequence[Message]) -> list[Message]:
         """The messages; a system message at the beginning of the first question where the template has no such role."""
@@ -214,7 +214,7 @@ class ChatTemplate:
 
 def _own_system(with_system: str, alone: str) -> str:
     """The system message that a template adds by itself: what stands in place of the probe."""
-    before, after = with_system.partition(PROBES[1])[0].split(PROBES[0], 1)
+    before, probe, after = with_system.partition(PROBES[1])[0].partition(PROBES[0])
     head = alone.partition(PROBES[1])[0]
     has_own = head.startswith(before) and head.endswith(after) and len(head) > len(before) + len(after)
-    return head[len(before) : len(head) - len(after)].strip() if has_own and before.strip() else ""
+    return head[len(before) : len(head) - len(after)].strip() if probe and has_own and before.strip() else ""
