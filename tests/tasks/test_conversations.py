@@ -290,3 +290,23 @@ def test_tools_and_sharegpt_reach_the_template_in_generation_as_in_training(fold
     made = model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=1)
     expected = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert texts == [expected, expected]
+
+
+def test_tool_calls_stay_as_they_are_written(folder, run, tmp_path):
+    """Arrow would give all arguments the same keys, refuse two types of one, and write 1 as 1.0 beside 0.5."""
+    from hfkit.data.conversations import load_conversations
+    from hfkit.data.loading import load_data
+    from hfkit.settings import Data
+
+    def row(arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]}
+
+    exact = 0.30000000000000004
+    rows = [row({"a": 1}), row({"a": exact}), row({"a": "s", "b": {}}), row({}), *FORMS["messages"][:2]]
+    write(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for name in ("a.jsonl", "a.json"):
+        data = Data(train=[str(tmp_path / name)])
+        read = load_conversations(load_data(data), data)["train"]["messages"]
+        assert [json.loads(messages) for messages in read] == [one["messages"] for one in rows]

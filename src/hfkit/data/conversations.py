@@ -131,7 +131,9 @@ def _converted(dataset: Dataset, form: str, data: Data, split: str) -> Dataset:
         convert = _of_messages
     columns: dict[str, list[Any]] = {name: [] for name in ("messages", "tools", "text", "target", "row", "split")}
     problems: list[tuple[int, DataError]] = []
-    for number, row in enumerate(dataset):
+    names = dataset.column_names
+    for number, values in enumerate(zip(*(values_of(dataset, name) for name in names), strict=True)):
+        row = dict(zip(names, values, strict=True))
         try:
             messages = convert(row, form)
             _require_answer(messages)
@@ -141,12 +143,23 @@ def _converted(dataset: Dataset, form: str, data: Data, split: str) -> Dataset:
             continue
         last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
         asked: dict[str, Any] = next((one for one in reversed(messages[:last]) if one["role"] == "user"), {})
-        values = (json.dumps(messages), json.dumps(tools), text_of(asked), text_of(messages[last]), number, split)
-        for column, value in zip(columns.values(), values, strict=True):
+        found = (json.dumps(messages), json.dumps(tools), text_of(asked), text_of(messages[last]), number, split)
+        for column, value in zip(columns.values(), found, strict=True):
             column.append(value)
     if problems:
         raise first_of(problems, lambda row: place_of(data, split, row))
     return Dataset.from_dict(columns, split=split)
+
+
+def values_of(dataset: Dataset, column: str) -> Sequence[Any]:
+    """The values of a column. Those that are kept as JSON are exact: the decoder of the library rounds numbers."""
+    from datasets import Json
+
+    if not isinstance(dataset.features[column], Json):
+        values: Sequence[Any] = dataset[column]
+        return values
+    texts = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    return [None if text is None else json.loads(text) for text in texts]
 
 
 def first_of(problems: Sequence[tuple[int, DataError]], place: Callable[[int], str]) -> DataError:

@@ -18,6 +18,9 @@ KINDS = {str: "text", bool: "true/false", int: "number", float: "number", list: 
 ROW_OF_LISTS = {"tokens", "words", "tags", "ner_tags", "entities", "spans", "answers", "messages", "conversations"}
 
 
+MESSAGE_KEYS = {"role", "from", "function"}  # one of them is in each message, or tool
+
+
 def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a .json or .jsonl file, each with its place.
 
@@ -43,6 +46,13 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             kind = KINDS.get(type(row), "null")
             raise DataError(f"{path}: {place}: {kind} instead of an object", 'write {"text": "..."} on each line')
         yield place, row
+
+
+def has_nested_messages(value: Any) -> bool:
+    """Whether the value is a list of messages or tools of which one holds more than texts."""
+    if not isinstance(value, list) or not all(isinstance(one, dict) and MESSAGE_KEYS & one.keys() for one in value):
+        return False
+    return any(not isinstance(inner, str | None) for one in value for inner in one.values())
 
 
 def _json_lines(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import csv
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.conll import is_conll, read_conll
-from hfkit.data.json_rows import KINDS, json_rows
+from hfkit.data.json_rows import KINDS, has_nested_messages, json_rows
 from hfkit.data.lines import format_of, is_text, read_lines
 from hfkit.data.sheets import SHEETS, sheet_fields
 from hfkit.errors import DataError, UsageError, first_line
@@ -31,7 +32,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]  # where each row is ("line 3"), and
 
 Fields = Iterator[tuple[str, list[str]]]  # the same of a table without names
 
-VERSION = 4  # part of every cache key: raise it when a reader gives other rows for the same bytes
+VERSION = 5  # part of every cache key: raise it when a reader gives other rows for the same bytes
 
 ROWS_PER_BATCH = 1000
 
@@ -123,11 +124,17 @@ def read_batches(path: Path, layout: Layout) -> tuple[Any, Iterator[Any]]:
 def _batches(path: Path, schema: Any, rows: Rows) -> Iterator[Any]:
     import pyarrow as pa
 
+    as_json = [field.name for field in schema if isinstance(field.type, pa.JsonType)]
     while some := list(itertools.islice(rows, ROWS_PER_BATCH)):
         try:
-            yield pa.RecordBatch.from_pylist([row for _, row in some], schema=schema)
+            yield pa.RecordBatch.from_pylist([_with_json(row, as_json) for _, row in some], schema=schema)
         except (pa.ArrowException, OverflowError) as error:
             raise DataError(f"{path}: {some[0][0]} or later: {first_line(error)}") from None
+
+
+def _with_json(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
+    """The row with these columns as JSON texts."""
+    return {**row, **{name: json.dumps(row[name]) for name in columns if row.get(name) is not None}}
 
 
 def read_rows(path: Path, layout: Layout) -> Rows:
@@ -294,10 +301,14 @@ def read_json(path: Path, layout: Layout) -> tuple[Any, Rows]:
 
 
 def _infer_schema(path: Path, rows: Rows) -> Any:
-    """The arrow schema of all rows; one column holds one kind of value, whole and broken numbers go together."""
+    """The arrow schema of all rows; one column holds one kind of value, whole and broken numbers go together.
+
+    Messages that hold more than texts, such as the arguments of tool calls, stay JSON: an arrow column would give all
+    of them the same keys, and numbers another type.
+    """
     import pyarrow as pa
 
-    schema = pa.schema([])
+    schema, as_json = pa.schema([]), set()
     first_seen: dict[str, tuple[str, str]] = {}
     while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
         for place, row in batch:
@@ -310,12 +321,16 @@ def _infer_schema(path: Path, rows: Rows) -> Any:
                     message = f"{path}: {place}: column '{column}' holds {kind}, but {known} in {where}"
                     raise DataError(message, "write one kind of value in a column")
         for column in dict.fromkeys(column for _, row in batch for column in row):
+            if column in as_json or any(has_nested_messages(row.get(column)) for _, row in batch):
+                as_json.add(column)
+                continue
             try:
                 field = pa.field(column, pa.array([row.get(column) for _, row in batch]).type)
                 schema = pa.unify_schemas([schema, pa.schema([field])], promote_options="permissive")
             except (pa.ArrowException, OverflowError) as error:
                 raise DataError(f"{path}: {batch[0][0]} or later: column '{column}': {first_line(error)}") from None
-    return schema
+    names = [*schema.names, *sorted(as_json - set(schema.names))]
+    return pa.schema([(name, pa.json_() if name in as_json else schema.field(name).type) for name in names])
 
 
 def read_text(path: Path, layout: Layout) -> tuple[Any, Rows]:

@@ -302,7 +302,7 @@ def _kind_of(feature: Any) -> str:
     if isinstance(feature, dict):
         return "objects"
     inner = getattr(feature, "feature", None)
-    return str(feature.dtype) if inner is None else f"list of {_kind_of(inner)}"
+    return str(getattr(feature, "dtype", "objects")) if inner is None else f"list of {_kind_of(inner)}"
 
 
 def listed(names: Iterable[str]) -> str:
