@@ -125,7 +125,7 @@ class Data(Section):
         help="Continue even if more than 5% of the examples are truncated.")
     max_length: int | None = setting("--max-length --max-seq-length", only="finetune predict evaluate", ge=2,
         help="Maximum tokens of an example; longer ones are truncated and counted (default: the model's limit, at "
-             "most 512).")
+             "most 512, of a conversation 2,048).")
     max_train_samples: int | None = setting(
         "--max-train-samples", only="pretrain finetune", unless="data.streaming", ge=1,
         help="Train on a random sample of this many examples, taken after the validation data is held out.")

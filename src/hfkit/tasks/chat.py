@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.conversations import LIST_NAMES, are_plain, first_row, form_of
 from hfkit.models.chat_template import set_template
 from hfkit.system.console import short
-from hfkit.tasks.base import Batch, Examples, finetuning_defaults
+from hfkit.tasks.base import Batch, Examples, batch_defaults, finetuning_defaults
 from hfkit.tasks.clm import check_document_masking
 from hfkit.tasks.completion import Completion
 from hfkit.tasks.encoded_conversations import EncodedConversations
@@ -50,10 +50,18 @@ class Chat(Completion):
         return ("nll", "perplexity")
 
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The learning rate of Alpaca (github.com/tatsu-lab/stanford_alpaca: 2e-5), and the usual one of LoRA."""
-        rate = 5e-4 if given.get("lora.enabled") else 2e-5
-        usual = finetuning_defaults(given) | {"evaluation.batch_size": 16, "train.per_device_eval_batch_size": 16}
-        return usual | {"train.learning_rate": rate, "train.lr_scheduler_type": "cosine", "data.packing": False}
+        """The learning rate of Alpaca (github.com/tatsu-lab/stanford_alpaca: 2e-5), and the usual one of LoRA. Batches
+        are small, since logits are large: 8 conversations of 500 tokens have 0.8 GB of them at 49,152 tokens."""
+        return (
+            finetuning_defaults(given)
+            | batch_defaults(given, 8)
+            | {
+                "train.per_device_eval_batch_size": 8,
+                "train.learning_rate": 5e-4 if given.get("lora.enabled") else 2e-5,
+                "train.lr_scheduler_type": "cosine",
+                "data.packing": False,
+            }
+        )
 
     def claims(self, sources: Sequence[str]) -> str:
         row = first_row(sources)
