@@ -303,7 +303,7 @@ def test_tool_calls_stay_as_they_are_written(folder, run, tmp_path):
         return {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]}
 
     exact = 0.30000000000000004
-    rows = [row({"a": 1}), row({"a": exact}), row({"a": "s", "b": {}}), row({}), *FORMS["messages"][:2]]
+    rows = [row({"a": 1}), row({"a": exact}), row({"a": "s", "b": {"c": None}}), row({}), *FORMS["messages"][:2]]
     write(tmp_path / "a.jsonl", rows)
     (tmp_path / "a.json").write_text(json.dumps(rows))
     for name in ("a.jsonl", "a.json"):

@@ -152,12 +152,15 @@ def _converted(dataset: Dataset, form: str, data: Data, split: str) -> Dataset:
 
 
 def values_of(dataset: Dataset, column: str) -> Sequence[Any]:
-    """The values of a column. Those that are kept as JSON are exact: the decoder of the library rounds numbers."""
+    """The values of a column, as they were written.
+
+    Those that are kept as JSON are decoded here, since the library's decoder rounds numbers. In all others, keys
+    without a value are left out: Arrow has them in each row that lacks what another one has.
+    """
     from datasets import Json
 
     if not isinstance(dataset.features[column], Json):
-        values: Sequence[Any] = dataset[column]
-        return values
+        return [_without_none(value) for value in dataset[column]]
     texts = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     return [None if text is None else json.loads(text) for text in texts]
 
@@ -204,8 +207,7 @@ def _of_instruction(row: Mapping[str, Any], _: str) -> Messages:
 def messages_of(value: Any, column: str | None = None) -> Messages:
     """A list of messages in the form of the Hub, of whatever form it was; DataError with the reason if it is none.
 
-    Keys without a value are those that only other rows have. All other keys stay, such as tool_calls. `column`: for the
-    reason, if it is not named elsewhere.
+    All keys that have a value stay, such as tool_calls. `column`: for the reason, if it is not named elsewhere.
     """
     fix, it = f"write {EXAMPLE}", "" if column is None else f"column '{column}' "
     if isinstance(value, str):
@@ -214,7 +216,10 @@ def messages_of(value: Any, column: str | None = None) -> Messages:
         raise DataError(f"{it}is no list of messages", fix)
     if not value:
         raise DataError(f"{it}has no messages", "fill it in, or delete the row")
-    messages: Messages = [_message(_without_none(one), number) for number, one in enumerate(value, 1)]
+    messages: Messages = [
+        _message({key: inner for key, inner in one.items() if inner is not None}, number)
+        for number, one in enumerate(value, 1)
+    ]
     return messages
 
 
@@ -259,7 +264,7 @@ def _require_answer(messages: Sequence[Mapping[str, Any]]) -> None:
 def tools_of(tools: Any) -> list[Any] | None:
     """The tools that a row declares, a list or JSON text; DataError if they are neither."""
     try:
-        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else _without_none(tools or None)
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools or None
     except ValueError:
         tools = ""
     if tools is not None and not _are_objects(tools):
