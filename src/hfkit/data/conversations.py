@@ -13,7 +13,7 @@ from hfkit.data.lines import format_of, read_lines
 from hfkit.data.readers import FORMATS, Layout, read_rows
 from hfkit.data.sources import local_files
 from hfkit.errors import DataError
-from hfkit.system.console import say, short, silence
+from hfkit.system.console import say, short
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -36,6 +36,8 @@ LIST_NAMES = ("messages", "conversations", "conversation")
 PROMPT, COMPLETION = "prompt", "completion"
 
 INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 PEEKED = 1 << 20  # characters of a JSON file in which its first row has to end
 
@@ -72,12 +74,14 @@ def first_row(sources: Sequence[str]) -> Mapping[str, Any]:
         files = local_files(sources[0]) if sources and not sources[0].startswith("builtin:") else []
         if not files or not files[0].is_file():
             return {}
-        if format_of(files[0])[0] in (".json", ".jsonl"):
+        suffix = format_of(files[0])[0]
+        if suffix in (".json", ".jsonl"):
             return _first_object(files[0])
-        with silence():  # the reader says later what it finds
-            suffix = format_of(files[0])[0]
-            return next(read_rows(files[0], Layout()), ("", {}))[1] if suffix in FORMATS and suffix != ".txt" else {}
-    except (DataError, OSError):
+        if suffix in SEPARATORS:  # the names say enough
+            _, names = next(read_lines(files[0]), (0, ""))
+            return {name.strip(' "\r\n'): "" for name in names.split(SEPARATORS[suffix])}
+        return next(read_rows(files[0], Layout()))[1] if suffix in FORMATS and FORMATS[suffix].is_columnar else {}
+    except (DataError, OSError, StopIteration):
         return {}  # what is wrong is reported when the data is read
 
 
