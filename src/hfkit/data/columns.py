@@ -96,7 +96,7 @@ def input_column(dataset: Dataset, data: Data, role: str = "text", usual: Sequen
 
 def pair_column(dataset: Dataset, data: Data) -> str | None:
     """The column that data.columns.text_pair names; DataError if the data set does not have it."""
-    return _named(as_splits(dataset), data, "text_pair")
+    return named_column(as_splits(dataset), data, "text_pair")
 
 
 def words_column(dataset: Dataset, data: Data) -> str | None:

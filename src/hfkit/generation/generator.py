@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.sources import offline_for
-from hfkit.errors import ModelError, UsageError
+from hfkit.errors import DataError, ModelError, UsageError
 from hfkit.models.chat_template import ChatTemplate, set_template
 from hfkit.models.config import DEFAULT_NEW_TOKENS, trained_suffix
 from hfkit.system import compat, network

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfkit.errors import ModelError, UsageError, first_line
+from hfkit.errors import ModelError, UsageError
 from hfkit.models import hub
 from hfkit.models.config import readable, trusted
 from hfkit.system import network
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # A file of a tokenizer that was saved without tokenizer.json, and the class that it most likely is of.
 VOCABULARIES = {"merges.txt": "GPT2Tokenizer", "vocab.txt": "BertTokenizer", "spiece.model": "T5Tokenizer"}
-
-RARE = "𠀀 𐦀"  # characters that hardly a vocabulary has, and no normalizer removes
 
 
 def load_tokenizer(tokenizer: Tokenizer, model: Model) -> PreTrainedTokenizerBase:
@@ -45,11 +43,11 @@ def open_tokenizer(name: str, revision: str | None = None, weights: bool = False
         raise ModelError(f"{name}: its tokenizer has no fast form", "save it once with use_fast=True")
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:  # a blank T5 tokenizer also has the sign of a blank
         raise ModelError(f"{name}: holds no tokenizer files", "copy its tokenizer.json there")
-    try:
-        tokenizer.backend_tokenizer.encode(RARE)
-    except Exception as error:  # the library has no class of its own for it
-        problem = f"{name}: its tokenizer can't read every text: {first_line(error)}"
-        raise ModelError(problem, "add the token that it misses to tokenizer.json, or take another model") from None
+    if (model := tokenizer.backend_tokenizer.model).__class__.__name__ == "WordPiece" and (
+        model.token_to_id(model.unk_token) is None
+    ):
+        problem = f"{name}: its tokenizer has no token {model.unk_token} for words that it can't read"
+        raise ModelError(problem, "add it to the vocabulary in tokenizer.json, or take another model")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # only ever under the attention mask
     return tokenizer
