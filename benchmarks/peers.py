@@ -13,7 +13,7 @@ Not part of this repository, and skipped where they are absent:
 - `--peers DIR`: run_clm.py, run_mlm.py and run_glue.py (transformers' examples/pytorch of the installed version or one
   close to it) and a checkout of nanoGPT. They run offline. run_glue.py loads the metric `accuracy` from the Hub; here
   it finds one in its working directory, which this file writes.
-- packages: ctranslate2, onnxruntime (with onnx and onnxscript for the export), rouge-score-rs, bleuscore. A folder of
+- Packages: ctranslate2, onnxruntime (with onnx and onnxscript for the export), rouge-score-rs, bleuscore. A folder of
   packages can be named by PYTHONPATH.
 - `--model MINILM`, `--data sst2/train.tsv`, `--decoder SMOLLM2`: works without their input are skipped. The text is
   `--text FILE` or the built-in one.
@@ -40,6 +40,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from gpu import tail, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,7 +75,6 @@ TEXT_BYTES = 2_000_000  # of --text that the causal and masked works train on
 QUICK_ROWS = 300  # made-up labeled rows of --quick
 BATCH = 32  # SST-2, and rows in a batch of onnxruntime
 HELD_OUT = 0.05  # hfkit's default, for run_glue.py too
-SHOWN = 12  # lines of stderr of a failed command
 
 HFKIT = [sys.executable, "-m", "hfkit"]
 
@@ -231,7 +232,7 @@ class CommandFailed(Exception):
 
 
 class Bench:
-    """One run of this script: its options, the folder of its inputs and what it has skipped or seen to fail."""
+    """One run of this script: its options, the folder of its inputs and whether a command has failed."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
@@ -243,9 +244,9 @@ class Bench:
 
     def script(self, name: str) -> Path:
         """A file of --peers, which may be absent."""
-        return (self.options.peers or self.folder / "absent").resolve() / name
+        return (self.options.peers or self.folder / "absent") / name
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     def run(self, program: Program, out: Path) -> Ended:
@@ -274,8 +275,8 @@ class Bench:
             wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
-            lines = (out / "stderr.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN:]
-            raise CommandFailed("\n".join([f"exit code {process.returncode}: {' '.join(arguments)[:300]}", *lines]))
+            errors = (out / "stderr.txt").read_text(encoding="utf-8", errors="replace")
+            raise CommandFailed(f"exit code {process.returncode} of: {' '.join(arguments)}\n{tail(errors)}")
         # ru_maxrss begins at the size of this process, which therefore imports no library.
         return Ended(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024, out)
 
@@ -293,6 +294,7 @@ def main() -> int:
         bench = Bench(options, Path(name))
         child(bench, "prepare", names=names)
         rows = [row for name in names for row in measure(bench, name)]
+    print(f"{versions()}; {os.cpu_count()} cores; rounds: {options.pairs}\n")
     head = ("work", "peer", "wall time", "CPU time", "peak memory", "result", "goal")
     print("\n".join(f"| {' | '.join(row)} |" for row in [head, ("---",) * len(head), *rows]))
     return int(bench.failed)
@@ -301,16 +303,21 @@ def main() -> int:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--peers", type=Path, metavar="DIR", help="has run_clm.py, run_mlm.py, run_glue.py, nanoGPT/")
-    parser.add_argument("--model", help="an encoder's directory: MiniLM")
-    parser.add_argument("--decoder", help="a decoder's directory: SmolLM2-135M")
-    parser.add_argument("--data", help="a .tsv file with the columns sentence and label: SST-2's train.tsv")
-    parser.add_argument("--text", help="a text file (default: the built-in text)")
+    parser.add_argument("--model", type=Path, help="an encoder's directory: MiniLM")
+    parser.add_argument("--decoder", type=Path, help="a decoder's directory: SmolLM2-135M")
+    parser.add_argument("--data", type=Path, help="a .tsv file with the columns sentence and label: SST-2's train.tsv")
+    parser.add_argument("--text", type=Path, help="a text file (default: the built-in text)")
     parser.add_argument("--only", help="works, separated by commas: " + ", ".join(WORKS))
     parser.add_argument("--pairs", type=int, metavar="N", help="rounds of hfkit and its peers (default: 3)")
     parser.add_argument("--quick", action="store_true", help="tiny models and data: does everything still run?")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.pairs = options.pairs or (1 if options.quick else 3)
+    for name in ("peers", "model", "decoder", "data", "text"):
+        if path := getattr(options, name):
+            if not path.exists():
+                parser.error(f"--{name}: no {path}")
+            setattr(options, name, path.resolve())
     return options
 
 
@@ -326,7 +333,7 @@ def measure(bench: Bench, name: str) -> list[tuple[str, ...]]:
     """Runs a work in rounds; a row for each of its peers that is here."""
     absent = [f"--{flag}" for flag in NEEDS.get(name, ()) if not getattr(bench.options, flag)]
     if absent and not bench.options.quick:
-        bench.say(f"skipped: {name}: needs {' and '.join(absent)}")
+        bench.report(f"skipped: {name}: needs {' and '.join(absent)}")
         return []
     work = WORKS[name](bench)
     peers = [peer for peer in work.peers if present(bench, name, peer)]
@@ -338,10 +345,10 @@ def measure(bench: Bench, name: str) -> list[tuple[str, ...]]:
                 continue
             try:
                 ended[program.name].append(bench.run(program, bench.folder / name / program.name.replace(" ", "-")))
-                bench.say(f"{name}, {program.name}: {ended[program.name][-1].wall:.1f} s")
+                bench.report(f"{name}, {program.name}: {ended[program.name][-1].wall:.1f} s")
             except CommandFailed as fault:
                 bench.failed, faults[program.name] = True, str(fault)
-                bench.say(f"failed: {name}, {program.name}: {fault}")
+                bench.report(f"failed: {name}, {program.name}: {fault}")
     if work.hfkit.name in faults:
         return [(work.title, peer.name, *["-"] * 3, "hfkit failed", peer.goal) for peer in peers]
     rows = [row(work, peer, ended) if peer.name not in faults else failed_row(work, peer) for peer in peers]
@@ -350,9 +357,9 @@ def measure(bench: Bench, name: str) -> list[tuple[str, ...]]:
 
 
 def present(bench: Bench, name: str, peer: Program) -> bool:
-    """Whether this peer can be run; says what is absent."""
+    """Whether this peer can be run; what is absent is reported."""
     scripts = [argument for argument in peer.arguments if isinstance(argument, Path)]
-    absent = [f"{path.name} in --peers" for path in scripts if not path.exists()]
+    absent = [f"{path.relative_to(bench.script(''))} in --peers" for path in scripts if not path.exists()]
     absent += [f"the package {package}" for package in peer.packages if importlib.util.find_spec(package) is None]
     if not absent and (prepare := CONVERTERS.get(peer.name)):
         try:
@@ -361,7 +368,7 @@ def present(bench: Bench, name: str, peer: Program) -> bool:
             bench.failed = True
             absent = [f"a converted model: {fault}"]
     if absent:
-        bench.say(f"skipped: {name}, {peer.name}: needs {' and '.join(absent)}")
+        bench.report(f"skipped: {name}, {peer.name}: needs {' and '.join(absent)}")
     return not absent
 
 
@@ -560,7 +567,7 @@ def label(bench: Bench) -> Work:
         "one text to a label",
         Program("hfkit", [*HFKIT, "predict", model, "--text", row, "--json"]),
         [Program("pipeline", [sys.executable, "-c", PIPELINE_LABEL, model, row], goal="1.5")],
-        compare=lambda ours, theirs: _same_label(json.loads(ours.printed()), json.loads(theirs.printed())),
+        compare=lambda ours, theirs: same_label(json.loads(ours.printed()), json.loads(theirs.printed())),
     )
 
 
@@ -611,7 +618,7 @@ def pair_script(bench: Bench, script: str) -> list[str]:
     return [sys.executable, "-c", script, bench.path("predictions.txt"), bench.path("references.txt")]
 
 
-# What two programs have come to.
+# The results of two programs, compared.
 
 
 def accuracies(ours: Ended, theirs: Ended) -> str:
@@ -627,7 +634,7 @@ def equal_labels(ours: Ended, theirs: Ended) -> str:
     return f"{equal:,} of {len(pairs):,} labels equal, probabilities within {apart:.0e}"
 
 
-def _same_label(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def same_label(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return "same label" if ours["label"] == theirs["label"] else "another label"
 
 
