@@ -197,6 +197,10 @@ def test_a_zip_of_one_file() -> None:
     flipped[45] ^= 255
     message = problem(write("flipped.zip", bytes(flipped)))
     assert message.startswith("flipped.zip: a damaged .zip file, after line ")
+    (version := bytearray(whole))[whole.index(b"PK\1\2") + 6] = 248  # needs a program of this version
+    assert problem(write("new.zip", bytes(version))) == f"new.zip: unknown kind of file '.zip' {fix}"
+    inner = archive("inner.zip", {"a.bin": "\0\1\2"})
+    assert problem(inner) == f"inner.zip: unknown kind of file '.zip' {fix}"
     locked = bytearray(whole)
     locked[6] |= 1  # the flag of encryption, here and in the directory
     locked[whole.index(b"PK\1\2") + 8] |= 1
@@ -260,7 +264,7 @@ def test_the_first_sheet_of_a_workbook_is_a_table(capsys: pytest.CaptureFixture[
     assert load(sheet("a.xlsx", ROWS)) == found
     assert capsys.readouterr().err == ""
     assert load(sheet("b.xlsx", ROWS, ("One", "Two"))) == found
-    said = "b.xlsx: the first of 2 sheets, 'One' (save another one as CSV to read it)\n"
+    said = "b.xlsx: sheet 'One' of 2 (save another one as CSV to read it)\n"
     assert capsys.readouterr().err == said
 
 
@@ -272,8 +276,10 @@ def test_what_is_wrong_with_a_sheet_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     expected = "twice.xlsx: row 1: column 'text' appears twice (fix: rename one of them, or --no-header if the first line is a row)"
     assert problem(sheet("twice.xlsx", twice)) == expected
     damaged = problem(write("bad.xlsx", b"PK\3\4"))
-    assert damaged.startswith("bad.xlsx: a damaged .xlsx file: ")
-    assert damaged.endswith(" (fix: save it again as CSV)")
+    assert damaged.startswith("bad.xlsx: not a whole .xlsx file: ")
+    assert damaged.endswith(" (fix: open it in a spreadsheet program, and save it as CSV)")
+    far = [ROWS[1], ROWS[2], '<c r="XFD3"><v>1</v></c>', *[""] * 5000, '<c r="A5004"><v>1</v></c>']
+    assert problem(sheet("far.xlsx", far)).startswith("far.xlsx: its cells reach row ")
     monkeypatch.setitem(sys.modules, "python_calamine", None)
     expected = 'a.xlsx: reading .xlsx needs the package python-calamine (fix: pip install "hfkit[sheets]", or save the sheet as CSV)'
     assert problem(sheet("a.xlsx", ROWS)) == expected

@@ -362,3 +362,17 @@ def test_systems_with_and_without_probabilities_differ_in_right_answers(tmp_path
     assert main(command) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["row"], row["gain"], row["measure"]) == (2, -1, "right answers")
+
+
+def test_models_with_and_without_names_of_classes_are_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_bert(tmp_path / "bert")
+    table(tmp_path / "ids.csv", [f"LABEL_{number}" for number in IDS])
+    table(tmp_path / "names.csv", WORDS)
+    table(tmp_path / "gold.parquet", IDS, ClassLabel(names=NAMES))
+    for name in ("ids", "names"):
+        command = ["finetune", "--model", "./bert", "--data", f"{name}.csv", "-o", name, "--max-steps", "3"]
+        assert main([*command, "--lr", "0.01"]) == 0
+    assert main(["compare", "ids", "names", "--data", "gold.parquet", "--metrics", "accuracy", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["differences"]
+    assert found["difference"] == 0

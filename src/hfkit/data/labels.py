@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import DataError
-from hfkit.system.console import say, warn
+from hfkit.system.console import say, say_once, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,12 +58,13 @@ def with_labels(splits: Mapping[str, Dataset], label: str, data: Data, config: A
         split: _as(kind, values if dataset is guessed else _values(dataset, columns), split, separator)
         for split, dataset in splits.items()
     }
+    if config is not None and len(columns) == 1:
+        name_classes(config, class_names(guessed, columns[0]) or [])
     are_respelled = False
     if kind != REGRESSION and (config is not None or order is None):
         texts = set(flat(label for split in labels.values() for label in split))
         of_model = [] if config is None else [str(config.id2label[index]) for index in sorted(config.id2label)]
         names = spelling(texts, of_model) | names_of_ids(texts, of_model)
-        names |= {name: without for without, name in classes_of_unnamed(of_model, order or []).items()}
         if are_respelled := any(text != name for text, name in names.items()):
             labels = {split: [spelled(label, names) for label in own] for split, own in labels.items()}
             order = None
@@ -102,6 +103,13 @@ def names_of_ids(labels: Iterable[Any], names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def name_classes(config: Any, classes: Sequence[str]) -> None:
+    """Gives the config of a model without names of classes those of the data."""
+    names = classes_of_unnamed([str(name) for name in config.id2label.values()], classes)
+    config.id2label = {index: names.get(str(name), name) for index, name in config.id2label.items()}
+    config.label2id = {name: index for index, name in config.id2label.items()}
+
+
 def classes_of_unnamed(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     """The class of each of `names` if a model has none for its classes (LABEL_0, LABEL_1), by their order, which is
     printed; none if it has names, or another number of them."""
@@ -109,7 +117,9 @@ def classes_of_unnamed(names: Sequence[str], classes: Sequence[str]) -> dict[str
     if not classes or set(names) != set(unnamed) or set(names) == set(classes):
         return {}
     pairs = [f"{name} is {known}" for name, known in zip(unnamed, classes, strict=True)]
-    say(f"labels: the model has no names for its classes: {', '.join(pairs[:10])}{', ...' if len(pairs) > 10 else ''}")
+    say_once(
+        f"labels: the model has no names for its classes: {', '.join(pairs[:10])}{', ...' if len(pairs) > 10 else ''}"
+    )
     return dict(zip(unnamed, classes, strict=True))
 
 

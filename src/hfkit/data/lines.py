@@ -61,7 +61,16 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
     ".zip": _open_zip,
 }
 
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)  # what a compressed file can raise
+COMPRESSED = [suffix for suffix in OPENERS if suffix]
+
+DAMAGED = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+)  # what a compressed file can raise
 
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
@@ -73,10 +82,10 @@ def format_of(path: Path) -> tuple[str, str]:
     """('.csv', '.gz') of x.csv.gz; a .zip has the suffix of the one file in it, else that of its own."""
     suffix, compression = path.suffix.lower(), ""
     if suffix == ".zip":
-        with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        with contextlib.suppress(OSError, zipfile.BadZipFile, NotImplementedError), zipfile.ZipFile(path) as archive:
             if len(members := _members(archive)) == 1:
                 return Path(members[0].filename).suffix.lower(), suffix
-    elif suffix in OPENERS and suffix:
+    elif suffix in COMPRESSED:
         suffix, compression = path.with_suffix("").suffix.lower(), suffix
     return suffix, compression
 

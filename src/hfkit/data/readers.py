@@ -488,7 +488,8 @@ def layout_of(data: Data) -> Layout:
     known = all(format_name(Path(source)) in FORMATS for source in sources)
     for name in typed if sources and known else ():
         if not any(has_effect(name.removeprefix("csv."), source) for source in sources):
-            raise UsageError(f"data.{name} has no effect: no source is a .csv or .tsv file", "leave it out")
+            kinds = ".csv, .tsv or a sheet" if name == "header" else "a .csv or .tsv file"
+            raise UsageError(f"data.{name} has no effect: no source is {kinds}", "leave it out")
     separator = {"tab": "\t", "\\t": "\t"}.get(data.csv.separator or "", data.csv.separator)
     if separator is not None and len(separator) != 1:
         raise UsageError(f"data.csv.separator '{separator}': must be one character", "--separator tab")

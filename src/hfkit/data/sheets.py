@@ -1,4 +1,4 @@
-"""Rows of spreadsheets (.xlsx, .xls, .ods): the first sheet, each cell as the text that a CSV file would hold."""
+"""Rows of spreadsheets (.xlsx, .xls, .ods): the first sheet with cells, each cell as the text that a CSV file would hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from hfkit.errors import DataError, first_line
 from hfkit.system.console import say_once
 
 SHEETS = (".xlsx", ".xls", ".ods")
+
+MAX_CELLS = 50_000_000  # of the area from the first cell to the last, all of which is in memory
 
 
 def sheet_fields(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -24,14 +26,26 @@ def sheet_fields(path: Path) -> Iterator[tuple[str, list[str]]]:
         raise DataError(f"{path}: reading {path.suffix} needs the package python-calamine", fix) from None
     try:
         with CalamineWorkbook.from_path(path) as book:
-            names = book.sheet_names
-            table = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
+            names = [one.name for one in book.sheets_metadata if "Visible" in str(one.visible)]
+            sheets = (book.get_sheet_by_name(name) for name in names)
+            sheet = next((sheet for sheet in sheets if sheet.total_height), None)
+            if sheet is None:
+                return
+            if sheet.total_height * sheet.total_width > MAX_CELLS:
+                where = f"its cells reach row {sheet.total_height:,}, column {sheet.total_width:,}"
+                raise DataError(f"{path}: {where}", "delete what is far from the table, or save the table as CSV")
+            table = sheet.to_python(skip_empty_area=False)
+    except DataError:
+        raise
     except PasswordError:
         raise DataError(f"{path}: protected by a password", "save it without one") from None
-    except (CalamineError, OSError) as error:
-        raise DataError(f"{path}: a damaged {path.suffix} file: {first_line(error)}", "save it again as CSV") from None
+    except BaseException as error:
+        if not isinstance(error, CalamineError | OSError) and type(error).__name__ != "PanicException":
+            raise
+        fix = "open it in a spreadsheet program, and save it as CSV"
+        raise DataError(f"{path}: not a whole {path.suffix} file: {first_line(error)}", fix) from None
     if len(names) > 1:
-        say_once(f"{path}: the first of {len(names)} sheets, '{names[0]}' (save another one as CSV to read it)")
+        say_once(f"{path}: sheet '{sheet.name}' of {len(names)} (save another one as CSV to read it)")
     rows = [list(map(_as_text, row)) for row in table]
     used = [number for number, column in enumerate(zip(*rows, strict=True)) if any(column)]
     for number, row in enumerate(rows, start=1):

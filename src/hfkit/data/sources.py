@@ -271,7 +271,9 @@ def _require_readable(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"{path}: not a regular file", "write it to a file first")
     if not kind:
-        fix = OTHER_KINDS.get(suffix, f"rename it to one of: {' '.join(FORMATS)}")
+        fix = OTHER_KINDS.get(
+            compression if compression == ".zip" else suffix, f"rename it to one of: {' '.join(FORMATS)}"
+        )
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'", fix)
     if suffix != kind:
         say_once(f"{path}: read as text, because '{suffix}' is no known kind of file")

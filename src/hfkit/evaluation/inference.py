@@ -34,13 +34,14 @@ def predict_rows(
     not depend on it beyond rounding. Inside `distributed_inference` the processes share the batches, and each gets all
     results.
     """
-    examples = EvaluationRows(rows, seed)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # (rows, reduced, labels) of each batch
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         for places in shard(by_length(rows.lengths, batch_size, device=model.device.type)):
-            batch = task.collate([examples.example(place) for place in places.tolist()], tokenizer)
+            batch = task.collate(
+                [rows.example(row, np.random.default_rng((seed, row))) for row in places.tolist()], tokenizer
+            )
             task.adapt(model, batch)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             target = batch.pop("labels", torch.empty(0))
@@ -85,7 +86,5 @@ class EvaluationRows(TorchDataset[dict[str, Any]]):
         return ordered
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.example(int(self.order[place]))
-
-    def example(self, row: int) -> dict[str, Any]:
+        row = int(self.order[place])
         return self.rows.example(row, np.random.default_rng((self.seed, row)))

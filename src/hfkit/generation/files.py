@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.conversations import Messages, messages_of, tools_of, values_of
-from hfkit.data.lines import format_of, is_text, read_lines
+from hfkit.data.lines import COMPRESSED, format_of, is_text, read_lines
 from hfkit.data.readers import FIXED, FORMATS, TEXT, has_effect
 from hfkit.errors import DataError, OutOfMemoryError, StoppedError, StorageError, UsageError
 from hfkit.generation.answers_file import Partial, Row, facts_of
@@ -365,8 +365,8 @@ def _require_one_text(generator: Generator, problem: str) -> None:
 
 
 def _require_writable(output: Path, file: str) -> None:
-    suffix, compression = format_of(output)
-    if compression:
+    suffix = format_of(output)[0]
+    if output.suffix.lower() in COMPRESSED:
         plain = output.with_suffix("")
         raise UsageError(f"{output}: the output is not compressed", f"--output {plain}, then compress it")
     if suffix in FORMATS and suffix not in (TEXT, ".json", ".jsonl"):

@@ -78,11 +78,11 @@ def _kept(key: str, measure: Callable[[], float]) -> float:
     found = _read(path)
     if key in found:
         return found[key]
-    gain = measure()
+    gain = round(measure(), 2)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
-            gain = (found := _read(path)).setdefault(key, round(gain, 2))  # another process may have been first
+            gain = (found := _read(path)).setdefault(key, gain)  # another process may have been first
             write_atomically(path, json.dumps(found, indent=1))
     return gain
 

@@ -13,7 +13,7 @@ from hfkit.system.console import warn
 
 EXTEND = "--extend for a longer run"
 
-OPEN = "auto"  # a value that older versions decided anew at each start
+PRECISION, OPEN = "train.precision", "auto"  # older versions did not keep what it came to
 
 FIXED = ("train.optimizer", "train.freeze", "lora.")  # what the state of the optimizer belongs to
 
@@ -29,7 +29,7 @@ def require_same_settings(
             f"{EXTEND if key == 'train.max_steps' else 'undo it'}, or --output-dir NEW",
         )
         for key, value in wanted.items()
-        if old.get(key, value) not in (value, OPEN)
+        if old.get(key, value) != value and (key, old[key]) != (PRECISION, OPEN)
     ]
     if changed:
         raise UsageError.of(changed)
@@ -67,7 +67,9 @@ def require_same_run(
     old = marker.get("identity", {})
     new = {key: SETTINGS[key].default for key in identity.keys() - old.keys() if key in SETTINGS}
     old = {**new, **old}  # a setting that hfkit did not have yet was at its default
-    keys = [key for key in sorted({*old, *identity}) if old.get(key) not in (identity.get(key), OPEN)]
+    keys = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
+    if old.get(PRECISION) == OPEN:
+        keys = [key for key in keys if key != PRECISION]
     if extend and "train.max_steps" in keys and (before := old["train.max_steps"]) < identity["train.max_steps"]:
         keys.remove("train.max_steps")
         warn(
@@ -86,6 +88,10 @@ def require_same_run(
         else (f"{key}: {old.get(key)} -> {identity.get(key)}", EXTEND if key == "train.max_steps" else undo)
         for key in keys
     ]
+    if old.get(PRECISION) == OPEN and identity.get(PRECISION) == "bfloat16":
+        warn(
+            "the version that began this run did not keep its precision: it goes on in bfloat16", "--precision float32"
+        )
     if changed and not allow_changed:
         raise UsageError.of([(f"{checkpoint} is of another run: {change}", fix) for change, fix in changed])
     if changed:

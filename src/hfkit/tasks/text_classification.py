@@ -15,11 +15,13 @@ from hfkit.data.labels import (
     REGRESSION,
     SINGLE,
     check_known,
+    class_names,
     flat,
     kind_of,
     label_columns,
     label_names,
     labels_of,
+    name_classes,
     problem_type_of,
     with_labels,
 )
@@ -112,6 +114,9 @@ class TextClassification(Task):
     def model_config(self, splits: Mapping[str, Dataset], config: Any) -> dict[str, Any]:
         kind = next(filter(None, map(kind_of, splits.values())), SINGLE)
         if "train" not in splits or kind == REGRESSION:
+            labelled = next((dataset for dataset in splits.values() if kind_of(dataset)), None)
+            if labelled is not None:
+                name_classes(config, class_names(labelled, COLUMNS[kind]) or [])
             names = [config.id2label[index] for index in range(config.num_labels)]
         else:
             names = label_names(splits["train"], config)

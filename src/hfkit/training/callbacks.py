@@ -206,8 +206,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                         say(f"    {line}")
                 except Exception as error:  # a by-product must not end a run
                     warn(f"no sample text: {first_line(error)}", "--no-samples", once=True)
-        step, then = self._logged
-        self._logged = (step, then + time.monotonic() - start)  # tokens/s are those of training
+        seconds = time.monotonic() - start  # tokens/s and the pace are those of training
+        self._logged, self._paced = ((step, then + seconds) for step, then in (self._logged, self._paced))
 
     def _score(self, metric: str) -> dict[str, float]:
         """A metric of the validation data that needs more than one pass, said and logged."""

@@ -27,7 +27,7 @@ from hfkit.tasks import TASKS
 from hfkit.training.arguments import join_processes, set_steps, training_arguments
 from hfkit.training.batch import BatchSize, batch_size, num_devices
 from hfkit.training.callbacks import RunCallback, number_name
-from hfkit.training.evaluations import Evaluations, evaluations
+from hfkit.training.evaluations import evaluations
 from hfkit.training.pace import number_of_steps, pace
 from hfkit.training.prepare import data_hash, prepare, stream_of, text_hash, with_batch_that_fits
 from hfkit.training.prepared import Prepared
@@ -72,9 +72,11 @@ def train(
         schedule = plan_steps(ready, args, run)  # by steps, tokens, time or epochs
         if run.is_complete(schedule.steps):
             return run.results()
+        num_examples = schedule.steps * schedule.stream.global_batch_size
+        plan = evaluations(ready, schedule.steps, num_examples * schedule.mean_tokens)
         checkpoint = start(run, ready, schedule, args, allow_changed=allow_changed)
         before = score_before_training(ready, run, checkpoint)
-        callback = RunCallback(run, ready, schedule.stream, schedule.evaluations)
+        callback = RunCallback(run, ready, schedule.stream, plan)
         callback.train(build_trainer(ready, args, schedule.stream, callback), checkpoint)
         if sharded.is_asked(args) and not is_main_process():
             return run.results()  # rank 0 alone merges the shards
@@ -114,7 +116,6 @@ class Schedule(NamedTuple):
     steps: int
     stream: TrainingStream | StreamedExamples  # the examples of these steps, in order
     mean_tokens: float  # of an example
-    evaluations: Evaluations
 
 
 def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
@@ -135,8 +136,7 @@ def plan_steps(ready: Prepared, args: TrainingArguments, run: Run) -> Schedule:
     # From here on ranks wait for each other: all of them hear a signal to one of them, at the end of a step.
     run.signals.immediate = args.world_size == 1
     mean = trial.mean_length or sum(len(example["input_ids"]) for example in examples) / len(examples)
-    stream = stream_of(steps, ready)
-    return Schedule(steps, stream, mean, evaluations(ready, steps, steps * stream.global_batch_size * mean))
+    return Schedule(steps, stream_of(steps, ready), mean)
 
 
 def start(

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import get_worker_info
 from transformers import Trainer
 
+from hfkit.errors import DataError
 from hfkit.evaluation.inference import EvaluationRows
 from hfkit.metrics.sample import loss_of
 from hfkit.models import adapters
 from hfkit.system import compat
+from hfkit.system.console import warn
 from hfkit.system.signals import leave_to_parent
 from hfkit.tasks.base import LossOptions
 from hfkit.training.arguments import optimizer
@@ -44,7 +46,14 @@ def build_trainer(
     def metrics_of(output: Any) -> dict[str, float | None]:
         assert held_out is not None
         found = (held_out.in_row_order(output.predictions), held_out.in_row_order(output.label_ids))
-        scores = task.scores(*found, held_out.rows, evaluation)
+        try:
+            scores = task.scores(*found, held_out.rows, evaluation)
+        except DataError as error:
+            if held_out.rows is ready.held_out or not evaluation.metrics:
+                raise
+            problem = f"not measured while training, on a sample: {error.problems[0][0]}"  # of all data it can be right
+            warn(problem, "--eval-steps N evaluates on all validation data", once=True)
+            scores = task.scores(*found, held_out.rows, replace(evaluation, metrics=[]))
         # The Trainer's own loss is a mean over batches, of which several processes fill the last one with rows again.
         return {name: score.value for name, score in scores.items()} | {"loss": loss_of(scores)}
 
