@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from fixes_data import lines
 
-NO_SYSTEM = (
-    '{% for m in messages %}{% if m.role == "system" %}{{ raise_exception("no system role") }}{% endif %}'
+REFUSING = (
+    '{% for m in messages %}{% if "refuse" in m.content %}{{ raise_exception("no") }}{% endif %}'
     "{{ m.content }}{% endfor %}"
 )
 FILES: dict[str, str | bytes] = {
-    "template.jinja": NO_SYSTEM,
+    "template.jinja": REFUSING,
     "broken.jinja": "{% if %}",
     "chats.jsonl": lines({"messages": [{"role": "user", "content": "hi"}]}),
-    "system.jsonl": lines({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]}),
+    "refused.jsonl": lines({"messages": [{"role": "system", "content": "refuse"}, {"role": "user", "content": "hi"}]}),
     "no-content.jsonl": lines({"messages": [{"role": "user"}]}),
     "answered.jsonl": lines({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
     "prompts.jsonl": lines({"prompt": "a", "ref": "b"}, {"prompt": "c", "ref": "d"}),
@@ -54,8 +54,8 @@ CASES: dict[str, str | tuple[str | bytes, str]] = {
     "chat of no chat": "generate ./gpt2 --input chats.jsonl",
     "no chat template": ("hi\n", "chat ./gpt2"),
     "chat with what completes": ("hi\n", "chat ./completer --chat-template template.jinja"),
-    "no system role": f"{GENERATE} --input system.jsonl --chat-template template.jinja",
-    "no system role in a chat": ("hi\n", f"{CHAT} --system x"),
+    "refused messages": f"{GENERATE} --input refused.jsonl --chat-template template.jinja",
+    "refused message in a chat": ("hi\n", f"{CHAT} --system refuse"),
     "broken template": f"{GENERATE} --prompt x --chat-template broken.jinja",
     "no such template": f"{GENERATE} --prompt x --chat-template none.jinja",
     "raw messages": f"{GENERATE} --input chats.jsonl --raw",

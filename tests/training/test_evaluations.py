@@ -42,7 +42,7 @@ def evaluated(capsys, validation, *options, steps=10):
     [
         # 40 examples of training pay for 0.1 x 3 x 40 / 2 = 6 of validation in each of two evaluations
         ("few.csv", [], [4, 8], "every 4 steps on 6 examples of 8, to take about 10% of the time"),
-        ("many.csv", [], [4, 8], "every 4 steps on 6 examples of 200, to take about 10% of the time"),
+        ("many.csv", [], [4, 8], "every 4 steps on 5 examples of 200, to take about 9% of the time"),
         ("many.csv", ["--eval-steps", "3"], [3, 6, 9], None),
         ("many.csv", ["--best", "accuracy"], [2, 4, 6, 8], None),
         ("many.csv", ["--early-stopping", "9"], [2, 4, 6, 8], None),

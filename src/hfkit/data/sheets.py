@@ -1,4 +1,4 @@
-"""Rows of spreadsheets (.xlsx, .xls, .ods): the first sheet with cells, each cell as the text that a CSV file would hold."""
+"""Rows of spreadsheets (.xlsx, .xls, .ods): the first sheet with cells, as the text of a CSV file."""
 
 from __future__ import annotations
 
