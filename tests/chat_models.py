@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_models import TEXT, save, spread
@@ -78,17 +79,17 @@ PLAIN = (  # no token ends an answer
 )
 
 
-def chat_tokenizer(template: str | None, *, control: bool = True):
+def chat_tokenizer(template: str | None, *, control: bool = True, more: Sequence[str] = ()):
     """A byte-level BPE tokenizer that begins texts with BOS and trims blanks off the offsets of tokens.
 
-    Its pad token is its EOS. With `control` it has the control tokens of all templates.
+    Its pad token is its EOS. With `control` it has the control tokens of all templates. It learns from TEXT and `more`.
     """
     from tokenizers import ByteLevelBPETokenizer
     from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
     from transformers import GPT2TokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(TEXT, vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False)
+    bpe.train_from_iterator([*TEXT, *more], vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False)
     bos = TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)])
     bpe._tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=True), bos])
     tokenizer = GPT2TokenizerFast(

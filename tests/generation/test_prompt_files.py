@@ -16,6 +16,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfkit
+from chat_models import CHATML, make_chat_model
 from hfkit.cli.main import main
 from tiny_models import make_bert, make_gpt2, spread
 
@@ -517,3 +518,17 @@ def test_a_terminal_shows_how_far_it_is(gpt2, said, monkeypatch):
     assert all(" of 20 rows, " in line and " tokens/s, " in line and line.endswith(" left") for line in shown[1:-1])
     assert shown[-2].startswith("20 of 20 rows, ")
     assert shown[-1].endswith("20 rows in o.jsonl\n")
+
+
+def test_what_stands_beside_a_question_is_read_as_in_training(tmp_path, capsys):
+    model = make_chat_model(tmp_path / "model", CHATML)
+    rows = [
+        {"instruction": "the", "input": "fox, the world", "output": "a"},
+        {"instruction": "and?", "history": [["hello", "a fox"]], "system": "be brief", "output": "b"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    command = ["generate", str(model), "--input", str(tmp_path / "rows.jsonl"), "--greedy", "--max-new-tokens", "2"]
+    assert main([*command, "--output", str(tmp_path / "out.jsonl")]) == 0
+    first, second = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first["prompt"] == "the\nfox, the world"
+    assert [message["content"] for message in second["messages"]] == ["be brief", "hello", "a fox", "and?"]

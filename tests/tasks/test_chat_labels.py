@@ -26,12 +26,12 @@ ANSWER_AGAIN = {"role": "assistant", "content": "the lazy dog"}
 TWO_TURNS = [ASK, ANSWER, ASK_AGAIN, ANSWER_AGAIN]
 
 
-def encoded(template, *rows, settings=None, control=True, positions=512):
+def encoded(template, *rows, settings=None, control=True, positions=512, more=()):
     """The conversations of `rows` (messages, or whole rows) as the task encodes them, and the tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     console.begin()
-    tokenizer = chat_models.chat_tokenizer(template, control=control)
+    tokenizer = chat_models.chat_tokenizer(template, control=control, more=more)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=positions, **sizes)
     flags = {"task": "chat", "model.name": "m", "data.train": ["x"], **(settings or {})}
@@ -180,7 +180,7 @@ def test_a_token_on_the_border_of_an_answer_is_learned_and_counted(capsys):
     open_blank = PLAIN.replace("'assistant:'", "'assistant: '")  # what follows begins within the token " a"
     rows, tokenizer = encoded(open_blank, [ASK, ANSWER])
     check(rows, tokenizer, ["user: hello\nassistant:", " a fox\n</s>"])
-    assert "in 1 of 1 conversations a token holds the border of an answer" in capsys.readouterr().err
+    assert "in 1 of 1 conversations a model reads other tokens before it answers" in capsys.readouterr().err
 
 
 def test_the_own_system_message_of_a_template_is_printed(capsys):
@@ -276,5 +276,83 @@ def test_a_conversation_of_very_many_turns_is_cut_too():
 def test_messages_that_are_not_learned_are_counted(capsys):
     encoded(CHATML, [ASK, ANSWER, ASK_AGAIN], [ANSWER, ASK, ANSWER_AGAIN], [ASK, ANSWER])
     said = capsys.readouterr().err
-    assert "1 of 3 conversations end with a message without an answer: left out" in said
+    assert "1 of 3 conversations end with messages without an answer, and these messages are left out" in said
     assert "1 of 3 conversations begin with the assistant: read, not learned" in said
+
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "fox"}}}
+
+
+def test_a_template_without_tool_calls_is_told_from_one_that_writes_them(capsys):
+    row = [ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "fox"}, ANSWER]
+    with pytest.raises(DataError, match="row 1: the chat template leaves out tool calls, which are answers"):
+        encoded(CHATML, row)
+    rows, tokenizer = encoded(TOOLS, row)
+    assert '"look"' in tokenizer.decode(rows.example(0)["input_ids"])
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    encoded(CHATML, {"messages": TWO_TURNS, "tools": json.dumps(tools)})
+    assert "the chat template leaves out the tools that conversations declare" in capsys.readouterr().err
+
+
+def test_other_tokens_before_an_answer_than_in_use_are_said(capsys):
+    more = ["\n\n"] * 50  # one token at the end of a prompt, and two before an answer
+    rows, tokenizer = encoded(LLAMA3, TWO_TURNS, more=more)
+    first = int((torch.tensor(rows.example(0)["labels"]) != IGNORED).nonzero()[0])
+    asked = ChatTemplate(tokenizer).prompt_ids([ASK])
+    differs = rows.example(0)["input_ids"][:first].tolist() != asked
+    said = "in 1 of 1 conversations a model reads other tokens before it answers than it learned from"
+    assert differs
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_a_greeting_is_read_and_not_learned(template):
+    rows, tokenizer = encoded(template, [ANSWER, ASK, ANSWER_AGAIN])
+    labels = rows.example(0)["labels"]
+    assert tokenizer.decode(labels[labels != IGNORED]) == "the lazy dog<|im_end|>"
+
+
+def test_an_answer_to_a_system_message_alone_is_none():
+    with pytest.raises(DataError, match="row 1: no message is an answer of the assistant"):
+        encoded(GEMMA, [SYSTEM, ANSWER, ASK])
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"input": 5}, "column 'input' is not text: 5"),
+        ({"system": 7}, "column 'system' is not text: 7"),
+        ({"output": 6}, "column 'output' is not text: 6"),
+        ({"output": None}, "column 'output' is empty"),
+        ({"history": "q and a"}, "column 'history' holds no questions with their answers"),
+        ({"history": [["q"]]}, "column 'history' holds no questions with their answers"),
+        ({"history": [["q", None]]}, "column 'history' holds no questions with their answers"),
+    ],
+)
+def test_columns_of_instructions_hold_text(row, problem):
+    with pytest.raises(DataError, match=f"row 1: {problem}"):
+        encoded(CHATML, {"instruction": "hello", "output": "a fox", **row})
+
+
+def test_history_can_be_json_text():
+    rows, tokenizer = encoded(CHATML, {"instruction": "and?", "output": "a dog", "history": '[["hello", "a fox"]]'})
+    check(
+        rows,
+        tokenizer,
+        [f"{U}hello<|im_end|>\n{A}", "a fox<|im_end|>", f"\n{U}and?<|im_end|>\n{A}", "a dog<|im_end|>", "\n"],
+    )
+
+
+def test_parts_of_text_are_one_text():
+    rows = [SYSTEM, ASK, ANSWER]
+    parts = [
+        {**one, "content": [{"type": "text", "text": text} for text in (one["content"][:2], one["content"][2:])]}
+        for one in rows
+    ]
+    whole, other = (encoded(GEMMA, row)[0].example(0)["input_ids"] for row in (parts, rows))
+    assert whole.tolist() == other.tolist()
+
+
+def test_empty_answers_are_counted(capsys):
+    encoded(CHATML, [ASK, {"role": "assistant", "content": ""}], TWO_TURNS)
+    assert "1 of 2 conversations have an empty answer: the model learns to end at once" in capsys.readouterr().err

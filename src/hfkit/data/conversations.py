@@ -68,6 +68,11 @@ def is_conversing(dataset: Dataset) -> bool:
     return bool(form_of(row)) and not are_plain(row)
 
 
+def has_labels(row: Mapping[str, Any]) -> bool:
+    """Whether a label stands beside the texts of the row."""
+    return not {"label", "labels"}.isdisjoint(row)
+
+
 def first_row(sources: Sequence[str]) -> Mapping[str, Any]:
     """The first row of the first file, without reading the whole file; nothing where there is no file or no row."""
     try:
@@ -195,17 +200,64 @@ def _of_completion(row: Mapping[str, Any], _: str) -> Messages:
 
 
 def _of_instruction(row: Mapping[str, Any], _: str) -> Messages:
-    """An instruction and its input, a line feed between them, and the output; what was said before in `history`."""
-    for column in (INSTRUCTION, OUTPUT):
-        if not isinstance(row[column], str):
-            raise DataError(f"column '{column}' is empty", "fill it in, or delete the row")
-    if not row[INSTRUCTION].strip():
+    """An instruction with its input, and the output; what was said before in `history`."""
+    answer = _text(row, OUTPUT)
+    if answer is None:
+        raise DataError(f"column '{OUTPUT}' is empty", "fill it in, or delete the row")
+    return [*_asked(row), {"role": "assistant", "content": answer}]
+
+
+def _asked(row: Mapping[str, Any]) -> Messages:
+    """The messages of a row with an instruction: a line feed stands between it and its input."""
+    instruction, given, system = (_text(row, column) for column in (INSTRUCTION, INPUT, "system"))
+    if not (instruction or "").strip():
         raise DataError(f"column '{INSTRUCTION}' is empty", "fill it in, or delete the row")
-    asked = "\n".join(part for part in (row[INSTRUCTION], row.get(INPUT)) if part)
-    turns = [*(row.get("history") or ()), [asked, row[OUTPUT]]]
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    texts = zip(itertools.cycle(("user", "assistant")), itertools.chain.from_iterable(turns), strict=False)
-    return [*system, *({"role": role, "content": text} for role, text in texts)]
+    first = [{"role": "system", "content": system}] if system else []
+    turns = zip(itertools.cycle(("user", "assistant")), itertools.chain.from_iterable(_history(row)), strict=False)
+    asked = {"role": "user", "content": "\n".join(part for part in (instruction, given) if part)}
+    return [*first, *({"role": role, "content": text} for role, text in turns), asked]
+
+
+def _history(row: Mapping[str, Any]) -> list[list[str]]:
+    """Earlier questions with their answers, as a list or its JSON text."""
+    found: Any = row.get("history") or []
+    try:
+        found = json.loads(found) if isinstance(found, str) and found.strip() else found
+    except ValueError:
+        found = None
+    pairs = isinstance(found, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in found)
+    if not pairs or not all(isinstance(text, str) for turn in found for text in turn):
+        raise DataError("column 'history' holds no questions with their answers", 'write [["question", "answer"], ...]')
+    turns: list[list[str]] = found
+    return turns
+
+
+def _text(row: Mapping[str, Any], column: str) -> str | None:
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"column '{column}' is not text: {short(str(value))}", "write text")
+    return value
+
+
+def prompts_of(dataset: Dataset, column: str, place: Callable[[int], str]) -> Sequence[Any]:
+    """What is asked in each row, a text or messages: the values of `column` with what training reads beside them."""
+    beside = {INSTRUCTION: (INPUT, "history", "system"), **dict.fromkeys(LIST_NAMES, ("system",))}.get(column, ())
+    names = [column, *(name for name in beside if name in dataset.column_names)]
+    values = values_of(dataset, column)
+    if len(names) == 1:
+        return values
+    found: list[Any] = []
+    for number, row in enumerate(zip(*(values_of(dataset, name) for name in names), strict=True)):
+        given = dict(zip(names, row, strict=True))
+        try:
+            if column != INSTRUCTION:
+                found.append(_of_messages(given, column) if _are_objects(given[column]) else given[column])
+                continue
+            messages = _asked(given)
+        except DataError as error:
+            raise DataError(f"{place(number)}: {error.problems[0][0]}", error.problems[0][1]) from None
+        found.append(messages if len(messages) > 1 else messages[0]["content"])
+    return found
 
 
 def messages_of(value: Any, column: str | None = None) -> Messages:
@@ -240,6 +292,8 @@ def _message(given: dict[str, Any], number: int) -> dict[str, Any]:
         problem = f"message {number} has no role" if name is None else f"message {number} has the unknown role '{name}'"
         raise DataError(problem, f"one of {', '.join(known)}")
     content = given.get("content")
+    if content and _are_objects(content) and all({"text"} <= part.keys() <= {"type", "text"} for part in content):
+        given["content"] = content = "".join(str(part["text"]) for part in content)
     if content is None and not given.get("tool_calls"):
         raise DataError(f"message {number} ({name}) has no content", "fill it in, or delete the row")
     if content is not None and not isinstance(content, str) and not _are_objects(content):

@@ -488,7 +488,7 @@ def layout_of(data: Data) -> Layout:
     known = all(format_name(Path(source)) in FORMATS for source in sources)
     for name in typed if sources and known else ():
         if not any(has_effect(name.removeprefix("csv."), source) for source in sources):
-            kinds = ".csv, .tsv or a sheet" if name == "header" else "a .csv or .tsv file"
+            kinds = "a .csv or .tsv file" + " or a sheet" * (name == "header")
             raise UsageError(f"data.{name} has no effect: no source is {kinds}", "leave it out")
     separator = {"tab": "\t", "\\t": "\t"}.get(data.csv.separator or "", data.csv.separator)
     if separator is not None and len(separator) != 1:

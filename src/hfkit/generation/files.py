@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.conversations import Messages, messages_of, tools_of, values_of
+from hfkit.data.conversations import Messages, messages_of, prompts_of, tools_of, values_of
 from hfkit.data.lines import COMPRESSED, format_of, is_text, read_lines
 from hfkit.data.readers import FIXED, FORMATS, TEXT, has_effect
 from hfkit.errors import DataError, OutOfMemoryError, StoppedError, StorageError, UsageError
@@ -148,7 +148,9 @@ def read_prompts(recipe: Recipe, file: str, references: str | None = None, *, al
     column = input_column(others, data, "prompt", PROMPT_NAMES)
     expected = None if references is None else dataset[references]
     tools = values_of(dataset, TOOLS) if TOOLS in names and column != TOOLS else None
-    prompts = Prompts(name, column, values_of(dataset, column), expected, tools, place, aligned and names[0] == "text")
+    prompts = Prompts(
+        name, column, prompts_of(dataset, column, place), expected, tools, place, aligned and names[0] == "text"
+    )
     if all(map(prompts.is_blank, range(len(prompts)))):
         raise DataError(f"{name}: every line is blank", "give text")
     for number, value in enumerate(prompts.references or ()):

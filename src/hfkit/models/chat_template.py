@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.errors import DataError, ModelError, UsageError, first_line
-from hfkit.system.console import say_once, short
+from hfkit.system.console import say_once, short, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +108,32 @@ class ChatTemplate:
         others[first] = {**others[first], "content": f"{system['content']}\n\n{others[first]['content']}"}
         return others
 
+    def require_calls(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
+        """DataError if the template leaves out tool calls; a warning if it leaves out the tools."""
+        if any(message.get("tool_calls") for message in messages) and not self._writes_calls:
+            fix = "--chat-template FILE, with a form for them"
+            raise DataError("the chat template leaves out tool calls, which are answers", fix)
+        if tools and not self._writes_tools:
+            fix = "--chat-template FILE, with a form for them"
+            warn("the chat template leaves out the tools that conversations declare", fix, once=True)
+
+    @cached_property
+    def _writes_calls(self) -> bool:
+        call = {"type": "function", "id": "call00000", "function": {"name": PROBES[2], "arguments": {}}}
+        asked = {"role": "user", "content": PROBES[1]}
+        answers = [{"role": "assistant", "content": content, "tool_calls": [call]} for content in ("", None)]
+        return any(PROBES[2] in self._probe([asked, answer]) for answer in answers)
+
+    @cached_property
+    def _writes_tools(self) -> bool:
+        function = {"name": PROBES[2], "description": "", "parameters": {"type": "object", "properties": {}}}
+        try:
+            return PROBES[2] in self.render(
+                [{"role": "user", "content": PROBES[1]}], [{"type": "function", "function": function}]
+            )
+        except DataError:
+            return False
+
     def say_own_system(self) -> None:
         """Prints the system message that the template puts before conversations without one."""
         if self.own_system:
@@ -173,13 +200,15 @@ class ChatTemplate:
             yield Learned(text, [(0, len(text))])
             return
         left = answers[-1:] if train_on == "last" else answers
+        parts = {} if self.has_marks else {place: self._around(messages, tools, place) for place in left}
         while left:
             text, marks = self._render(messages[: left[-1] + 1], tools, marked=self.has_marks)
             if self.has_marks:
-                first = 0 if train_on == "assistant" else self._shared(messages[: left[-1]], tools, text)
+                read = left[-1] if train_on == "last" else int(messages[0]["role"] == "assistant")
+                first = self._shared(messages[:read], tools, text) if read else 0
                 yield Learned(text, [self._with_end(text, *mark) for mark in marks if mark[0] >= first])
                 return
-            spans = {place: self._span(messages, tools, place, text) for place in left}
+            spans = {place: self._span(*parts[place], text) for place in left}
             if spans[left[-1]] is None:
                 problem = "the chat template renders the beginning of an answer otherwise when a model is to give it"
                 raise DataError(problem, "a template with generation marks: --chat-template FILE")
@@ -191,13 +220,18 @@ class ChatTemplate:
         pairs = zip(text, self.render(messages, tools), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-    def _span(self, messages: Sequence[Message], tools: Sequence[Any] | None, place: int, text: str) -> Span | None:
-        """The answer at `place` in a rendered conversation, with its end; None if `text` begins otherwise than the
-        conversation up to the answer, or up to its end."""
-        before = self.render(messages[:place], tools, generation_prompt=True)
+    def _around(self, messages: Sequence[Message], tools: Sequence[Any] | None, place: int) -> tuple[str, str]:
+        """The conversation up to where the answer at `place` begins, and up to its end."""
+        return (
+            self.render(messages[:place], tools, generation_prompt=True),
+            self.render(messages[: place + 1], tools),
+        )
+
+    def _span(self, before: str, after: str, text: str) -> Span | None:
+        """An answer in a rendered conversation, with its end; None if `text` begins otherwise than the conversation up
+        to the answer (`before`), or up to its end (`after`)."""
         if not text.startswith(before):
             return None
-        after = self.render(messages[: place + 1], tools)
         _, end = self._with_end(after, len(before), len(after))
         return (len(before), end) if text.startswith(after[:end]) else None
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.conversations import LIST_NAMES, are_plain, first_row, form_of
+from hfkit.data.conversations import LIST_NAMES, are_plain, first_row, form_of, has_labels
 from hfkit.models.chat_template import set_template
 from hfkit.system.console import short
 from hfkit.tasks.base import Batch, Examples, batch_defaults, finetuning_defaults
@@ -66,7 +66,7 @@ class Chat(Completion):
     def claims(self, sources: Sequence[str]) -> str:
         row = first_row(sources)
         form = form_of(row)
-        if not form or are_plain(row):
+        if not form or are_plain(row) or has_labels(row):
             return ""
         return f"the data has {f'the column {form}' if form in LIST_NAMES else 'columns of prompts and answers'}"
 
@@ -117,16 +117,23 @@ class Chat(Completion):
     ) -> list[str]:
         """Greedy answers to the last questions of the first conversations."""
         assert isinstance(rows, EncodedConversations)
-        first = rows.dataset[:SAMPLES]
-        prompts = [
-            rows.encoder.prompt_ids(json.loads(messages), json.loads(tools))
-            for messages, tools in zip(first["messages"], first["tools"], strict=True)
-        ]
+        prompts: list[list[int]] = []
+        asked: list[str] = []
+        for row in dict.fromkeys(one.row for one in rows.conversations):
+            shown = rows.dataset[row]
+            ids = rows.encoder.prompt_ids(json.loads(shown["messages"]), json.loads(shown["tools"]))
+            if len(prompts) < SAMPLES and len(ids) + SAMPLE_TOKENS <= rows.most:
+                prompts.append(ids)
+                asked.append(shown["text"])
+            if len(prompts) == SAMPLES:
+                break
+        if not prompts:
+            return []
         settings = generation_settings(model, 1, SAMPLE_TOKENS)
         answers = generate_texts(model, tokenizer, prompts, settings, batch_size=SAMPLES, alone=True)
         return [
             " -> ".join(json.dumps(short(" ".join(text.split())), ensure_ascii=False) for text in pair)
-            for pair in zip(first["text"], answers, strict=True)
+            for pair in zip(asked, answers, strict=True)
         ]
 
     def measure(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.conversations import are_plain, first_row
+from hfkit.data.conversations import are_plain, first_row, has_labels
 from hfkit.data.labels import IGNORED
 from hfkit.errors import UsageError
 from hfkit.models.config import trained_suffix
@@ -78,7 +78,10 @@ class Completion(Seq2Seq):
     settings = Seq2Seq.settings | {"data.source_suffix"}  # a language chooses a column here
 
     def claims(self, sources: Sequence[str]) -> str:
-        return "the data has texts in the columns prompt and completion" if are_plain(first_row(sources)) else ""
+        row = first_row(sources)
+        return (
+            "the data has texts in the columns prompt and completion" if are_plain(row) and not has_labels(row) else ""
+        )
 
     def collate(self, examples: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         return pad_blocks(examples, tokenizer)

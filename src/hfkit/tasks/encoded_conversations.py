@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from hfkit.settings import Recipe
 
+BORDERS = 4  # answers of a conversation whose first token is looked at; the others begin alike
+
 USUAL_LENGTH = 2048  # tokens of a conversation at most, the default, if the model has as many positions
 
 
@@ -41,7 +43,8 @@ class EncodedConversations(Examples):
 
     `conversations`: in the order of the data set, which can have several for a row, or none. `ends`: the ids of the
     tokens that end an answer. `num_cut`, `num_dropped`: rows that lost their last turns, and rows without any answer
-    that fits. `num_open`, `num_greeting`: rows that end with a message without an answer, or begin with the assistant.
+    that fits. `num_open`, `num_greeting`, `num_empty`: rows that end with a message without an answer, begin with the
+    assistant, or have an answer without text.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class EncodedConversations(Examples):
 
         self.dataset, self.encoder = dataset, ConversationEncoder(tokenizer, recipe.data.train_on)
         self.limit, self.most = token_limits(tokenizer, model, recipe, usual=USUAL_LENGTH)
-        self.longest = self.num_cut = self.num_dropped = self.num_open = self.num_greeting = 0
+        self.longest = self.num_cut = self.num_dropped = self.num_open = self.num_greeting = self.num_empty = 0
         self.conversations: list[Conversation] = []
         self.ends = {*self.encoder.closing, *self.encoder.usual_end}
         problems: list[tuple[int, DataError]] = []
@@ -73,19 +76,23 @@ class EncodedConversations(Examples):
         """Encodes a row, cut at a whole turn where it is too long."""
         import numpy as np
 
+        self.encoder.template.require_calls(messages, tools)
         kept, length = self.encoder.fitting(messages, tools, self.limit)
         self.longest = max(self.longest, length)
         self.num_cut += bool(kept) and length > self.limit
         self.num_dropped += not kept
         self.num_open += messages[-1]["role"] != "assistant"
         self.num_greeting += messages[0]["role"] == "assistant"
+        answers = [message for message in messages[1:] if message["role"] == "assistant"]
+        self.num_empty += any(not message.get("content") and not message.get("tool_calls") for message in answers)
         for found in self.encoder.learned(kept, tools) if kept else ():
             ids, learned = self.encoder.tokens(found)
             if not learned[1 : len(ids) - len(self.encoder.closing)].any():
                 raise DataError("no token of it is learned", "--train-on all, or a chat template that marks answers")
             places = np.flatnonzero(learned)
             last = places[np.append(np.diff(places) > 1, True)]  # of each answer
-            self.ends |= self.encoder.special.intersection(ids[last].tolist())
+            if not (self.encoder.template.has_marks and self.encoder.usual_end):  # marks can also end within an answer
+                self.ends |= self.encoder.special.intersection(ids[last].tolist())
             text = "".join(found.text[begin:end] for begin, end in found.spans)
             self.conversations.append(Conversation(ids, learned, row, text))
 
@@ -105,8 +112,12 @@ class EncodedConversations(Examples):
                 f"of these {self.num_cut:,} end with an earlier answer, {self.num_dropped:,} have no answer that fits "
                 "and are left out"
             )
+        if self.num_empty:
+            found = f"{self.num_empty:,} of {num_rows:,} conversations have an empty answer"
+            say_once(f"{found}: the model learns to end at once")
         if self.num_open and self.encoder.train_on != "all":
-            say_once(f"{self.num_open:,} of {num_rows:,} conversations end with a message without an answer: left out")
+            found = f"{self.num_open:,} of {num_rows:,} conversations end with messages without an answer"
+            say_once(f"{found}, and these messages are left out")
         if self.num_greeting and self.encoder.train_on != "all":
             say_once(f"{self.num_greeting:,} of {num_rows:,} conversations begin with the assistant: read, not learned")
         num_more = len(self.conversations) - (num_rows - self.num_dropped)
@@ -164,6 +175,8 @@ class ConversationEncoder:
         None where no answer fits. Of `train_on` last: all or none, since another answer would be the last one.
         """
         ends = [place + 1 for place, message in enumerate(messages) if message["role"] == "assistant" and place]
+        if not ends:
+            raise DataError("no message is an answer of the assistant", "add one, or delete the row")
         if self.train_on == "all":
             ends = sorted({*ends, len(messages)})
         whole = self._length(messages[: ends[-1]], tools)
@@ -193,8 +206,8 @@ class ConversationEncoder:
     def tokens(self, found: Learned) -> tuple[np.ndarray, np.ndarray]:
         """Ids and whether each is learned, shape (tokens,): a token that holds any character of a span is.
 
-        The text is tokenized once and as a whole. A token can then hold the end of what a model reads and the beginning
-        of an answer, which are two tokens when it answers; such tokens are counted.
+        The text is tokenized once and as a whole. What stands before an answer can then have other tokens than when a
+        model is to give the answer; the first BORDERS answers of each conversation are compared, and counted.
         """
         import numpy as np
 
@@ -205,21 +218,24 @@ class ConversationEncoder:
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         begins, ends = offsets[:, 0], np.maximum(offsets[:, 1], offsets[:, 0] + 1)
         is_split = False
-        for begin, end in (span for span in found.spans if span[0] < span[1]):
+        for number, (begin, end) in enumerate(span for span in found.spans if span[0] < span[1]):
             inside = (begins < end) & (ends > begin)
             learned[: len(encoding)] |= inside
+            if number < BORDERS and not is_split:
+                before = self.backend.encode(found.text[:begin], add_special_tokens=False).ids
+                is_split = before != encoding.ids[: int(inside.argmax())]
             is_split |= bool((inside & (begins < begin)).any()) or _holds_more(found.text, end, ends[inside])
         self.num_texts += 1
         self.num_split += is_split
         return ids, learned
 
     def say_split_tokens(self) -> None:
-        """Warns of conversations in which a token holds the border of an answer."""
+        """Warns of conversations with other tokens at the border of an answer than when a model gives it."""
         if self.num_split:
             warn(
-                f"in {self.num_split:,} of {self.num_texts:,} conversations a token holds the border of an answer, "
-                "so that a model reads other tokens before it answers than it learned from",
-                "a chat template whose answers begin and end with special tokens or line feeds",
+                f"in {self.num_split:,} of {self.num_texts:,} conversations a model reads other tokens before it "
+                "answers than it learned from, since the tokens at the border depend on the answer",
+                "a chat template whose answers begin and end with special tokens",
                 once=True,
             )
 
