@@ -41,17 +41,8 @@ SOURCE_NAMES = (
 )  # fmt: skip
 
 TARGET_NAMES = (
-    "target",
-    "tgt",
-    "summary",
-    "highlights",
-    "output",
-    "translation",
-    "abstract",
-    "title",
-    "answer",
-    "completion",
-)
+    "target", "tgt", "summary", "highlights", "output", "translation", "abstract", "title", "answer", "completion",
+)  # fmt: skip
 
 SOURCE_TARGET_NAMES = (  # pairs of names that nothing else has
     ("source", "target"), ("src", "tgt"), ("document", "summary"), ("article", "summary"), ("article", "highlights"),

@@ -37,8 +37,6 @@ PROMPT, COMPLETION = "prompt", "completion"
 
 INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-
 PEEKED = 1 << 20  # characters of a JSON file in which its first row has to end
 
 EXAMPLE = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
@@ -82,10 +80,11 @@ def first_row(sources: Sequence[str]) -> Mapping[str, Any]:
         suffix = format_of(files[0])[0]
         if suffix in (".json", ".jsonl"):
             return _first_object(files[0])
-        if suffix in SEPARATORS:  # the names say enough
+        kind = FORMATS.get(suffix)
+        if kind is not None and "separator" in kind.settings:  # the names say enough
             _, names = next(read_lines(files[0]), (0, ""))
-            return {name.strip(' "\r\n'): "" for name in names.split(SEPARATORS[suffix])}
-        return next(read_rows(files[0], Layout()))[1] if suffix in FORMATS and FORMATS[suffix].is_columnar else {}
+            return {name.strip(' "\r\n'): "" for name in names.split(kind.separator)}
+        return next(read_rows(files[0], Layout()))[1] if kind is not None and kind.is_columnar else {}
     except (DataError, OSError, StopIteration):
         return {}  # what is wrong is reported when the data is read
 

@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,35 +200,34 @@ def read_table(path: Path, layout: Layout) -> tuple[Any, Rows]:
             fix = "rename it to .tsv" if found[0] == "\t" else f"write sep={found[0]} in a first line of its own"
         raise DataError(message, fix)
     names, lines = _names(path, layout, itertools.chain([(place, first)], lines))
-
-    def rows() -> Rows:
-        place = ""
-        for place, fields in lines:
-            if len(fields) != len(names):
-                problem = f"{path}: {place}: expected {len(names)} fields, saw {len(fields)}"
-                if len(fields) < len(names):
-                    raise DataError(f"{problem}, '{short(names[len(fields)])}' is missing", "add it, or delete the row")
-                quote, remove = f"put double quotes around a field with a {wanted}", f"remove a {wanted}"
-                raise DataError(problem, quote if is_quoted else remove)
-            yield place, dict(zip(names, fields, strict=True))
-        if not place:
-            raise _only_a_header(path)
-
-    return _texts(names), rows()
+    quote, remove = f"put double quotes around a field with a {wanted}", f"remove a {wanted}"
+    return _texts(names), _rows(path, names, _whole(path, names, lines, quote if is_quoted else remove))
 
 
 def read_sheet(path: Path, layout: Layout) -> tuple[Any, Rows]:
     """The first sheet of a spreadsheet; every value becomes text."""
     names, lines = _names(path, layout, sheet_fields(path))
+    return _texts(names), _rows(path, names, lines)
 
-    def rows() -> Rows:
-        place = ""
-        for place, fields in lines:
-            yield place, dict(zip(names, fields, strict=True))
-        if not place:
-            raise _only_a_header(path)
 
-    return _texts(names), rows()
+def _rows(path: Path, names: Sequence[str], lines: Fields) -> Rows:
+    """The rows of a table by name; DataError if there are none."""
+    place = ""
+    for place, fields in lines:
+        yield place, dict(zip(names, fields, strict=True))
+    if not place:
+        raise DataError(f"{path}: no rows, only a header line", "give a file with at least one row")
+
+
+def _whole(path: Path, names: Sequence[str], lines: Fields, fix: str) -> Fields:
+    """The lines, each with as many fields as there are names; DataError, with the `fix` for too many, at another."""
+    for place, fields in lines:
+        if len(fields) != len(names):
+            problem = f"{path}: {place}: expected {len(names)} fields, saw {len(fields)}"
+            if len(fields) < len(names):
+                raise DataError(f"{problem}, '{short(names[len(fields)])}' is missing", "add it, or delete the row")
+            raise DataError(problem, fix)
+        yield place, fields
 
 
 def _names(path: Path, layout: Layout, lines: Fields) -> tuple[list[str], Fields]:
@@ -244,10 +243,6 @@ def _names(path: Path, layout: Layout, lines: Fields) -> tuple[list[str], Fields
         fix = "rename one of them" + (", or --no-header if the first line is a row" if not layout.is_fixed else "")
         raise DataError(f"{path}: {place}: column '{twice[0]}' appears twice", fix)
     return header, lines
-
-
-def _only_a_header(path: Path) -> DataError:
-    return DataError(f"{path}: no rows, only a header line", "give a file with at least one row")
 
 
 def _texts(names: Iterable[str]) -> Any:

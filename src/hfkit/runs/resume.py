@@ -22,6 +22,7 @@ def require_same_settings(
     directory: Path, old: Mapping[str, Any], identity: Mapping[str, Any], max_steps: int | None
 ) -> None:
     """UsageError if the finished run in `directory`, with the identity `old`, had other settings than `identity`."""
+    old = _with_precision(old, identity)
     wanted = {**identity, "train.max_steps": max_steps or old.get("train.max_steps")}
     changed = [
         (
@@ -29,7 +30,7 @@ def require_same_settings(
             f"{EXTEND if key == 'train.max_steps' else 'undo it'}, or --output-dir NEW",
         )
         for key, value in wanted.items()
-        if old.get(key, value) != value and (key, old[key]) != (PRECISION, OPEN)
+        if old.get(key, value) != value
     ]
     if changed:
         raise UsageError.of(changed)
@@ -67,9 +68,9 @@ def require_same_run(
     old = marker.get("identity", {})
     new = {key: SETTINGS[key].default for key in identity.keys() - old.keys() if key in SETTINGS}
     old = {**new, **old}  # a setting that hfkit did not have yet was at its default
+    was_open = old.get(PRECISION) == OPEN
+    old = _with_precision(old, identity)
     keys = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
-    if old.get(PRECISION) == OPEN:
-        keys = [key for key in keys if key != PRECISION]
     if extend and "train.max_steps" in keys and (before := old["train.max_steps"]) < identity["train.max_steps"]:
         keys.remove("train.max_steps")
         warn(
@@ -88,10 +89,9 @@ def require_same_run(
         else (f"{key}: {old.get(key)} -> {identity.get(key)}", EXTEND if key == "train.max_steps" else undo)
         for key in keys
     ]
-    if old.get(PRECISION) == OPEN and identity.get(PRECISION) == "bfloat16":
-        warn(
-            "the version that began this run did not keep its precision: it goes on in bfloat16", "--precision float32"
-        )
+    if was_open and identity.get(PRECISION) == "bfloat16":
+        what = "the version that began this run did not keep its precision: it goes on in bfloat16"
+        warn(what, "--precision float32")
     if changed and not allow_changed:
         raise UsageError.of([(f"{checkpoint} is of another run: {change}", fix) for change, fix in changed])
     if changed:
@@ -99,3 +99,9 @@ def require_same_run(
         warn(f"resuming a changed run, the result will not be that of an unbroken one: {changes}")
     if new := {name: now for name, now in versions.items() if marker.get("versions", {}).get(name, now) != now}:
         warn(f"{', '.join(f'{name} {now}' for name, now in new.items())} is not what saved {checkpoint.name}")
+
+
+def _with_precision(old: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with the precision of `identity`, if the version that wrote it left that open."""
+    is_open = old.get(PRECISION) == OPEN
+    return {**old, PRECISION: identity.get(PRECISION)} if is_open else dict(old)

@@ -117,18 +117,15 @@ class Chat(Completion):
     ) -> list[str]:
         """Greedy answers to the last questions of the first conversations."""
         assert isinstance(rows, EncodedConversations)
-        prompts: list[list[int]] = []
-        asked: list[str] = []
+        found: list[tuple[list[int], str]] = []
         for row in dict.fromkeys(one.row for one in rows.conversations):
             shown = rows.dataset[row]
             ids = rows.encoder.prompt_ids(json.loads(shown["messages"]), json.loads(shown["tools"]))
-            if len(prompts) < SAMPLES and len(ids) + SAMPLE_TOKENS <= rows.most:
-                prompts.append(ids)
-                asked.append(shown["text"])
-            if len(prompts) == SAMPLES:
+            if len(ids) + SAMPLE_TOKENS <= rows.most:
+                found.append((ids, shown["text"]))
+            if len(found) == SAMPLES:
                 break
-        if not prompts:
-            return []
+        prompts, asked = [ids for ids, _ in found], [text for _, text in found]
         settings = generation_settings(model, 1, SAMPLE_TOKENS)
         answers = generate_texts(model, tokenizer, prompts, settings, batch_size=SAMPLES, alone=True)
         return [

@@ -10,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.batches import by_length
 from hfkit.data.scripts import sentences
 from hfkit.errors import UsageError
 from hfkit.models.config import DEFAULT_NEW_TOKENS, own_new_tokens
@@ -303,7 +304,6 @@ def generate_texts(
     Batches hold sources of like length, padded before their beginning for a decoder, which goes on at their end.
     Several processes share them, unless each works `alone`.
     """
-    import numpy as np
     import torch
 
     from hfkit.system.processes import all_gather, shard
@@ -312,14 +312,12 @@ def generate_texts(
         settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     eos = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
     ends = eos if isinstance(eos, list) else [eos]
-    order = np.argsort([-len(ids) for ids in sources], kind="stable").tolist()
-    starts = range(0, len(order), batch_size)
+    batches = [places.tolist() for places in by_length([len(ids) for ids in sources], batch_size)]
     made: list[tuple[int, str, bool]] = []  # place, text, and whether it was cut
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for start in starts if alone else shard(starts):
-            places = order[start : start + batch_size]
+        for places in batches if alone else shard(batches):
             rows = [{"input_ids": sources[place]} for place in places]
             batch = pad_blocks(rows, tokenizer, left=not model.config.is_encoder_decoder)
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
